@@ -1,0 +1,34 @@
+# make demo    install, draw pictures, train, evaluate, score, plot
+# make test    install, lint, types, all tests
+# make docs    write docs/cli.md from the program's own help
+
+PYTHON ?= python3
+VENV ?= .venv
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test docs clean
+
+$(VENV)/.runs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[plots]'
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	$(INSTALL) -e '.[plots,dev]'
+	@touch $@
+
+demo: $(VENV)/.runs
+	$(VENV)/bin/python tools/demo.py --out out/demo
+
+test: $(VENV)/.tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+docs: $(VENV)/.tests
+	$(VENV)/bin/python tools/write_cli_docs.py
+
+clean:
+	rm -rf $(VENV) out

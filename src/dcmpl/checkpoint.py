@@ -1,0 +1,200 @@
+"""A run folder: what was learned, how, and from what; strict when read back.
+
+    run.json            configurations, data, backbone, history (this file says "finished")
+    split.json          the prompts of training, validation and test
+    model.safetensors   learned tensors of the chosen epoch; never the backbone
+    last.safetensors    learned tensors and Adam's state after the last epoch, for --resume
+
+Every file is written beside its place and moved there, so a kill or a full disk leaves
+the old one or the new one, whole.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from dcmpl import __version__
+from dcmpl.config import ModelConfig, TrainConfig, WordPair
+from dcmpl.datasets import MosScale
+from dcmpl.errors import RunError
+from dcmpl.model import trainable_parameters
+from dcmpl.splits import Split
+from dcmpl.weights import Backbone
+
+__all__ = ["Run", "Source", "load_learned", "read_run", "write_atomically"]
+
+RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the opinions came from, enough to read them again."""
+
+    path: str
+    name: str
+    scale: MosScale
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of a run; ``history`` has one entry per epoch."""
+
+    preset: str
+    backbone: str
+    backbone_sha256: str
+    source: Source
+    model: ModelConfig
+    train: TrainConfig
+    split_sha256: str
+    history: tuple[dict[str, float], ...] = ()
+    best_epoch: int = 0
+    finished: bool = False
+    version: str = __version__
+
+    def write(self, folder: Path) -> None:
+        """Write ``run.json``."""
+        write_atomically(folder / RECORD, json.dumps(asdict(self), indent=2).encode())
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Raises :class:`RunError` unless the run was made with just these weights."""
+        if backbone.sha256 != self.backbone_sha256:
+            raise RunError(
+                f"expected the backbone the run was trained with ({self.backbone}, SHA-256 "
+                f"{self.backbone_sha256[:12]}), got {backbone.name} ({backbone.sha256[:12]}): "
+                "learned prompts mean nothing to another backbone, train again"
+            )
+
+
+def read_run(folder: Path) -> Run:
+    """The record in a run folder; raises :class:`RunError` when it is not one."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise RunError(
+            f"expected a run folder made by dcmpl train at {folder}, found no {RECORD} in it"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        model, source = dict(record.pop("model")), dict(record.pop("source"))
+        for words in ("quality_words", "alignment_words"):
+            model[words] = WordPair(**model[words])
+        source["scale"] = MosScale(**source["scale"])
+        history = tuple(record.pop("history"))
+        return Run(
+            model=ModelConfig(**model),
+            train=TrainConfig(**record.pop("train")),
+            source=Source(**source),
+            history=history,
+            **record,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"expected the record of a run at {path}, got: {error}") from error
+
+
+def read_split(folder: Path, run: Run) -> Split:
+    """The split of a run; raises :class:`RunError` where it is not the one it was made with."""
+    path = folder / SPLIT
+    if not path.is_file():
+        raise RunError(f"expected the split of the run at {path}, found no file")
+    split = Split.from_json(path.read_text(encoding="utf-8"), path)
+    if split.digest != run.split_sha256:
+        raise RunError(f"expected the split that {RECORD} names at {path}, got another one")
+    return split
+
+
+def write_split(folder: Path, split: Split) -> None:
+    write_atomically(folder / SPLIT, json.dumps(split.to_json(), indent=1).encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` whole or not at all; raises :class:`RunError` on failure."""
+    handle, temporary = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise RunError(
+            f"expected to write {path}, got: {error.strerror or error}; what stood there before "
+            "is whole, make room and start again"
+        ) from error
+
+
+def save_learned(
+    path: Path,
+    model: nn.Module,
+    metadata: dict[str, str],
+    optimizer_state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Learned tensors, and what Adam knows of them under ``optimizer/``."""
+    tensors = {
+        name: p.detach().cpu().contiguous() for name, p in trainable_parameters(model).items()
+    }
+    for name, tensor in (optimizer_state or {}).items():
+        tensors[f"optimizer/{name}"] = tensor.cpu().contiguous()
+    write_atomically(path, save(tensors, metadata))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The words that :func:`save_learned` wrote beside the tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"expected learned tensors at {path}, got: {error}") from error
+
+
+def load_learned(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Put learned tensors into ``model``, strictly; returns Adam's state, if any is there."""
+    try:
+        tensors = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"expected learned tensors at {path}, got: {error}") from error
+    optimizer_state = {
+        name.removeprefix("optimizer/"): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith("optimizer/")
+    }
+    parameters = trainable_parameters(model)
+    wrong = sorted(parameters.keys() ^ tensors.keys()) or sorted(
+        name for name, p in parameters.items() if p.shape != tensors[name].shape
+    )
+    if wrong:
+        raise RunError(
+            f"expected exactly the {len(parameters)} learned tensors of this model in {path}, "
+            f"{len(wrong)} differ, {wrong[0]} among them"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    return optimizer_state
+
+
+def as_json(value: Any) -> bytes:
+    """Indented JSON in which what is not finite is null."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(v) for key, v in x.items()}
+        if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))):
+            return None
+        return x
+
+    return json.dumps(plain(value), indent=2).encode()

@@ -1,0 +1,246 @@
+"""The command ``dcmpl``: words to typed functions.
+
+Parsing imports neither torch nor pandas, so that help and mistakes answer at once. Exit
+codes: 0 done, 1 failed, 2 wrong usage, 3 done but for some pictures, 130 interrupted.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, Optional, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+from dcmpl import __version__
+from dcmpl.config import PRESETS, RECIPES, TrainConfig, recipe_for
+from dcmpl.errors import DcmplError, UsageError
+
+__all__ = ["build_parser", "main"]
+
+
+def _parser(**options: Any) -> ArgumentParser:
+    return ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, default_env=False, **options
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _recipe_defaults(name: str) -> str:
+    """``default: 50; 30 for tiny``, from the recipes themselves."""
+    paper = getattr(RECIPES["paper"], name)
+    others = [
+        f"{getattr(recipe, name)} for {backbone}"
+        for backbone, recipe in RECIPES.items()
+        if getattr(recipe, name) != paper
+    ]
+    return "; ".join([f"default: {'none' if paper is None else paper}", *others])
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with any of these flags")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _add_data(parser: ArgumentParser, required: bool, what: str) -> None:
+    parser.add_argument("--data", type=str, required=required, metavar="PATH", help=what)
+    parser.add_argument(
+        "--mos-scale",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="worst and best value of the MOS in a CSV of your own",
+    )
+    parser.add_argument(
+        "--columns",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="names of image, prompt, mos_quality, mos_alignment, generator in that CSV",
+    )
+
+
+def _train_parser() -> ArgumentParser:
+    parser = _parser(description="Train on a data set; writes a run folder.")
+    _add_common(parser)
+    _add_data(parser, True, "folder of AGIQA-3K, or a CSV: image, prompt, mos_quality, ...")
+    parser.add_argument("--out", type=str, required=True, metavar="RUN", help="run folder to make")
+    parser.add_argument("--preset", type=str, default="dcmpl", help=f"of {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--backbone", type=str, default="tiny", help="tiny, a folder, or a Hugging Face id"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    types = get_type_hints(TrainConfig)
+    for field in fields(TrainConfig):
+        about = f"{field.metadata['help']} ({_recipe_defaults(field.name)})"
+        parser.add_argument(_flag(field.name), type=Optional[types[field.name]], help=about)
+    return parser
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = _parser(description="Measure a run against human scores.")
+    _add_common(parser)
+    parser.add_argument("run", type=str, metavar="RUN", help="folder made by dcmpl train")
+    _add_data(parser, False, "another data set than the run's own")
+    parser.add_argument(
+        "--split",
+        type=str,
+        choices=["test", "val", "train", "all"],
+        help="part of the data (default: test of the run's own data, all of another)",
+    )
+    parser.add_argument("--out", type=str, metavar="DIR", help="where the results go (default: RUN for its test part)")
+    return parser
+
+
+def _score_parser() -> ArgumentParser:
+    parser = _parser(description="Score pictures with a trained run.")
+    _add_common(parser)
+    parser.add_argument("paths", type=str, nargs="+", metavar="PATH", help="file, folder or glob")
+    parser.add_argument("--model", type=str, required=True, metavar="RUN", help="run folder")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", type=str, metavar="TEXT", help="prompt of all the pictures")
+    prompts.add_argument("--prompts", type=str, metavar="FILE", help="CSV: image, prompt")
+    parser.add_argument(
+        "-o", "--out", type=str, required=True, metavar="FILE", help=".csv, .jsonl or .parquet"
+    )
+    return parser
+
+
+COMMANDS = {
+    "train": (_train_parser, "learn from human scores"),
+    "evaluate": (_evaluate_parser, "measure a run on prompts it has never seen"),
+    "score": (_score_parser, "score pictures"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The whole command line."""
+    parser = _parser(
+        prog="dcmpl",
+        description="Score AI-generated images: how good each looks, how well it follows its prompt.",
+    )
+    parser.add_argument("--version", action="version", version=f"dcmpl {__version__}")
+    commands = parser.add_subcommands(dest="command", title="commands")
+    for name, (build, about) in COMMANDS.items():
+        commands.add_subcommand(name, build(), help=about)
+    return parser
+
+
+def _wrong_usage(error: Exception, argv: Sequence[str]) -> NoReturn:
+    """What the parser found wrong, in one sentence, with the nearest flag there is."""
+    told = " ".join(str(error).split())
+    command = next((word for word in argv if word in COMMANDS), None)
+    unknown = re.search(r"[Uu]nrecognized arguments: (.*)", told)
+    if unknown:
+        word = next((w for w in unknown[1].split() if w.startswith("-")), unknown[1].split()[0])
+        flags = COMMANDS[command][0]()._option_string_actions if command else {}
+        near = difflib.get_close_matches(word.split("=")[0], flags, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise UsageError(f"expected a flag of dcmpl {command or ''}, got {word}: {hint}")
+    if command is None:
+        word = next((w for w in argv if not w.startswith("-")), None)
+        near = difflib.get_close_matches(word or "", COMMANDS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else "see dcmpl --help"
+        got = repr(word) if word else "none"
+        raise UsageError(f"expected a command ({', '.join(COMMANDS)}), got {got}: {hint}")
+    value = re.search(r'Parser key "([\w.]+)":.*?(?:Given value|Got value): (.*)$', told)
+    if value:
+        given = re.sub(r"^type: \S+ \S+ Given value: ", "", value[2])
+        wanted = re.search(r"Literal\[([^\]]*)\]", told) or re.search(r"Expected an? <class '(\w+)'", told)
+        kind = {"int": "a whole number", "float": "a number"}.get(wanted[1], wanted[1]) if wanted else "another value"
+        raise UsageError(f"expected {kind} for {_flag(value[1])}, got {given}")
+    told = re.sub(rf"\b{command}\.", "", told)
+    raise UsageError(f"expected other arguments for dcmpl {command}: {told}; see dcmpl {command} --help")
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """Arguments of one command; raises :class:`UsageError` for what does not fit."""
+    try:
+        arguments = build_parser().parse_args(list(argv))
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        _wrong_usage(error, argv)
+    chosen: Namespace = arguments[arguments.command]
+    chosen.command = arguments.command
+    CHECKS[arguments.command](chosen)
+    return chosen
+
+
+def _check_data(arguments: Namespace) -> None:
+    if arguments.data is not None and not Path(arguments.data).exists():
+        raise UsageError(f"expected a data set at --data {arguments.data}, found nothing there")
+    pairs = [column.split("=", 1) for column in arguments.columns]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
+    arguments.columns = dict(pairs)
+
+
+def _check_train(arguments: Namespace) -> None:
+    _check_data(arguments)
+    if arguments.preset not in PRESETS:
+        raise UsageError(f"expected --preset of {', '.join(PRESETS)}, got {arguments.preset}")
+    recipe = recipe_for(arguments.backbone)
+    chosen = {f.name: arguments[f.name] for f in fields(TrainConfig)}
+    # A flag that is not given keeps the recipe's value; its range is checked here, once.
+    arguments.recipe = {
+        name: getattr(recipe, name) if value is None else value for name, value in chosen.items()
+    }
+    TrainConfig(**arguments.recipe)
+
+
+def _check_evaluate(arguments: Namespace) -> None:
+    _check_data(arguments)
+    _check_run(arguments.run)
+
+
+def _check_run(run: str) -> None:
+    if not Path(run).is_dir():
+        raise UsageError(f"expected a run folder made by dcmpl train, found none at {run}")
+
+
+def _check_score(arguments: Namespace) -> None:
+    _check_run(arguments.model)
+    suffixes = (".csv", ".jsonl", ".parquet")
+    if Path(arguments.out).suffix.lower() not in suffixes:
+        raise UsageError(f"expected -o to end in {', '.join(suffixes)}, got {arguments.out}")
+    if arguments.prompts is not None and not Path(arguments.prompts).is_file():
+        raise UsageError(f"expected a CSV at --prompts {arguments.prompts}, found no file")
+
+
+CHECKS = {"train": _check_train, "evaluate": _check_evaluate, "score": _check_score}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = parse(words)
+        from dcmpl import commands  # imports torch
+
+        code: int = getattr(commands, arguments.command)(arguments)
+        return code
+    except DcmplError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"dcmpl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dcmpl: interrupted; what was written so far is whole", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        told = " ".join(str(error).split()) or "no message"
+        print(
+            f"dcmpl: unexpected {type(error).__name__}: {told}; "
+            "run again with --debug for the traceback",
+            file=sys.stderr,
+        )
+        return 1

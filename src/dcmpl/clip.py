@@ -1,0 +1,246 @@
+"""The two towers of CLIP, with a block loop that takes one prompt tensor per layer.
+
+Paper: Radford et al., *Learning Transferable Visual Models From Natural Language
+Supervision*, arXiv:2103.00020. Parameter names are OpenAI's, so their weights and
+open_clip's load as they are.
+
+The slots of prompts are *replaced* before every block that is given a prompt, as in
+MaPLe (arXiv:2210.03117). Without prompts the towers are plain CLIP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcmpl.stem import PatchStem, StatisticsStem
+
+__all__ = ["Clip", "ClipConfig", "TextTower", "TowerConfig", "VisionTower"]
+
+Activation = Literal["gelu", "quick_gelu"]
+Prompts = Sequence[Tensor | None]
+"""One entry per block; None leaves what the block before it made in the slots."""
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Sizes of one transformer. ``hidden`` is the width inside its MLPs."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    activation: Activation
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a whole CLIP. ``stem`` says how a picture becomes tokens."""
+
+    vision: TowerConfig
+    text: TowerConfig
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    vocab_size: int
+    context_length: int
+    stem: Literal["patch", "statistics"] = "patch"
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the activation of OpenAI's weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class MLP(nn.Module):
+    """width -> hidden -> width, as in every block of CLIP and of prompt attention."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.gelu = ACTIVATIONS[activation]()
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.c_proj(self.gelu(self.c_fc(x)))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one fused matrix for query, key and value.
+
+    With ``context`` the query comes from ``x`` and key and value from ``context``.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        context: Float[Tensor, "batch keys width"] | None = None,
+        causal: bool = False,
+    ) -> Float[Tensor, "batch tokens width"]:
+        weight, bias, width = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
+        if context is None:
+            q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
+        else:
+            q = F.linear(x, weight[:width], bias[:width])
+            k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm residual block."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attn = Attention(config.width, config.heads)
+        self.ln_2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.mlp = MLP(config.width, config.hidden, config.activation)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        x = x + self.attn(self.ln_1(x), causal=causal)
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """The block loop. It is the only place where a deep prompt meets the tokens."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        deep_prompts: Prompts = (),
+        start: int = 0,
+        causal: bool = False,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """``deep_prompts[i]``, (n, width) or (batch, n, width), goes in before block ``i + 1``.
+
+        It replaces the tokens ``start .. start + n``.
+        """
+        for index, block in enumerate(self.resblocks):
+            if 0 < index <= len(deep_prompts):
+                x = _put(x, deep_prompts[index - 1], start)
+            x = block(x, causal)
+        return x
+
+
+def _put(x: Tensor, prompt: Tensor | None, start: int) -> Tensor:
+    """``x`` with its slots from ``start`` on replaced by ``prompt``."""
+    if prompt is None:
+        return x
+    prompt = prompt.to(x.dtype).expand(len(x), -1, -1)
+    return torch.cat([x[:, :start], prompt, x[:, start + prompt.shape[1] :]], dim=1)
+
+
+class VisionTower(nn.Module):
+    """Pictures to image embeddings. Prompts stand after the patches, without position."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        width = config.vision.width
+        stem = StatisticsStem if config.stem == "statistics" else PatchStem
+        self.stem = stem(config.image_size, config.patch_size, width)
+        tokens = (config.image_size // config.patch_size) ** 2 + 1
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
+        self.ln_pre = nn.LayerNorm(width, eps=config.vision.layer_norm_eps)
+        self.transformer = Transformer(config.vision)
+        self.ln_post = nn.LayerNorm(width, eps=config.vision.layer_norm_eps)
+        self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
+
+    def embed(
+        self, images: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Class token and patches with their positions: all that no prompt can change."""
+        summary, patches = self.stem(images)
+        cls = self.class_embedding + summary
+        return torch.cat([cls[:, None], patches], dim=1) + self.positional_embedding
+
+    def encode(
+        self, tokens: Float[Tensor, "batch tokens width"], prompts: Prompts = ()
+    ) -> Float[Tensor, "batch joint"]:
+        """Run the blocks; ``prompts`` has one entry per block, each (n, width) or batched."""
+        start = tokens.shape[1]
+        if prompts and prompts[0] is not None:
+            shallow = prompts[0].to(tokens.dtype).expand(len(tokens), -1, -1)
+            tokens = torch.cat([tokens, shallow], dim=1)
+        x = self.transformer(self.ln_pre(tokens), prompts[1:], start)
+        embedding: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        return embedding
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 size size"], prompts: Prompts = ()
+    ) -> Float[Tensor, "batch joint"]:
+        return self.encode(self.embed(images), prompts)
+
+
+class TextTower(nn.Module):
+    """Token ids to text embeddings. Prompts stand in positions 1..n, after the start token."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        width = config.text.width
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
+        self.transformer = Transformer(config.text)
+        self.ln_final = nn.LayerNorm(width, eps=config.text.layer_norm_eps)
+        self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "texts length"],
+        end: Int[Tensor, " texts"],
+        prompts: Prompts = (),
+    ) -> Float[Tensor, "texts joint"]:
+        """``end`` is the position of each text's end token; what stands behind it is cut.
+
+        The mask is causal, so nothing behind the end token can reach it and the cut
+        changes no result.
+        """
+        ids = ids[:, : int(end.max()) + 1]
+        x = self.token_embedding(ids)
+        if prompts:
+            x = _put(x, prompts[0], 1)
+        x = x + self.positional_embedding[: ids.shape[1]]
+        x = self.transformer(x, prompts[1:], 1, causal=True)
+        rows = torch.arange(len(ids), device=ids.device)
+        embedding: Tensor = self.ln_final(x[rows, end]) @ self.text_projection
+        return embedding
+
+
+class Clip(nn.Module):
+    """Both towers and the logit scale (the log of what multiplies a cosine)."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisionTower(config)
+        self.text = TextTower(config)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6593))  # ln(1 / 0.07), CLIP's start

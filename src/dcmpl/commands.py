@@ -1,0 +1,201 @@
+"""The three commands, from parsed words to files and printed results."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dcmpl.checkpoint import (
+    MODEL,
+    RECORD,
+    Run,
+    Source,
+    load_learned,
+    read_run,
+    read_split,
+    write_split,
+)
+from dcmpl.config import PRESETS, TrainConfig
+from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
+from dcmpl.errors import DataError, RunError, UsageError
+from dcmpl.evaluate import metrics_table, write_results
+from dcmpl.files import find_pictures, read_prompts, score_file
+from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.predict import Score, Scorer
+from dcmpl.progress import track
+from dcmpl.splits import PARTS, Split, make_split
+from dcmpl.train import EpochReport, fit, predict_table
+from dcmpl.weights import EMBEDDED, Backbone, load_backbone
+
+__all__ = ["evaluate", "score", "train"]
+
+# On CPUs this lets float32 products use faster exact kernels; on GPUs, TF32.
+torch.set_float32_matmul_precision("medium")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _warn_of_floor(backbone: str) -> None:
+    if backbone in EMBEDDED:
+        _say(
+            f"note: {backbone} is a small backbone trained on drawings; its scores of real "
+            "pictures are a floor, a pretrained CLIP (--backbone) judges better"
+        )
+
+
+def _load(arguments: Any, source: Source | None = None) -> ImageTable:
+    """The table of ``--data``, or of a run's own data where that is not given."""
+    scale = MosScale(*arguments.mos_scale) if arguments.mos_scale else None
+    if source is None or arguments.data is not None:
+        return load_table(arguments.data, scale, arguments.columns)
+    if not Path(source.path).exists():
+        raise DataError(
+            f"expected the run's data set at {source.path}, found nothing there: "
+            "give its new place with --data"
+        )
+    return load_table(source.path, scale or source.scale, arguments.columns or source.columns)
+
+
+def _model(backbone: Backbone, run: Run) -> DCMPL:
+    return DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
+
+
+def train(arguments: Any) -> int:
+    """``dcmpl train``."""
+    folder = Path(arguments.out)
+    if (folder / RECORD).exists() and not arguments.resume:
+        raise UsageError(
+            f"expected a new folder at --out {folder}, found a run in it: "
+            "add --resume to go on with it, or choose another"
+        )
+    table = _load(arguments)
+    backbone = load_backbone(arguments.backbone)
+    run, split = _open_run(folder, arguments, table, backbone)
+    if run.finished:
+        _say(f"{folder} is finished, best epoch {run.best_epoch}")
+        return 0
+    parts = {part: split.rows(table, part) for part in PARTS}
+    _say(
+        f"{table.name}: {len(table)} pictures; "
+        + ", ".join(f"{name} {len(t)} of {t.frame['group'].nunique()} prompts" for name, t in parts.items())
+    )
+    _warn_of_floor(run.backbone)
+    check_pictures(table)
+    model = _model(backbone, run)
+    count = sum(p.numel() for p in trainable_parameters(model).values())
+    _say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
+    run.write(folder)
+    write_split(folder, split)
+    run = fit(
+        model, split.train_part(table), split.validation_part(table), run, folder, _print_epoch
+    )
+    best = run.history[run.best_epoch - 1]
+    told = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
+    _say(f"best epoch {run.best_epoch}: {told}")
+    print(f"run: {folder}\nnext: dcmpl evaluate {folder} --split test")
+    return 0
+
+
+def _open_run(
+    folder: Path, arguments: Any, table: ImageTable, backbone: Backbone
+) -> tuple[Run, Split]:
+    """The record to begin with, or that of the folder where it says the same."""
+    split = make_split(table, arguments.recipe["seed"])
+    source = Source(
+        str(Path(arguments.data).absolute()), table.name, table.scale, dict(arguments.columns)
+    )
+    asked = Run(
+        preset=arguments.preset,
+        backbone=_portable(arguments.backbone),
+        backbone_sha256=backbone.sha256,
+        source=source,
+        model=PRESETS[arguments.preset],
+        train=TrainConfig(**arguments.recipe),
+        split_sha256=split.digest,
+    )
+    if not (arguments.resume and (folder / RECORD).exists()):
+        return asked, split
+    found = read_run(folder)
+    for name in ("preset", "backbone_sha256", "model", "train", "split_sha256"):
+        if getattr(found, name) != getattr(asked, name):
+            raise RunError(
+                f"expected to resume {folder} with the {name} it was started with "
+                f"({getattr(found, name)}), got {getattr(asked, name)}"
+            )
+    return found, split
+
+
+def _portable(backbone: str) -> str:
+    """The name to find a backbone by later: folders by their full path."""
+    is_folder = backbone not in EMBEDDED and Path(backbone).is_dir()
+    return str(Path(backbone).absolute()) if is_folder else backbone
+
+
+def _print_epoch(report: EpochReport) -> None:
+    found = "  ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.validation.items())
+    mark = "  best" if report.best else ""
+    _say(f"epoch {report.epoch:3d}/{report.epochs}  loss {report.loss:.4f}  {found}{mark}")
+
+
+def evaluate(arguments: Any) -> int:
+    """``dcmpl evaluate``."""
+    folder = Path(arguments.run)
+    run = read_run(folder)
+    table = _load(arguments, run.source)
+    own = arguments.data is None or table.name == run.source.name
+    name = arguments.split or ("test" if own else "all")
+    if name != "all":
+        table = read_split(folder, run).rows(table, name)
+    backbone = load_backbone(run.backbone)
+    run.check_backbone(backbone)
+    _warn_of_floor(run.backbone)
+    model = _model(backbone, run)
+    load_learned(folder / MODEL, model)
+    check_pictures(table)
+    predicted = predict_table(model.eval(), table, run.train, "scoring")
+    default = folder if own and name == "test" else folder / f"{table.name}-{name}"
+    out = Path(arguments.out) if arguments.out else default
+    notes = {
+        "protocol": "clean: prompt-grouped split, epoch chosen on validation",
+        "backbone": run.backbone,
+        "preset": run.preset,
+        "best_epoch": run.best_epoch,
+    }
+    metrics = write_results(out, table, predicted, name, notes)
+    Console(width=140).print(metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures"))
+    if not (out / "quality.png").exists():
+        _say("no plots: install them with pip install 'dcmpl-agiqa[plots]'")
+    print(f"results: {out}/metrics.json, predictions.csv")
+    return 0
+
+
+COLUMNS = ("image", "prompt", "quality", "alignment", "status", "reason")
+
+
+def score(arguments: Any) -> int:
+    """``dcmpl score``."""
+    pictures = find_pictures(arguments.paths)
+    prompts: dict[str, str] = {}
+    if arguments.prompts is not None:
+        prompts, strange = read_prompts(Path(arguments.prompts), pictures)
+        if strange:
+            _say(f"{len(strange)} rows of {arguments.prompts} name none of the pictures: {strange[0]}, ...")
+    scorer = Scorer.from_pretrained(arguments.model)
+    _warn_of_floor(read_run(Path(arguments.model)).backbone)
+    pairs = ((p, prompts.get(p, arguments.prompt or "")) for p in pictures)
+    scores: list[Score] = []
+    with score_file(Path(arguments.out), COLUMNS) as write:
+        for found in track(scorer.stream(pairs), "scoring", len(pictures)):
+            write({column: getattr(found, column) for column in COLUMNS})
+            scores.append(found)
+    faults = [s for s in scores if s.status == "error"]
+    for fault in faults[:10]:
+        _say(f"not scored: {fault.reason}")
+    if len(faults) > 10:
+        _say(f"and {len(faults) - 10} more, each with its reason in the file")
+    print(f"{len(scores) - len(faults)} of {len(scores)} pictures scored: {arguments.out}")
+    return 3 if faults else 0

@@ -1,0 +1,91 @@
+"""Everything that can be chosen, as frozen dataclasses; the command line reads them.
+
+``help`` in a field's metadata is the one place where the field is explained.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dcmpl.errors import UsageError
+
+__all__ = ["PRESETS", "RECIPES", "ModelConfig", "TrainConfig", "WordPair", "recipe_for"]
+
+
+def check_views(views: str) -> str:
+    """``views`` itself where it is valid; raises :class:`UsageError` where not."""
+    if views not in ("windows", "center") and not re.fullmatch(r"grid-[1-9]\d?", views):
+        raise UsageError(
+            f"expected views to be windows, center or grid-N (N x N windows), got {views!r}"
+        )
+    return views
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its explanation."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class WordPair:
+    """The two ends of a score, e.g. "good photo" and "bad photo"."""
+
+    positive: str
+    negative: str
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """DCMPL's own sizes; those of the towers are read from the backbone."""
+
+    n_context: int = option(8, "prompt tokens in every block of both towers")
+    adapter_reduction: int = option(4, "the adapter's bottleneck is 1/this of the joint width")
+    adapter_ratio: float = option(0.2, "share of the adapter in the image embedding, 0 to 1")
+    normalization: Literal["imagenet", "clip"] = option(
+        "imagenet", "mean and deviation that pictures are normalised with"
+    )
+    quality_words: WordPair = option(WordPair("good photo", "bad photo"), "ends of quality")
+    alignment_words: WordPair = option(
+        WordPair("aligned photo", "misaligned photo"), "ends of alignment"
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {"dcmpl": ModelConfig()}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. The defaults are the paper's."""
+
+    epochs: int = option(50, "passes over the training pictures, at most")
+    batch_size: int = option(64, "windows per step")
+    lr: float = option(1e-4, "learning rate of Adam")
+    schedule: Literal["constant", "cosine"] = option("constant", "learning rate over time")
+    crops: int = option(1, "random windows of each picture per epoch")
+    alignment_weight: float = option(0.1, "weight of the alignment loss beside quality's 1")
+    patience: int | None = option(15, "stop after this many epochs without a better validation")
+    views: str = option("windows", "views whose scores are averaged: windows, center, grid-N")
+    precision: Literal["fp32", "bf16"] = option("fp32", "number format of the towers")
+    seed: int = option(0, "seed of split, initial prompts, crops and order")
+
+    def __post_init__(self) -> None:
+        check_views(self.views)
+        least = {"epochs": 1, "batch_size": 1, "crops": 1, "patience": 1, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"expected {name} of at least {low}, got {value}")
+        if not 0 < self.lr < float("inf") or not 0 <= self.alignment_weight < float("inf"):
+            raise UsageError(
+                "expected a positive lr and an alignment_weight of at least 0, "
+                f"got {self.lr} and {self.alignment_weight}"
+            )
+
+
+RECIPES: dict[str, TrainConfig] = {"paper": TrainConfig()}
+
+
+def recipe_for(backbone: str) -> TrainConfig:
+    """The recipe a backbone is trained with unless told otherwise."""
+    return RECIPES.get(backbone, RECIPES["paper"])
+

@@ -1,0 +1,36 @@
+"""Every error a user can meet.
+
+    DcmplError
+    ├── UsageError      what was asked for makes no sense (exit code 2)
+    ├── DataError       a table or a picture
+    ├── WeightsError    a pretrained backbone
+    └── RunError        a run folder: checkpoint, split, record
+
+A message is one sentence: what was expected, what came, what to do.
+"""
+
+__all__ = ["DataError", "DcmplError", "RunError", "UsageError", "WeightsError"]
+
+
+class DcmplError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is the command's."""
+
+    exit_code = 1
+
+
+class UsageError(DcmplError):
+    """The request itself is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(DcmplError):
+    """A table, a picture or a folder of pictures is not what it should be."""
+
+
+class WeightsError(DcmplError):
+    """A backbone is missing, damaged or of another shape."""
+
+
+class RunError(DcmplError):
+    """A run folder is missing, damaged, or made with something else."""

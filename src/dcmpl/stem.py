@@ -1,0 +1,140 @@
+"""How a picture becomes tokens: CLIP's patch convolution, or fixed statistics.
+
+:class:`PatchStem` is CLIP's (arXiv:2103.00020). :class:`StatisticsStem` is what makes the
+small embedded backbone useful on real pictures: natural-scene statistics in the manner of
+DCT-domain quality assessment (Saad, Bovik, Charrier, *Blind Image Quality Assessment: A
+Natural Scene Statistics Approach in the DCT Domain*, IEEE TIP 21(8), 2012), per cell and
+without training, followed by one learned linear map.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["PatchStem", "StatisticsStem", "cell_statistics"]
+
+LUMA_SCALES, CHROMA_SCALES = 4, 3
+FLOOR = 4e-3
+"""Added to a coefficient's size before the logarithm: about a quarter of an 8-bit step."""
+LIMIT = 5.0
+"""Standardised statistics are cut here, so that no flat picture dominates."""
+
+
+class PatchStem(nn.Module):
+    """One linear map per patch. It has no summary of the whole picture: zeros."""
+
+    def __init__(self, image_size: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 size size"]
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches width"]]:
+        patches = self.conv1(images).flatten(2).mT
+        return patches.new_zeros(len(patches), patches.shape[2]), patches
+
+
+def dct_kernels(size: int) -> Float[Tensor, "frequencies 1 size size"]:
+    """The orthonormal DCT-II of ``size`` x ``size`` blocks, without the constant one."""
+    k = torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    kernels = torch.einsum("ux,vy->uvxy", basis, basis).reshape(-1, 1, size, size)
+    return kernels[1:].float()
+
+
+def _energies(
+    plane: Float[Tensor, "batch 1 h w"], kernels: Tensor, stride: int, cells: int
+) -> list[Float[Tensor, "batch frequencies cells cells"]]:
+    """Per cell and frequency: mean log size, and how peaked the sizes are.
+
+    Peaked = log of the root mean square less the mean log: 0 for a constant size.
+    """
+    reach = kernels.shape[-1] - 1
+    coefficients = F.conv2d(F.pad(plane, (0, reach, 0, reach), mode="reflect"), kernels, None, stride)
+    mean_log = F.adaptive_avg_pool2d((coefficients.abs() + FLOOR).log(), cells)
+    power = F.adaptive_avg_pool2d(coefficients.square(), cells)
+    return [mean_log, 0.5 * (power + FLOOR**2).log() - mean_log]
+
+
+def cell_statistics(
+    images: Float[Tensor, "batch 3 size size"], cells: int, luma: Tensor, chroma: Tensor
+) -> Float[Tensor, "batch cells2 statistics"]:
+    """The 693 numbers of each of ``cells`` x ``cells`` cells.
+
+    Luma at 4 scales (63 frequencies of 8 x 8 blocks) and two opponent colours at 3 scales
+    (15 of 4 x 4), two numbers each; nine of colour. ``luma`` and ``chroma`` are the
+    kernels of :func:`dct_kernels`.
+    """
+    red, green, blue = images.split(1, dim=1)
+    brightness = 0.299 * red + 0.587 * green + 0.114 * blue
+    planes = [(brightness, luma, LUMA_SCALES)]
+    planes += [(0.5 * (c - brightness), chroma, CHROMA_SCALES) for c in (blue, red)]
+    numbers = []
+    for plane, kernels, scales in planes:
+        for scale in range(scales):
+            # The same count of blocks per cell at every scale.
+            numbers += _energies(plane, kernels, max(1, 8 >> scale), cells)
+            plane = F.avg_pool2d(plane, 2)
+    mean = F.adaptive_avg_pool2d(images, cells)
+    highest, lowest = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    numbers += [mean, F.adaptive_avg_pool2d(images.square(), cells) - mean.square()]
+    numbers += [F.adaptive_avg_pool2d(x, cells) for x in (highest - lowest, lowest, highest)]
+    return torch.cat(numbers, dim=1).flatten(2).mT
+
+
+class StatisticsStem(nn.Module):
+    """Cells of ``patch_size`` pixels to tokens; the class token starts from their summary.
+
+    The summary holds mean and deviation of every statistic over the cells: the level and
+    the evenness that people judge. ``center`` and ``scale`` are fitted to the pictures the
+    backbone was trained on (:meth:`fit`).
+    """
+
+    center: Tensor
+    scale: Tensor
+    summary_center: Tensor
+    summary_scale: Tensor
+
+    def __init__(self, image_size: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.cells = image_size // patch_size
+        self.register_buffer("luma", dct_kernels(8), persistent=False)
+        self.register_buffer("chroma", dct_kernels(4), persistent=False)
+        count = 2 * 63 * LUMA_SCALES + 2 * 2 * 15 * CHROMA_SCALES + 9
+        for name, size in (("", count), ("summary_", 2 * count)):
+            self.register_buffer(f"{name}center", torch.zeros(size))
+            self.register_buffer(f"{name}scale", torch.ones(size))
+        self.cell_map = nn.Linear(count, width)
+        self.summary_map = nn.Linear(2 * count, width)
+
+    def statistics(
+        self, images: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch cells2 statistics"]:
+        """Raw numbers; always in float32, whose logarithms keep small differences."""
+        with torch.autocast(images.device.type, enabled=False):
+            return cell_statistics(images.float(), self.cells, self.luma, self.chroma)
+
+    def standardised(
+        self, statistics: Float[Tensor, "batch cells2 statistics"]
+    ) -> tuple[Float[Tensor, "batch twice"], Float[Tensor, "batch cells2 statistics"]]:
+        """Summary and cells in deviations from what the backbone was trained on."""
+        cells = ((statistics - self.center) / self.scale).clamp(-LIMIT, LIMIT)
+        summary = torch.cat([cells.mean(1), cells.std(1, correction=0)], dim=1)
+        summary = ((summary - self.summary_center) / self.summary_scale).clamp(-LIMIT, LIMIT)
+        return summary, cells
+
+    def tokens(
+        self, statistics: Float[Tensor, "batch cells2 statistics"]
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
+        """The learned part, for statistics that are known already."""
+        summary, cells = self.standardised(statistics)
+        return self.summary_map(summary), self.cell_map(cells)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 size size"]
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
+        return self.tokens(self.statistics(images))

@@ -1,0 +1,64 @@
+"""Text to token ids, with the end token always kept.
+
+The vocabulary comes from a ``tokenizer.json`` (the file format of the ``tokenizers``
+library), which lies beside every backbone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from dcmpl.errors import WeightsError
+
+__all__ = ["Tokenizer", "Tokens"]
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``ids`` (texts, length), padded with 0 behind ``end`` (texts,), the end tokens' places."""
+
+    ids: Tensor
+    end: Tensor
+
+
+class Tokenizer:
+    """CLIP's framing of a text: start token, byte pairs, end token."""
+
+    def __init__(self, path: Path, context_length: int) -> None:
+        try:
+            self._pairs = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exceptions
+            raise WeightsError(f"expected a readable tokenizer at {path}, got: {error}") from error
+        # A stored setting to pad or cut would act before the end token is placed.
+        self._pairs.no_padding()
+        self._pairs.no_truncation()
+        self.context_length = context_length
+        self.start_id, self.end_id = (self._special(token, path) for token in (START, END))
+
+    def _special(self, token: str, path: Path) -> int:
+        found = self._pairs.token_to_id(token)
+        if found is None:
+            raise WeightsError(f"expected the token {token} in {path}, found none")
+        return int(found)
+
+    def __call__(self, texts: Sequence[str], n_context: int = 0) -> Tokens:
+        """Ids of ``texts`` with ``n_context`` free slots behind the start token.
+
+        A text too long for the context loses its last words, never its end token.
+        """
+        room = self.context_length - 2 - n_context
+        rows = []
+        for text in texts:
+            words = self._pairs.encode(text, add_special_tokens=False).ids[:room]
+            rows.append([self.start_id, *[0] * n_context, *words, self.end_id])
+        end = torch.tensor([len(row) - 1 for row in rows])
+        ids = torch.zeros(len(rows), int(end.max()) + 1, dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+        return Tokens(ids, end)

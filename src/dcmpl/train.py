@@ -1,0 +1,217 @@
+"""One training loop for every configuration, on accelerate.
+
+An epoch is a function of (seed, epoch) alone: its order, windows and mirrorings are drawn
+from both. So a run that was killed goes on from its last whole epoch and ends with the
+numbers of one that never stopped. Only validation chooses the epoch; the test part of a
+split is a type this file does not take.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dcmpl.checkpoint import LAST, MODEL, Run, load_learned, read_metadata, save_learned
+from dcmpl.config import TrainConfig
+from dcmpl.datasets import TARGETS, ImageTable
+from dcmpl.errors import RunError
+from dcmpl.images import random_window, read_image, to_unit_range
+from dcmpl.inference import score_pictures
+from dcmpl.metrics import plcc, srcc
+from dcmpl.model import DCMPL, Scores, trainable_parameters
+from dcmpl.progress import progress_bar, track
+from dcmpl.splits import TrainPart, ValidationPart
+
+__all__ = ["EpochReport", "fit", "predict_table"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What is printed after an epoch."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    validation: dict[str, float]
+    best: bool
+
+
+class _EpochWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Row -> ``crops`` random windows of that picture, as this epoch draws them."""
+
+    def __init__(self, table: ImageTable, size: int, config: TrainConfig, epoch: int) -> None:
+        self.paths = list(table.frame["image"])
+        self.targets = torch.from_numpy(table.targets())
+        self.size, self.config, self.epoch = size, config, epoch
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.config.seed, self.epoch, row])
+        picture = read_image(self.paths[row])
+        crops = [random_window(picture, self.size, rng) for _ in range(self.config.crops)]
+        return torch.stack(crops), self.targets[row].expand(len(crops), -1)
+
+
+def _epoch_loader(
+    table: ImageTable, size: int, config: TrainConfig, epoch: int, workers: int
+) -> "DataLoader[tuple[Tensor, Tensor]]":
+    """The epoch's batches of ``batch_size`` windows, in the epoch's order."""
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(table)).tolist()
+    pictures = max(1, config.batch_size // config.crops)
+    batches = [order[i : i + pictures] for i in range(0, len(order), pictures)]
+
+    def joined(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        crops, targets = zip(*items, strict=True)
+        return torch.cat(crops), torch.cat(targets)
+
+    data = _EpochWindows(table, size, config, epoch)
+    return DataLoader(data, batch_sampler=batches, collate_fn=joined, num_workers=workers)
+
+
+def task_loss(scores: Scores, targets: Tensor, alignment_weight: float) -> Tensor:
+    """MSE(quality) + ``alignment_weight`` MSE(alignment); a missing target counts nothing.
+
+    ``targets`` (N, 2) in [0, 1], NaN where missing.
+    """
+    both = torch.stack([scores.quality, scores.alignment], dim=1)
+    known = targets.isfinite()
+    squared = torch.where(known, both - targets.nan_to_num(), 0.0).square()
+    weights = targets.new_tensor([1.0, alignment_weight])
+    return (squared.sum(0) / known.sum(0).clamp(min=1) * weights).sum()
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """The rate after ``progress`` (0..1) of all steps."""
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def predict_table(
+    model: DCMPL, table: ImageTable, config: TrainConfig, what: str
+) -> np.ndarray:
+    """(rows, 2) predicted quality and alignment, in [0, 1]."""
+    pictures = (read_image(path) for path in track(table.frame["image"], what))
+    scores = score_pictures(model, pictures, config.views, config.batch_size, config.precision)
+    return np.array([[score.quality, score.alignment] for score in scores])
+
+
+def validate(model: DCMPL, part: ValidationPart, config: TrainConfig) -> dict[str, float]:
+    """SRCC and PLCC of every target that has opinions."""
+    predicted, targets = predict_table(model, part.table, config, "validating"), part.table.targets()
+    found = {}
+    for column, target in enumerate(TARGETS):
+        known = np.isfinite(targets[:, column])
+        if known.any():
+            pair = predicted[known, column], targets[known, column]
+            found[f"{target}_srcc"], found[f"{target}_plcc"] = srcc(*pair), plcc(*pair)
+    return found
+
+
+def _best_epoch(history: tuple[dict[str, float], ...]) -> int:
+    """The epoch (from 1) of the best validation SRCC; the first of equals."""
+    def merit(entry: dict[str, float]) -> float:
+        value = entry.get("quality_srcc", entry.get("alignment_srcc", math.nan))
+        return -math.inf if math.isnan(value) else value
+
+    return 1 + max(range(len(history)), key=lambda i: (merit(history[i]), -i))
+
+
+def fit(
+    model: DCMPL,
+    training: TrainPart,
+    validation: ValidationPart,
+    run: Run,
+    folder: Path,
+    report: Callable[[EpochReport], None] = lambda _: None,
+) -> Run:
+    """Train ``model`` as ``run`` says, writing to ``folder``; returns the finished record.
+
+    Goes on from ``last.safetensors`` where that is in the folder. At the end the model
+    holds the tensors of the best epoch on validation.
+    Raises :class:`RunError` where the loss is no number any more.
+    """
+    config = run.train
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    parameters = trainable_parameters(model)
+    optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
+    history: tuple[dict[str, float], ...] = ()
+    if (folder / LAST).is_file():
+        _restore_adam(optimizer, parameters, load_learned(folder / LAST, model))
+        history = tuple(json.loads(read_metadata(folder / LAST)["history"]))
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    size, workers = model.clip.config.image_size, 0 if accelerator.device.type == "cpu" else 4
+    for epoch in range(len(history) + 1, config.epochs + 1):
+        if config.patience and history and len(history) - _best_epoch(history) >= config.patience:
+            break
+        loader = accelerator.prepare(_epoch_loader(training.table, size, config, epoch, workers))
+        losses = []
+        for step, (pixels, targets) in enumerate(_shown(loader, f"epoch {epoch}/{config.epochs}")):
+            progress = (epoch - 1 + step / len(loader)) / config.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, progress)
+            loss = task_loss(prepared(to_unit_range(pixels)), targets, config.alignment_weight)
+            if not torch.isfinite(loss):
+                raise RunError(
+                    f"expected a finite loss, got {loss.item()} in epoch {epoch}: lower --lr; "
+                    f"the epochs before it are kept in {folder}"
+                )
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+            losses.append(loss.item())
+        found = validate(model, validation, config)
+        history = (*history, {"loss": float(np.mean(losses)), **found})
+        best = _best_epoch(history)
+        if accelerator.is_main_process:
+            if best == epoch:
+                save_learned(folder / MODEL, model, {"epoch": str(epoch)})
+            adam = _adam_state(optimizer, parameters)
+            save_learned(folder / LAST, model, {"history": json.dumps(history)}, adam)
+            run = replace(run, history=history, best_epoch=best)
+            run.write(folder)
+        report(EpochReport(epoch, config.epochs, history[-1]["loss"], found, best == epoch))
+    run = replace(run, history=history, best_epoch=_best_epoch(history), finished=True)
+    if accelerator.is_main_process:
+        run.write(folder)
+    load_learned(folder / MODEL, model)
+    return run
+
+
+def _shown(
+    loader: "DataLoader[tuple[Tensor, Tensor]]", what: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    with progress_bar() as bar:
+        yield from bar.track(loader, total=len(loader), description=what)
+
+
+def _adam_state(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore_adam(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+    state: dict[str, Tensor],
+) -> None:
+    for key, value in state.items():
+        name, _, entry = key.rpartition("/")
+        optimizer.state[parameters[name]][entry] = value
