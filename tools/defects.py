@@ -4,10 +4,11 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from drawings import Picture, noise_field, to_bytes
 from numpy.random import Generator
 from PIL import Image
 from scipy import ndimage
+
+from drawings import Picture, noise_field, to_bytes
 
 Defect = Callable[[Picture, float, Generator], Picture]
 """(picture, severity in [0, 1], rng) -> picture of the same size, not yet cut to [0, 1]."""

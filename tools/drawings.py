@@ -4,6 +4,7 @@ A scene is two textured objects on a background, described by a caption. The def
 ``defects.py``. Everything comes from the random generator given.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,10 +30,6 @@ SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "star", "b
 TEXTURES = ("solid", "striped", "dotted", "checkered", "rough")
 SIZES = {"small": 0.16, "medium": 0.23, "large": 0.31}
 RELATIONS = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
-BACKGROUNDS = (
-    "plain", "cloudy", "leafy", "cellular", "wavy", "hilly", "gradient", "grainy", "woven",
-    "tiled", "starry",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ class Scene:
         )
 
 
-def _pick(rng: Generator, options: object) -> str:
-    names = list(options)  # type: ignore[call-overload]
+def _pick(rng: Generator, options: Iterable[str]) -> str:
+    names = list(options)
     return str(names[rng.integers(len(names))])
 
 
@@ -171,43 +168,53 @@ def _hills(rng: Generator, size: int) -> np.ndarray:
     return field.astype(np.float32)
 
 
-def _background(kind: str, rng: Generator, size: int) -> np.ndarray:
-    """Brightness of a background, 0..1."""
+def _woven(rng: Generator, size: int) -> np.ndarray:
     y, x = _grid(size)
-    pitch = rng.integers(8, 40)
-    if kind == "plain":
-        return np.full((size, size), 0.6, np.float32) + 0.05 * noise_field(rng, size, 1.5)
-    if kind == "cloudy":
-        return noise_field(rng, size, rng.uniform(1.2, 2.2))
-    if kind == "grainy":
-        return 0.3 + 0.4 * noise_field(rng, size, rng.uniform(0.2, 0.9))
-    if kind == "leafy":
-        return _leaves(rng, size)
-    if kind == "cellular":
-        return _cells(rng, size)
-    if kind == "wavy":
-        return _waves(rng, size, int(rng.integers(1, 5)))
-    if kind == "hilly":
-        return _hills(rng, size)
-    if kind == "gradient":
-        angle = rng.uniform(0, 2 * np.pi)
-        ramp = x * np.cos(angle) + y * np.sin(angle)
-        return (ramp - ramp.min()) / np.ptp(ramp)
-    if kind == "woven":
-        over = np.sin(x * pitch * 6) * np.sin(y * pitch * 6)
-        return 0.5 + 0.3 * over + 0.2 * (noise_field(rng, size, 1) - 0.5)
-    if kind == "tiled":
-        joint = np.minimum((x * pitch / 3) % 1, (y * pitch / 3) % 1) < 0.1
-        return np.where(joint, 0.2, 0.5 + 0.4 * noise_field(rng, size, 1.6))
-    stars = rng.random((size, size), dtype=np.float32) > 0.997
-    return np.clip(0.15 * noise_field(rng, size, 2) + ndimage.gaussian_filter(stars * 4.0, 0.8), 0, 1)
+    pitch = rng.integers(50, 240)
+    over = np.sin(x * pitch) * np.sin(y * pitch)
+    return 0.5 + 0.3 * over + 0.2 * (noise_field(rng, size, 1) - 0.5)
 
 
-def _mask(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Soft coverage of a shape of radius 1 about the origin."""
+def _tiled(rng: Generator, size: int) -> np.ndarray:
+    y, x = _grid(size)
+    pitch = rng.uniform(3, 13)
+    joint = np.minimum((x * pitch) % 1, (y * pitch) % 1) < 0.1
+    return np.where(joint, 0.2, 0.5 + 0.4 * noise_field(rng, size, 1.6))
+
+
+def _starry(rng: Generator, size: int) -> np.ndarray:
+    stars = (rng.random((size, size), dtype=np.float32) > 0.997) * 4.0
+    return np.clip(0.15 * noise_field(rng, size, 2) + ndimage.gaussian_filter(stars, 0.8), 0, 1)
+
+
+def _gradient(rng: Generator, size: int) -> np.ndarray:
+    y, x = _grid(size)
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp = x * np.cos(angle) + y * np.sin(angle)
+    return (ramp - ramp.min()) / np.ptp(ramp)
+
+
+BACKGROUNDS: dict[str, Callable[[Generator, int], np.ndarray]] = {
+    "plain": lambda rng, size: 0.6 + 0.05 * noise_field(rng, size, 1.5),
+    "cloudy": lambda rng, size: noise_field(rng, size, rng.uniform(1.2, 2.2)),
+    "leafy": _leaves,
+    "cellular": _cells,
+    "wavy": lambda rng, size: _waves(rng, size, int(rng.integers(1, 5))),
+    "hilly": _hills,
+    "gradient": _gradient,
+    "grainy": lambda rng, size: 0.3 + 0.4 * noise_field(rng, size, rng.uniform(0.2, 0.9)),
+    "woven": _woven,
+    "tiled": _tiled,
+    "starry": _starry,
+}
+"""Brightness of each kind of background, 0..1."""
+
+
+def _distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Signed distance to a shape of radius 1 about the origin; negative inside."""
     radius, box = np.hypot(x, y), np.maximum(abs(x), abs(y))
     angle = np.arctan2(y, x)
-    distance = {
+    return {
         "circle": lambda: radius - 0.9,
         "square": lambda: box - 0.8,
         "triangle": lambda: np.maximum(y - 0.7, 2 * abs(x) - y - 0.9),
@@ -219,7 +226,6 @@ def _mask(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         "star": lambda: radius - 0.6 - 0.35 * np.cos(5 * angle),
         "bar": lambda: np.maximum(abs(x) - 0.95, abs(y) - 0.3),
     }[shape]()
-    return distance
 
 
 def _paint(canvas: Picture, thing: Thing, cy: float, cx: float, rng: Generator) -> None:
@@ -230,13 +236,13 @@ def _paint(canvas: Picture, thing: Thing, cy: float, cx: float, rng: Generator) 
     v, u = (y - cy) / radius, (x - cx) / radius
     v, u = v * np.cos(turn) - u * np.sin(turn), v * np.sin(turn) + u * np.cos(turn)
     sharp = radius * size / 1.2
-    cover = np.clip(0.5 - _mask(thing.shape, v, u) * sharp, 0, 1)[..., None]
+    cover = np.clip(0.5 - _distance(thing.shape, v, u) * sharp, 0, 1)[..., None]
     pitch = rng.uniform(5, 9)
     shade = {
         "solid": lambda: np.zeros_like(u),
         "striped": lambda: (np.sin(pitch * 2 * u) > 0) * 1.0,
         "dotted": lambda: (np.sin(pitch * u) * np.sin(pitch * v) > 0.35) * 1.0,
-        "checkered": lambda: ((np.floor(u * pitch / 3) + np.floor(v * pitch / 3)) % 2),
+        "checkered": lambda: (np.floor(u * pitch / 3) + np.floor(v * pitch / 3)) % 2,
         "rough": lambda: noise_field(rng, size, 0.8),
     }[thing.texture]()
     base = np.asarray(COLOURS[thing.colour], np.float32)
@@ -252,7 +258,7 @@ def _paint(canvas: Picture, thing: Thing, cy: float, cx: float, rng: Generator) 
 def render(scene: Scene, rng: Generator, size: int) -> Picture:
     """The clean picture of a scene."""
     tint = np.asarray(COLOURS[scene.tint], np.float32)
-    brightness = _background(scene.background, rng, size)[..., None]
+    brightness = BACKGROUNDS[scene.background](rng, size)[..., None]
     depth = rng.uniform(0.4, 1.0)
     canvas = tint * (1 - depth / 2 + depth * (brightness - 0.5))
     if rng.random() < 0.5:

@@ -10,17 +10,15 @@
 4. Measure on drawings never seen and write the model card's figures.
 """
 
-import argparse
 import json
 import multiprocessing
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from defects import degrade, draw_defects, pseudo_mos, words
-from drawings import corrupted, draw_scene, render, to_bytes
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -33,8 +31,10 @@ from dcmpl.stem import StatisticsStem
 from dcmpl.tokenizer import END, START
 from dcmpl.tokenizer import Tokenizer as Words
 from dcmpl.weights import read_config
+from defects import degrade, draw_defects, pseudo_mos, words
+from drawings import corrupted, draw_scene, render, to_bytes
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "projection_dim": 512,
     "vision_config": {
         "hidden_size": 192,
@@ -75,8 +75,8 @@ class Pool:
 def draw_some(task: tuple[int, int]) -> Pool:
     """``PER_TASK`` scenes; ``task`` is (seed, number of the task)."""
     torch.set_num_threads(1)
-    size = int(SIZES["vision_config"]["image_size"])
-    stem = StatisticsStem(size, int(SIZES["vision_config"]["patch_size"]), 8)
+    size = SIZES["vision_config"]["image_size"]
+    stem = StatisticsStem(size, SIZES["vision_config"]["patch_size"], 8)
     mean, std = (torch.tensor(v)[:, None, None] for v in NORMALIZATION["imagenet"])
     numbers, mos, captions, wrong = [], [], [], []
     for i in range(PER_TASK):
@@ -97,7 +97,11 @@ def draw_some(task: tuple[int, int]) -> Pool:
 
 def draw_pool(seed: int, scenes: int, cache: Path | None) -> Pool:
     """Scenes drawn on all cores; taken from ``cache`` where they are there."""
-    tensors, texts = (cache / f"pool-{seed}-{scenes}.{e}" for e in ("safetensors", "json")) if cache else (None, None)
+    tensors, texts = (
+        (cache / f"pool-{seed}-{scenes}.{e}" for e in ("safetensors", "json"))
+        if cache
+        else (None, None)
+    )
     if tensors and texts and texts.is_file():
         stored = load_file(tensors)
         return Pool(stored["statistics"], stored["mos"], *json.loads(texts.read_text()))
@@ -167,7 +171,7 @@ class Student(nn.Module):
         super().__init__()
         self.clip = clip
         self.components = nn.Linear(clip.config.embed_dim, COMPONENTS)
-        self.mos = nn.Linear(clip.config.embed_dim, 1)
+        self.pseudo_mos = nn.Linear(clip.config.embed_dim, 1)
 
     def image_embedding(self, statistics: Tensor) -> Tensor:
         visual = self.clip.visual
@@ -185,14 +189,14 @@ def losses(
     image = F.normalize(embedding.float(), dim=-1)
     tokens = tokenizer([pool.captions[i] for i in rows] + [pool.wrong[i] for i in rows])
     text = F.normalize(student.clip.text(tokens.ids, tokens.end).float(), dim=-1)
-    logits = student.clip.logit_scale.exp() * image @ text.T
+    logits = torch.exp(student.clip.logit_scale) * image @ text.T
     count = torch.arange(len(rows))
     known = embedding.float()
     return {
         "image to text": F.cross_entropy(logits, count),
         "text to image": F.cross_entropy(logits[:, : len(rows)].T, count),
         "statistics": F.smooth_l1_loss(student.components(known), targets[rows].clamp(-4, 4)),
-        "pseudo-MOS": F.mse_loss(student.mos(known)[:, 0], (pool.mos[rows] - 3) / 1.2),
+        "pseudo-MOS": F.mse_loss(student.pseudo_mos(known)[:, 0], (pool.mos[rows] - 3) / 1.2),
     }
 
 
@@ -215,7 +219,7 @@ def train(
         rows = torch.from_numpy(np.concatenate([2 * scenes, 2 * scenes + 1]))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             parts = losses(student, tokenizer, pool, targets, rows)
-            loss = sum(WEIGHTS[name] * part for name, part in parts.items())
+            loss = torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -1,3 +1,50 @@
-"""Scores of AI-generated pictures: how good each looks, how well it follows its prompt."""
+"""Scores of AI-generated pictures: how good each looks, how well it follows its prompt.
+
+Importing this package costs nothing; a public name brings its module when it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dcmpl.config import ModelConfig, TrainConfig
+    from dcmpl.datasets import MosScale, load_table
+    from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
+    from dcmpl.model import DCMPL
+    from dcmpl.predict import Score, Scorer
+    from dcmpl.weights import load_backbone
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DCMPL",
+    "DataError",
+    "DcmplError",
+    "ModelConfig",
+    "MosScale",
+    "RunError",
+    "Score",
+    "Scorer",
+    "TrainConfig",
+    "UsageError",
+    "WeightsError",
+    "load_backbone",
+    "load_table",
+]
+
+_HOMES = {
+    "DCMPL": "model",
+    "ModelConfig": "config",
+    "MosScale": "datasets",
+    "Score": "predict",
+    "Scorer": "predict",
+    "TrainConfig": "config",
+    "load_backbone": "weights",
+    "load_table": "datasets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)

@@ -24,9 +24,7 @@ __all__ = ["build_parser", "main"]
 
 
 def _parser(**options: Any) -> ArgumentParser:
-    return ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, default_env=False, **options
-    )
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, default_env=False, **options)
 
 
 def _flag(name: str) -> str:
@@ -96,7 +94,12 @@ def _evaluate_parser() -> ArgumentParser:
         choices=["test", "val", "train", "all"],
         help="part of the data (default: test of the run's own data, all of another)",
     )
-    parser.add_argument("--out", type=str, metavar="DIR", help="where the results go (default: RUN for its test part)")
+    parser.add_argument(
+        "--out",
+        type=str,
+        metavar="DIR",
+        help="where the results go (default: RUN for its test part)",
+    )
     return parser
 
 
@@ -125,7 +128,7 @@ def build_parser() -> ArgumentParser:
     """The whole command line."""
     parser = _parser(
         prog="dcmpl",
-        description="Score AI-generated images: how good each looks, how well it follows its prompt.",
+        description="Score AI-generated images: how good each looks, how well it follows its text.",
     )
     parser.add_argument("--version", action="version", version=f"dcmpl {__version__}")
     commands = parser.add_subcommands(dest="command", title="commands")
@@ -154,11 +157,19 @@ def _wrong_usage(error: Exception, argv: Sequence[str]) -> NoReturn:
     value = re.search(r'Parser key "([\w.]+)":.*?(?:Given value|Got value): (.*)$', told)
     if value:
         given = re.sub(r"^type: \S+ \S+ Given value: ", "", value[2])
-        wanted = re.search(r"Literal\[([^\]]*)\]", told) or re.search(r"Expected an? <class '(\w+)'", told)
-        kind = {"int": "a whole number", "float": "a number"}.get(wanted[1], wanted[1]) if wanted else "another value"
+        wanted = re.search(r"Literal\[([^\]]*)\]", told) or re.search(
+            r"Expected an? <class '(\w+)'", told
+        )
+        kind = (
+            {"int": "a whole number", "float": "a number"}.get(wanted[1], wanted[1])
+            if wanted
+            else "another value"
+        )
         raise UsageError(f"expected {kind} for {_flag(value[1])}, got {given}")
     told = re.sub(rf"\b{command}\.", "", told)
-    raise UsageError(f"expected other arguments for dcmpl {command}: {told}; see dcmpl {command} --help")
+    raise UsageError(
+        f"expected other arguments for dcmpl {command}: {told}; see dcmpl {command} --help"
+    )
 
 
 def parse(argv: Sequence[str]) -> Namespace:

@@ -81,7 +81,9 @@ def train(arguments: Any) -> int:
     parts = {part: split.rows(table, part) for part in PARTS}
     _say(
         f"{table.name}: {len(table)} pictures; "
-        + ", ".join(f"{name} {len(t)} of {t.frame['group'].nunique()} prompts" for name, t in parts.items())
+        + ", ".join(
+            f"{name} {len(t)} of {t.frame['group'].nunique()} prompts" for name, t in parts.items()
+        )
     )
     _warn_of_floor(run.backbone)
     check_pictures(table)
@@ -166,7 +168,9 @@ def evaluate(arguments: Any) -> int:
         "best_epoch": run.best_epoch,
     }
     metrics = write_results(out, table, predicted, name, notes)
-    Console(width=140).print(metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures"))
+    Console(width=140).print(
+        metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures")
+    )
     if not (out / "quality.png").exists():
         _say("no plots: install them with pip install 'dcmpl-agiqa[plots]'")
     print(f"results: {out}/metrics.json, predictions.csv")
@@ -183,7 +187,10 @@ def score(arguments: Any) -> int:
     if arguments.prompts is not None:
         prompts, strange = read_prompts(Path(arguments.prompts), pictures)
         if strange:
-            _say(f"{len(strange)} rows of {arguments.prompts} name none of the pictures: {strange[0]}, ...")
+            _say(
+                f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
+                f"{strange[0]!r} among them"
+            )
     scorer = Scorer.from_pretrained(arguments.model)
     _warn_of_floor(read_run(Path(arguments.model)).backbone)
     pairs = ((p, prompts.get(p, arguments.prompt or "")) for p in pictures)

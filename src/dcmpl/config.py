@@ -88,4 +88,3 @@ RECIPES: dict[str, TrainConfig] = {"paper": TrainConfig()}
 def recipe_for(backbone: str) -> TrainConfig:
     """The recipe a backbone is trained with unless told otherwise."""
     return RECIPES.get(backbone, RECIPES["paper"])
-

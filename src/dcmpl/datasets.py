@@ -120,9 +120,7 @@ def _read_agiqa_3k(folder: Path) -> ImageTable:
     return _table("AGIQA-3K", MosScale(0, 5), frame, pictures, folder / "data.csv")
 
 
-def _read_own(
-    file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]
-) -> ImageTable:
+def _read_own(file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]) -> ImageTable:
     frame = _read_csv(file)
     unknown = [name for name in columns if name not in COLUMNS]
     absent = [name for name in columns.values() if name not in frame]
@@ -175,7 +173,7 @@ def _table(
     out = pd.DataFrame({"image": [str((pictures / image).absolute()) for image in frame["image"]]})
     out["name"] = frame["image"]
     out["prompt"] = frame["prompt"]
-    out["generator"] = frame["generator"] if "generator" in frame else ""
+    out["generator"] = frame.get("generator", "")
     out["group"] = frame["prompt"].str.split().str.join(" ").str.lower()
     for target in TARGETS:
         column = f"mos_{target}"

@@ -75,7 +75,9 @@ def metrics_table(metrics: dict[str, Any], title: str) -> Table:
     for target in TARGETS:
         if target in metrics:
             m = metrics[target]
-            cells = [f"{m[k]['value']:.3f} [{m[k]['low']:.3f}, {m[k]['high']:.3f}]" for k in METRICS]
+            cells = [
+                f"{m[k]['value']:.3f} [{m[k]['low']:.3f}, {m[k]['high']:.3f}]" for k in METRICS
+            ]
             table.add_row(target, str(m["n"]), *cells, f"{m['within_generator_srcc']:.3f}")
     return table
 

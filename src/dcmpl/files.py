@@ -4,17 +4,30 @@ import csv
 import glob
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from dcmpl.errors import DataError, RunError, UsageError
 
 __all__ = ["FORMATS", "Row", "find_pictures", "read_prompts", "score_file"]
 
 PICTURES = frozenset(
-    ".png .jpg .jpeg .webp .gif .bmp .tif .tiff .avif .heic .heif .ppm".split()
+    [
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".ppm",
+    ]
 )
 FORMATS = (".csv", ".jsonl", ".parquet")
 Row = Mapping[str, Any]

@@ -80,9 +80,7 @@ def score_pictures(
     yield from finished(index + 1)
 
 
-def _score_windows(
-    model: DCMPL, batch: Tensor, condition: Condition, precision: str
-) -> Tensor:
+def _score_windows(model: DCMPL, batch: Tensor, condition: Condition, precision: str) -> Tensor:
     """(windows, 2) float64 on the CPU: quality and alignment."""
     device = model.mean.device
     with torch.inference_mode(), precision_context(device, precision):

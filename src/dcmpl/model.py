@@ -58,6 +58,9 @@ def is_trainable(name: str) -> bool:
 class DCMPL(nn.Module):
     """``model(images)`` gives :class:`Scores`; ``images`` are RGB in [0, 1], (N, 3, S, S)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, clip: Clip, tokenizer: Tokenizer, config: ModelConfig, seed: int) -> None:
         super().__init__()
         sizes = clip.config
@@ -73,9 +76,8 @@ class DCMPL(nn.Module):
             )
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_trainable(name))
-        mean, std = (torch.tensor(v)[:, None, None] for v in NORMALIZATION[config.normalization])
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
+        for name, value in zip(("mean", "std"), NORMALIZATION[config.normalization], strict=True):
+            self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
         for task, words in self._word_pairs():
             tokens = tokenizer([f"{words.positive}.", f"{words.negative}."], config.n_context)
             self.register_buffer(f"{task}_ids", tokens.ids, persistent=False)

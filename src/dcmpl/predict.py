@@ -93,6 +93,7 @@ class Scorer:
         """The same for (picture, prompt) pairs that come one by one, in bounded memory."""
         taken: list[tuple[str, str]] = []
         faults: dict[int, str] = {}
+        index = 0
 
         def readable() -> Iterator[Tensor]:
             for index, (picture, prompt) in enumerate(pairs):
@@ -108,7 +109,6 @@ class Scorer:
                 yield Score(*taken[index], None, None, faults.pop(index))
                 index += 1
 
-        index = 0
         for found in score_pictures(self.model, readable(), self.views, self.batch_size):
             # By now all pictures up to the one that was scored have been decoded.
             yield from rows(len(taken))

@@ -54,7 +54,9 @@ def _energies(
     Peaked = log of the root mean square less the mean log: 0 for a constant size.
     """
     reach = kernels.shape[-1] - 1
-    coefficients = F.conv2d(F.pad(plane, (0, reach, 0, reach), mode="reflect"), kernels, None, stride)
+    coefficients = F.conv2d(
+        F.pad(plane, (0, reach, 0, reach), mode="reflect"), kernels, None, stride
+    )
     mean_log = F.adaptive_avg_pool2d((coefficients.abs() + FLOOR).log(), cells)
     power = F.adaptive_avg_pool2d(coefficients.square(), cells)
     return [mean_log, 0.5 * (power + FLOOR**2).log() - mean_log]
@@ -94,6 +96,8 @@ class StatisticsStem(nn.Module):
     backbone was trained on (:meth:`fit`).
     """
 
+    luma: Tensor
+    chroma: Tensor
     center: Tensor
     scale: Tensor
     summary_center: Tensor

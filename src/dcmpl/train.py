@@ -99,9 +99,7 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def predict_table(
-    model: DCMPL, table: ImageTable, config: TrainConfig, what: str
-) -> np.ndarray:
+def predict_table(model: DCMPL, table: ImageTable, config: TrainConfig, what: str) -> np.ndarray:
     """(rows, 2) predicted quality and alignment, in [0, 1]."""
     pictures = (read_image(path) for path in track(table.frame["image"], what))
     scores = score_pictures(model, pictures, config.views, config.batch_size, config.precision)
@@ -110,7 +108,10 @@ def predict_table(
 
 def validate(model: DCMPL, part: ValidationPart, config: TrainConfig) -> dict[str, float]:
     """SRCC and PLCC of every target that has opinions."""
-    predicted, targets = predict_table(model, part.table, config, "validating"), part.table.targets()
+    predicted, targets = (
+        predict_table(model, part.table, config, "validating"),
+        part.table.targets(),
+    )
     found = {}
     for column, target in enumerate(TARGETS):
         known = np.isfinite(targets[:, column])
@@ -122,6 +123,7 @@ def validate(model: DCMPL, part: ValidationPart, config: TrainConfig) -> dict[st
 
 def _best_epoch(history: tuple[dict[str, float], ...]) -> int:
     """The epoch (from 1) of the best validation SRCC; the first of equals."""
+
     def merit(entry: dict[str, float]) -> float:
         value = entry.get("quality_srcc", entry.get("alignment_srcc", math.nan))
         return -math.inf if math.isnan(value) else value

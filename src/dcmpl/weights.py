@@ -106,7 +106,9 @@ def read_config(path: Path) -> ClipConfig:
             stem=vision.get("stem", "patch"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"expected the configuration of a CLIP at {path}, got: {error}") from error
+        raise WeightsError(
+            f"expected the configuration of a CLIP at {path}, got: {error}"
+        ) from error
     if config.stem not in ("patch", "statistics"):
         raise WeightsError(f"expected the stem patch or statistics in {path}, got {config.stem!r}")
     if config.image_size % config.patch_size:
@@ -150,7 +152,9 @@ def read_tensors(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Te
                 raise WeightsError(f"expected the weights config.json describes, {path} has more")
             state = ours({name: file.get_tensor(name).float() for name in names})
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"expected a readable safetensors file at {path}, got: {error}") from error
+        raise WeightsError(
+            f"expected a readable safetensors file at {path}, got: {error}"
+        ) from error
     missing, extra = sorted(expected.keys() - state), sorted(state.keys() - expected)
     if missing or extra:
         raise WeightsError(
