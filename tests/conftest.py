@@ -1,0 +1,77 @@
+"""What many tests share: a small CLIP on disk, small pictures with opinions, a short run."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcmpl.weights import EMBEDDED
+
+torch.set_num_threads(2)
+
+SMALL = {
+    "projection_dim": 24,
+    "vision_config": {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_act": "quick_gelu",
+    },
+    "text_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 640,
+        "max_position_embeddings": 40,
+        "hidden_act": "quick_gelu",
+    },
+}
+"""A CLIP of 3 layers that trains in seconds; windows of 32 pixels."""
+
+
+@pytest.fixture(scope="session")
+def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random small CLIP, from a seed, as ``dcmpl.weights`` loads it."""
+    from safetensors.torch import save_file
+
+    from dcmpl.clip import Clip
+    from dcmpl.weights import read_config
+
+    folder = tmp_path_factory.mktemp("small-clip")
+    (folder / "config.json").write_text(json.dumps(SMALL))
+    (folder / "tokenizer.json").write_bytes((EMBEDDED["tiny"] / "tokenizer.json").read_bytes())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clip = Clip(read_config(folder / "config.json"))
+    save_file(clip.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 48 pictures of 12 prompts; noise lowers the MOS (1 to 5)."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "prompt", "mos_quality", "mos_alignment", "generator"])
+        for i in range(48):
+            noise = rng.random()
+            pixels = 128 + rng.normal(0, 5 + 90 * noise, (40, 44, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02}.png")
+            row = [
+                f"{i:02}.png",
+                f"prompt {i % 12}",
+                f"{5 - 4 * noise:.3f}",
+                f"{1 + 4 * rng.random():.3f}",
+            ]
+            writer.writerow([*row, "ab"[i % 2]])
+    return folder / "scores.csv"
