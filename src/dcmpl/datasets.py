@@ -129,6 +129,7 @@ def _read_own(file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]
             f"expected --columns to map {', '.join(COLUMNS)} to columns of {file} "
             f"({', '.join(frame.columns)}), got {', '.join(unknown or absent)}"
         )
+    frame = frame.drop(columns=set(columns) - set(columns.values()), errors="ignore")
     frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
     missing = [name for name in ("image", "prompt") if name not in frame]
     if not {"mos_quality", "mos_alignment"} & set(frame):

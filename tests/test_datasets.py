@@ -1,0 +1,317 @@
+"""Data sets are read as they lie on disk, and faults are named."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
+from dcmpl.errors import DataError
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "agiqa-3k-dev"
+
+HEADER = "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"
+ROWS = [
+    "AttnGAN_normal_002.jpg,man lost in space,,,,0.5,0.9,1.5,0.7",
+    "sd1.5_lowstep_003.jpg,A  Cosmic universe,,,,5,0.2,0,0.4",
+]
+
+OneTable = Callable[..., Path]
+
+
+@pytest.fixture
+def one_table(tmp_path: Path) -> OneTable:
+    """Write a CSV of one's own from its lines."""
+
+    def write(*lines: str, encoding: str = "utf-8") -> Path:
+        file = tmp_path / "mine.csv"
+        file.write_bytes("\n".join(lines).encode(encoding) + b"\n")
+        return file
+
+    return write
+
+
+def fault(path: Path, scale: MosScale | None = None, **columns: str) -> str:
+    """The message with which ``path`` is refused."""
+    with pytest.raises(DataError) as caught:
+        load_table(path, scale, columns)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def agiqa_3k(folder: Path, pictures: str, end: str = "\r\n") -> Path:
+    place = folder / pictures
+    place.mkdir(exist_ok=True)
+    (folder / "data.csv").write_bytes(end.join([HEADER, *ROWS, ""]).encode())
+    for row in ROWS:
+        Image.new("L", (4, 4)).save(place / row.split(",")[0])
+    return folder
+
+
+@pytest.mark.parametrize("pictures", ["img", "image", "images", "file", "all", ""])
+def test_agiqa_3k_pictures_are_found_in(tmp_path: Path, pictures: str) -> None:
+    table = load_table(agiqa_3k(tmp_path, pictures))
+    assert table.name == "AGIQA-3K"
+    assert all(Path(path).is_file() for path in table.frame["image"])
+
+
+def test_agiqa_3k_scale_is_0_to_5(tmp_path: Path) -> None:
+    assert load_table(agiqa_3k(tmp_path, "img")).scale == MosScale(0, 5)
+
+
+def test_agiqa_3k_opinions_survive_crlf(tmp_path: Path) -> None:
+    frame = load_table(agiqa_3k(tmp_path, "img")).frame
+    assert frame["mos_quality"].tolist() == [0.5, 5.0]
+    assert frame["mos_alignment"].tolist() == [1.5, 0.0]
+
+
+def test_agiqa_3k_generator_is_the_name_without_its_number(tmp_path: Path) -> None:
+    frame = load_table(agiqa_3k(tmp_path, "img")).frame
+    assert frame["generator"].tolist() == ["AttnGAN_normal", "sd1.5_lowstep"]
+
+
+def test_agiqa_3k_targets_are_scaled(tmp_path: Path) -> None:
+    targets = load_table(agiqa_3k(tmp_path, "img")).targets()
+    assert targets.dtype == np.float32
+    assert targets == pytest.approx(np.array([[0.1, 0.3], [1.0, 0.0]]), abs=1e-7)  # float32
+
+
+def test_real_agiqa_3k_has_its_rows_groups_and_generators() -> None:
+    if not REAL.is_dir():
+        pytest.skip("shared/data/agiqa-3k-dev is not beside this repository")
+    table = load_table(REAL)
+    counts = len(table), table.frame["group"].nunique(), table.frame["generator"].nunique()
+    assert counts == (2384, 240, 10)
+
+
+def test_real_agiqa_3k_has_all_its_pictures() -> None:
+    if not REAL.is_dir():
+        pytest.skip("shared/data/agiqa-3k-dev is not beside this repository")
+    assert all(Path(path).is_file() for path in load_table(REAL).frame["image"])
+
+
+def test_own_table_is_read_with_its_scale(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality,mos_alignment", "a.png,a fox,1,5", "b.png,an ox,3,2")
+    targets = load_table(file, MosScale(1, 5)).targets()
+    assert targets.tolist() == [[0.0, 1.0], [0.5, 0.25]]
+
+
+def test_own_table_is_named_after_its_file(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,1")
+    assert load_table(file, MosScale(1, 5)).name == "mine"
+
+
+def test_own_pictures_lie_beside_the_table(one_table: OneTable, tmp_path: Path) -> None:
+    file = one_table("image,prompt,mos_quality", "sub/a.png,a fox,1")
+    assert load_table(file, MosScale(1, 5)).frame["image"].tolist() == [
+        str(tmp_path / "sub" / "a.png")
+    ]
+
+
+def test_folder_with_an_own_data_csv_is_read(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("image,prompt,mos_quality\na.png,a fox,3\n")
+    assert load_table(tmp_path, MosScale(1, 5)).targets()[0, 0] == 0.5
+
+
+def test_columns_are_mapped(one_table: OneTable) -> None:
+    file = one_table("file,text,score", "a.png,a fox,3")
+    columns = {"image": "file", "prompt": "text", "mos_quality": "score"}
+    frame = load_table(file, MosScale(1, 5), columns).frame
+    assert frame[["name", "prompt", "mos_quality"]].values.tolist() == [["a.png", "a fox", 3.0]]
+
+
+def test_byte_order_mark_is_no_part_of_the_header(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,3", encoding="utf-8-sig")
+    assert len(load_table(file, MosScale(1, 5))) == 1
+
+
+def test_quoted_commas_and_other_alphabets_stay_in_the_prompt(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", 'a.png,"ein Füchslein, 狐",3')
+    assert load_table(file, MosScale(1, 5)).frame["prompt"].tolist() == ["ein Füchslein, 狐"]
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "nan"])
+def test_prompts_that_look_like_missing_values_are_prompts(one_table: OneTable, word: str) -> None:
+    file = one_table("image,prompt,mos_quality", f"a.png,{word},3")
+    assert load_table(file, MosScale(1, 5)).frame["prompt"].tolist() == [word]
+
+
+def test_prompts_that_differ_in_case_and_space_are_one_group(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,A  red fox ,3", "b.png,a Red fox,3")
+    assert load_table(file, MosScale(1, 5)).frame["group"].tolist() == ["a red fox"] * 2
+
+
+def test_missing_opinions_are_nan(one_table: OneTable) -> None:
+    file = one_table(
+        "image,prompt,mos_quality,mos_alignment", "a.png,a fox,,2", "b.png,an ox,  ,", "c.png,c,3,3"
+    )
+    missing = np.isnan(load_table(file, MosScale(1, 5)).targets())
+    assert missing.tolist() == [[True, False], [True, True], [False, False]]
+
+
+def test_column_that_nobody_filled_is_nan(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,3")
+    assert np.isnan(load_table(file, MosScale(1, 5)).targets()[:, 1]).all()
+
+
+def test_alignment_alone_is_enough(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_alignment", "a.png,a fox,3")
+    assert load_table(file, MosScale(1, 5)).targets()[0, 1] == 0.5
+
+
+def test_short_row_has_missing_opinions(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality,mos_alignment", "a.png,a fox,3", "b.png,an ox,3,3")
+    assert np.isnan(load_table(file, MosScale(1, 5)).targets()[0, 1])
+
+
+def test_missing_column_says_how_to_map_it(one_table: OneTable) -> None:
+    file = one_table("file,prompt,mos_quality", "a.png,a fox,3")
+    assert fault(file, MosScale(1, 5)) == (
+        f"expected the columns image, prompt and mos_quality in {file}, got file, prompt, "
+        "mos_quality: rename them or map them, as in --columns image=THEIR_NAME"
+    )
+
+
+def test_missing_opinion_column_is_named(one_table: OneTable) -> None:
+    file = one_table("image,prompt,score", "a.png,a fox,3")
+    assert fault(file, MosScale(1, 5)).endswith("as in --columns mos_quality=THEIR_NAME")
+
+
+@pytest.mark.parametrize("mapping", [{"image": "picture"}, {"mos": "mos_quality"}])
+def test_wrong_mapping_is_named(one_table: OneTable, mapping: dict[str, str]) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,3")
+    wrong = "picture" if "image" in mapping else "mos"
+    assert fault(file, MosScale(1, 5), **mapping) == (
+        "expected --columns to map image, prompt, mos_quality, mos_alignment, generator to "
+        f"columns of {file} (image, prompt, mos_quality), got {wrong}"
+    )
+
+
+def test_mapped_column_stands_in_for_one_of_that_name(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality,score", "a.png,a fox,3,4")
+    frame = load_table(file, MosScale(1, 5), {"mos_quality": "score"}).frame
+    assert frame["mos_quality"].tolist() == [4.0]
+
+
+def test_columns_may_change_places(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality,mos_alignment", "a.png,a fox,3,4")
+    columns = {"mos_quality": "mos_alignment", "mos_alignment": "mos_quality"}
+    frame = load_table(file, MosScale(1, 5), columns).frame
+    assert frame[["mos_quality", "mos_alignment"]].values.tolist() == [[4.0, 3.0]]
+
+
+def test_missing_scale_says_what_to_add(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,3")
+    assert fault(file) == (
+        f"expected the ends of the MOS scale of {file}, got none: add --mos-scale LOW HIGH, "
+        "for example --mos-scale 1 5"
+    )
+
+
+@pytest.mark.parametrize("cell", ["7", "0.99", "five", "nan", "inf", "-1", "1,5"])
+def test_opinion_outside_the_scale_names_line_and_cell(one_table: OneTable, cell: str) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,3", f'b.png,an ox,"{cell}"')
+    assert fault(file, MosScale(1, 5)) == (
+        f"expected mos_quality between 1 and 5 in {file}, got '{cell}' in line 3 (1 such): "
+        "mend the cell or declare the scale with --mos-scale LOW HIGH"
+    )
+
+
+def test_doubled_pictures_are_named(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,x,3", "b.png,y,3", "a.png,z,3")
+    assert fault(file, MosScale(1, 5)) == (
+        f"expected each picture once in {file}, got a.png more than once"
+    )
+
+
+def test_many_doubled_pictures_are_counted(one_table: OneTable) -> None:
+    rows = [f"{i:02}.png,x,3" for i in range(12)] * 2
+    assert "09.png and 2 more more than once" in fault(
+        one_table("image,prompt,mos_quality", *rows), MosScale(1, 5)
+    )
+
+
+def test_header_without_rows_is_refused(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality")
+    assert fault(file, MosScale(1, 5)) == f"expected at least one row in {file}, got none"
+
+
+def test_empty_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.touch()
+    assert fault(file, MosScale(1, 5)).startswith(f"expected a UTF-8 CSV table at {file}, got: ")
+
+
+def test_file_in_another_encoding_is_refused(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,Füchslein,3", encoding="latin-1")
+    assert fault(file, MosScale(1, 5)).startswith(f"expected a UTF-8 CSV table at {file}, got: ")
+
+
+def test_picture_as_table_is_refused(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
+    assert str(tmp_path / "a.png") in fault(tmp_path / "a.png", MosScale(1, 5))
+
+
+def test_row_that_is_too_long_is_refused(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,x,3", "b.png,one, two,3")
+    assert str(file) in fault(file, MosScale(1, 5))
+
+
+def test_rows_that_are_all_too_long_are_refused(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a,x,3", "b.png,one, two,3")
+    assert str(file) in fault(file, MosScale(1, 5))
+
+
+def test_folder_without_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    assert fault(tmp_path) == (
+        f"expected {tmp_path} to be a CSV file or a folder with data.csv and pictures, "
+        "found 1 entries and no data.csv"
+    )
+
+
+def test_missing_path_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere"
+    assert fault(path) == f"expected a data set at {path}, found nothing there"
+
+
+@pytest.mark.parametrize("ends", [(5, 1), (2, 2), (float("nan"), 5)])
+def test_scale_must_rise(ends: tuple[float, float]) -> None:
+    with pytest.raises(DataError, match="low end is below its high end"):
+        MosScale(*ends)
+
+
+def test_selected_rows_keep_their_order(picture_data: Path) -> None:
+    table = load_table(picture_data, MosScale(1, 5))
+    chosen = table.select(table.frame["generator"] == "b")
+    assert chosen.frame["name"].tolist() == [f"{i:02}.png" for i in range(1, 48, 2)]
+    assert chosen.frame.index.tolist() == list(range(24))
+
+
+def with_pictures(table: ImageTable, folder: Path, bad: list[str]) -> ImageTable:
+    """The same table, its pictures in ``folder``, some of them spoilt."""
+    for name in table.frame["name"]:
+        Image.new("L", (4, 4)).save(folder / name)
+    for name in bad:
+        (folder / name).write_bytes(b"no picture")
+    frame = table.frame.assign(image=[str(folder / name) for name in table.frame["name"]])
+    return ImageTable(table.name, table.scale, frame)
+
+
+def test_readable_pictures_pass_the_check(picture_data: Path) -> None:
+    check_pictures(load_table(picture_data, MosScale(1, 5)))
+
+
+def test_check_names_every_picture_that_cannot_be_read(picture_data: Path, tmp_path: Path) -> None:
+    bad = ["03.png", "17.png", "40.png"]
+    table = with_pictures(load_table(picture_data, MosScale(1, 5)), tmp_path, bad)
+    (tmp_path / "41.png").unlink()
+    with pytest.raises(DataError) as caught:
+        check_pictures(table)
+    first, *others = str(caught.value).splitlines()
+    assert first == ("expected 48 readable pictures, 4 are not, mend them or take their rows out:")
+    named = [name for name in table.frame["name"] if any(name in line for line in others)]
+    assert named == [*bad, "41.png"]
+    assert len(others) == 4
