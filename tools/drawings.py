@@ -214,7 +214,7 @@ def _distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Signed distance to a shape of radius 1 about the origin; negative inside."""
     radius, box = np.hypot(x, y), np.maximum(abs(x), abs(y))
     angle = np.arctan2(y, x)
-    return {
+    distances: dict[str, Callable[[], np.ndarray]] = {
         "circle": lambda: radius - 0.9,
         "square": lambda: box - 0.8,
         "triangle": lambda: np.maximum(y - 0.7, 2 * abs(x) - y - 0.9),
@@ -225,7 +225,8 @@ def _distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         ),
         "star": lambda: radius - 0.6 - 0.35 * np.cos(5 * angle),
         "bar": lambda: np.maximum(abs(x) - 0.95, abs(y) - 0.3),
-    }[shape]()
+    }
+    return distances[shape]()
 
 
 def _paint(canvas: Picture, thing: Thing, cy: float, cx: float, rng: Generator) -> None:
@@ -238,13 +239,14 @@ def _paint(canvas: Picture, thing: Thing, cy: float, cx: float, rng: Generator) 
     sharp = radius * size / 1.2
     cover = np.clip(0.5 - _distance(thing.shape, v, u) * sharp, 0, 1)[..., None]
     pitch = rng.uniform(5, 9)
-    shade = {
+    shades: dict[str, Callable[[], np.ndarray]] = {
         "solid": lambda: np.zeros_like(u),
         "striped": lambda: (np.sin(pitch * 2 * u) > 0) * 1.0,
         "dotted": lambda: (np.sin(pitch * u) * np.sin(pitch * v) > 0.35) * 1.0,
         "checkered": lambda: (np.floor(u * pitch / 3) + np.floor(v * pitch / 3)) % 2,
         "rough": lambda: noise_field(rng, size, 0.8),
-    }[thing.texture]()
+    }
+    shade = shades[thing.texture]()
     base = np.asarray(COLOURS[thing.colour], np.float32)
     ink = np.where(base.mean() > 0.5, base * 0.45, base * 0.5 + 0.45)
     body = base + shade[..., None] * (ink - base)

@@ -10,6 +10,7 @@
 4. Measure on drawings never seen and write the model card's figures.
 """
 
+import argparse
 import json
 import multiprocessing
 import time
@@ -20,12 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.clip import Clip
+from dcmpl.metrics import srcc
 from dcmpl.model import NORMALIZATION
 from dcmpl.stem import StatisticsStem
 from dcmpl.tokenizer import END, START
@@ -67,6 +69,8 @@ class Pool:
     mos: Tensor  # (pictures,), 1 to 5
     captions: list[str]
     wrong: list[str]  # the same words for a scene that differs in one thing
+    graded: list[str]  # and for one that differs in ``faults`` things, 0 to 5
+    faults: Tensor  # (pictures,)
 
     def __len__(self) -> int:
         return len(self.mos)
@@ -78,7 +82,7 @@ def draw_some(task: tuple[int, int]) -> Pool:
     size = SIZES["vision_config"]["image_size"]
     stem = StatisticsStem(size, SIZES["vision_config"]["patch_size"], 8)
     mean, std = (torch.tensor(v)[:, None, None] for v in NORMALIZATION["imagenet"])
-    numbers, mos, captions, wrong = [], [], [], []
+    numbers, mos, captions, wrong, graded, faults = [], [], [], [], [], []
     for i in range(PER_TASK):
         rng = np.random.default_rng([*task, i])
         scene = draw_scene(rng)
@@ -92,33 +96,28 @@ def draw_some(task: tuple[int, int]) -> Pool:
             mos.append(pseudo_mos(defects))
             captions.append(f"{opening} of {scene.caption()}")
             wrong.append(f"{opening} of {corrupted(scene, rng).caption()}")
-    return Pool(torch.stack(numbers).clone(), torch.tensor(mos), captions, wrong)
+            faults.append(int(rng.integers(6)))
+            other = scene
+            for _ in range(faults[-1]):
+                other = corrupted(other, rng)
+            graded.append(f"{opening} of {other.caption()}")
+    statistics = torch.stack(numbers).clone()  # a clone is no inference tensor any more
+    return Pool(statistics, torch.tensor(mos), captions, wrong, graded, torch.tensor(faults))
 
 
-def draw_pool(seed: int, scenes: int, cache: Path | None) -> Pool:
-    """Scenes drawn on all cores; taken from ``cache`` where they are there."""
-    tensors, texts = (
-        (cache / f"pool-{seed}-{scenes}.{e}" for e in ("safetensors", "json"))
-        if cache
-        else (None, None)
-    )
-    if tensors and texts and texts.is_file():
-        stored = load_file(tensors)
-        return Pool(stored["statistics"], stored["mos"], *json.loads(texts.read_text()))
+def draw_pool(seed: int, scenes: int) -> Pool:
+    """Scenes drawn on all cores."""
     tasks = [(seed, k) for k in range(scenes // PER_TASK)]
     with multiprocessing.get_context("spawn").Pool() as workers:
         parts = list(track(workers.imap(draw_some, tasks), "drawing", total=len(tasks)))
-    pool = Pool(
+    return Pool(
         torch.cat([p.statistics for p in parts]),
         torch.cat([p.mos for p in parts]),
-        [c for p in parts for c in p.captions],
-        [w for p in parts for w in p.wrong],
+        [caption for p in parts for caption in p.captions],
+        [caption for p in parts for caption in p.wrong],
+        [caption for p in parts for caption in p.graded],
+        torch.cat([p.faults for p in parts]),
     )
-    if tensors and texts:
-        tensors.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"statistics": pool.statistics, "mos": pool.mos}, tensors)
-        texts.write_text(json.dumps([pool.captions, pool.wrong]))
-    return pool
 
 
 def train_tokenizer(captions: list[str], path: Path) -> None:
@@ -164,6 +163,12 @@ def fit_stem(stem: StatisticsStem, statistics: Tensor) -> Tensor:
     return summary @ whitened(summary, COMPONENTS).T
 
 
+def statistics_stem(clip: Clip) -> StatisticsStem:
+    """The stem of ``clip``, which is of that kind."""
+    assert isinstance(clip.visual.stem, StatisticsStem)
+    return clip.visual.stem
+
+
 class Student(nn.Module):
     """The CLIP and the two linear readouts that only training needs."""
 
@@ -174,10 +179,11 @@ class Student(nn.Module):
         self.pseudo_mos = nn.Linear(clip.config.embed_dim, 1)
 
     def image_embedding(self, statistics: Tensor) -> Tensor:
+        """From statistics that are known already."""
         visual = self.clip.visual
-        summary, cells = visual.stem.tokens(statistics.float())
-        tokens = torch.cat([(visual.class_embedding + summary)[:, None], cells], dim=1)
-        embedding: Tensor = visual.encode(tokens + visual.positional_embedding)
+        with torch.autocast("cpu", enabled=False):  # as the stem does it
+            tokens = visual.join(*statistics_stem(self.clip).tokens(statistics.float()))
+        embedding: Tensor = visual.encode(tokens)
         return embedding
 
 
@@ -232,6 +238,37 @@ def train(
             print(f"step {step:5d}  {time.time() - start:6.0f} s  {told}", flush=True)
 
 
+@torch.inference_mode()
+def card_figures(student: Student, tokenizer: Words, pool: Pool) -> dict[str, float]:
+    """What the model card states, measured on drawings that training never saw."""
+
+    def text_features(captions: list[str]) -> Tensor:
+        tokens = tokenizer(captions)
+        return F.normalize(student.clip.text(tokens.ids, tokens.end), dim=-1)
+
+    embedding = torch.cat([student.image_embedding(s) for s in pool.statistics.split(250)])
+    image = F.normalize(embedding, dim=-1)
+    cosine = image @ text_features(pool.captions).T
+    few = [
+        cosine[rows][:, rows].argmax(1) == torch.arange(len(rows))
+        for rows in torch.arange(len(pool)).split(64)
+    ]
+    wrong = (image * text_features(pool.wrong)).sum(1)
+    graded = (image * text_features(pool.graded)).sum(1)
+    mos = student.pseudo_mos(embedding)[:, 0]
+    return {
+        "pictures": len(pool),
+        "top-1 caption among 64": torch.cat(few).float().mean().item(),
+        "top-1 caption among all": (cosine.argmax(1) == torch.arange(len(pool)))
+        .float()
+        .mean()
+        .item(),
+        "captions with one fault told apart": (cosine.diagonal() > wrong).float().mean().item(),
+        "SRCC of cosine to faults in the caption": -srcc(graded.numpy(), pool.faults.numpy()),
+        "SRCC of the pseudo-MOS readout": srcc(mos.numpy(), pool.mos.numpy()),
+    }
+
+
 def save_backbone(clip: Clip, folder: Path) -> None:
     """The folder that :mod:`dcmpl.weights` loads; tensors in half precision."""
     state = {name: t.detach().half().contiguous() for name, t in clip.state_dict().items()}
@@ -249,3 +286,28 @@ def build(folder: Path, captions: list[str], seed: int) -> tuple[Clip, Words]:
     torch.manual_seed(seed)
     config = read_config(folder / "config.json")
     return Clip(config), Words(folder / "tokenizer.json", config.context_length)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the backbone")
+    parser.add_argument("--scenes", type=int, default=10_000, help="two pictures each")
+    parser.add_argument("--steps", type=int, default=1200, help="of 128 pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_float32_matmul_precision("medium")
+    pool = draw_pool(options.seed, options.scenes)
+    held_out = draw_pool(options.seed + 1_000_000, 500)
+    clip, tokenizer = build(options.out, pool.captions, options.seed)
+    targets = fit_stem(statistics_stem(clip), pool.statistics)
+    student = Student(clip)
+    train(student, tokenizer, pool, targets, options.steps, options.seed)
+    save_backbone(clip, options.out)
+    found = card_figures(student.eval(), tokenizer, held_out)
+    figures = {name: round(value, 3) for name, value in found.items()}
+    (options.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print("\n".join(f"{name:40} {value:g}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -178,7 +178,12 @@ class VisionTower(nn.Module):
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch tokens width"]:
         """Class token and patches with their positions: all that no prompt can change."""
-        summary, patches = self.stem(images)
+        return self.join(*self.stem(images))
+
+    def join(
+        self, summary: Float[Tensor, "batch width"], patches: Float[Tensor, "batch patches width"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """The tokens of what a stem made."""
         cls = self.class_embedding + summary
         return torch.cat([cls[:, None], patches], dim=1) + self.positional_embedding
 

@@ -82,7 +82,19 @@ class TrainConfig:
             )
 
 
-RECIPES: dict[str, TrainConfig] = {"paper": TrainConfig()}
+RECIPES: dict[str, TrainConfig] = {
+    "paper": TrainConfig(),
+    "tiny": TrainConfig(
+        epochs=12,
+        lr=4e-3,
+        schedule="cosine",
+        alignment_weight=0.5,
+        patience=None,
+        views="grid-2",
+        precision="bf16",
+    ),
+}
+"""By name of the backbone; ``paper`` for all that have none of their own."""
 
 
 def recipe_for(backbone: str) -> TrainConfig:

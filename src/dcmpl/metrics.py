@@ -17,7 +17,7 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def _defined(predicted: np.ndarray, opinion: np.ndarray) -> bool:
-    return len(predicted) > 1 and np.ptp(predicted) > 0 and np.ptp(opinion) > 0
+    return bool(len(predicted) > 1 and np.ptp(predicted) > 0 and np.ptp(opinion) > 0)
 
 
 def srcc(predicted: np.ndarray, opinion: np.ndarray) -> float:

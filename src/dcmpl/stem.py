@@ -118,9 +118,8 @@ class StatisticsStem(nn.Module):
     def statistics(
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch cells2 statistics"]:
-        """Raw numbers; always in float32, whose logarithms keep small differences."""
-        with torch.autocast(images.device.type, enabled=False):
-            return cell_statistics(images.float(), self.cells, self.luma, self.chroma)
+        """Raw numbers of every cell."""
+        return cell_statistics(images, self.cells, self.luma, self.chroma)
 
     def standardised(
         self, statistics: Float[Tensor, "batch cells2 statistics"]
@@ -141,4 +140,6 @@ class StatisticsStem(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
-        return self.tokens(self.statistics(images))
+        """Always in float32: the maps weigh small differences of large numbers."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.tokens(self.statistics(images.float()))

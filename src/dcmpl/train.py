@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from dcmpl.checkpoint import LAST, MODEL, Run, load_learned, read_metadata, save_learned
@@ -93,10 +95,11 @@ def task_loss(scores: Scores, targets: Tensor, alignment_weight: float) -> Tenso
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """The rate after ``progress`` (0..1) of all steps."""
+    """The rate after ``progress`` (0..1) of all steps; ``cosine`` rises over the first 5 %."""
     if config.schedule == "constant":
         return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    rise = min(1.0, progress / 0.05 + 1e-3)
+    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def predict_table(model: DCMPL, table: ImageTable, config: TrainConfig, what: str) -> np.ndarray:
@@ -154,7 +157,8 @@ def fit(
         _restore_adam(optimizer, parameters, load_learned(folder / LAST, model))
         history = tuple(json.loads(read_metadata(folder / LAST)["history"]))
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    size, workers = model.clip.config.image_size, 0 if accelerator.device.type == "cpu" else 4
+    on_cpu = accelerator.device.type == "cpu"
+    size, workers = model.clip.config.image_size, 0 if on_cpu else 4
     for epoch in range(len(history) + 1, config.epochs + 1):
         if config.patience and history and len(history) - _best_epoch(history) >= config.patience:
             break
@@ -164,7 +168,10 @@ def fit(
             progress = (epoch - 1 + step / len(loader)) / config.epochs
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
-            loss = task_loss(prepared(to_unit_range(pixels)), targets, config.alignment_weight)
+            # On CPUs the plain formula's gradient is faster than the fused kernel's.
+            with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+                scores = prepared(to_unit_range(pixels))
+            loss = task_loss(scores, targets, config.alignment_weight)
             if not torch.isfinite(loss):
                 raise RunError(
                     f"expected a finite loss, got {loss.item()} in epoch {epoch}: lower --lr; "

@@ -83,7 +83,7 @@ def _find(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # network, hub and cache raise a dozen unrelated types
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"expected to find the backbone {name} in the local cache or on the hub, got: "
             f"{reason}: download it once or give the path of its folder"
@@ -105,7 +105,7 @@ def read_config(path: Path) -> ClipConfig:
             context_length=_size(text, "max_position_embeddings", 77),
             stem=vision.get("stem", "patch"),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"expected the configuration of a CLIP at {path}, got: {error}"
         ) from error
@@ -136,7 +136,7 @@ def _tower(record: Mapping[str, Any], width: int, heads: int) -> TowerConfig:
 
 def _size(record: Mapping[str, Any], key: str, default: int, most: int = MOST_WIDTH) -> int:
     value = record.get(key, default)
-    if not isinstance(value, int) or not 0 < value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
         raise ValueError(f"{key} is {value!r}, not a whole number from 1 to {most}")
     return value
 
