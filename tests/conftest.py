@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,26 @@ def picture_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
             writer.writerow([*row, "ab"[i % 2]])
     return folder / "scores.csv"
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[torch.nn.Module, int], None]:
+    """Fill every parameter from a seed, so that no bias is zero and no scale is one.
+
+    Matrices keep the size of what passes through them, so outputs stay of order 1.
+    """
+
+    def fill(module: torch.nn.Module, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if parameter.ndim > 1:
+                    parameter.copy_(noise * parameter[0].numel() ** -0.5)
+                elif name.endswith("logit_scale"):
+                    parameter.copy_(2 + 0.1 * noise)
+                else:
+                    is_scale = name.endswith("weight") and ("norm" in name or "ln_" in name)
+                    parameter.copy_(float(is_scale) + 0.1 * noise)
+
+    return fill

@@ -1,0 +1,167 @@
+"""Pictures to tokens: the fixed statistics against plain loops, and what they survive."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import fft
+from torch import Tensor
+
+from dcmpl.stem import FLOOR, LIMIT, PatchStem, StatisticsStem, cell_statistics, dct_kernels
+
+COUNT = 693
+
+
+def pictures(count: int, size: int, seed: int = 0) -> Tensor:
+    """Noise on ramps, in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0.2, 0.8, size).expand(count, 3, size, size)
+    noise = torch.randn(count, 3, size, size, generator=generator)
+    return (ramp + 0.1 * noise).clamp(0, 1)
+
+
+def statistics(images: Tensor, cells: int) -> Tensor:
+    return cell_statistics(images, cells, dct_kernels(8), dct_kernels(4))
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_kernels_are_orthonormal(size: int) -> None:
+    flat = dct_kernels(size).flatten(1)
+    # float32 rounding of products that sum to one
+    torch.testing.assert_close(flat @ flat.T, torch.eye(size**2 - 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_kernels_have_zero_mean(size: int) -> None:
+    # float32 rounding of entries of at most 1/4
+    assert dct_kernels(size).mean(dim=(1, 2, 3)).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_constant_picture_has_finite_statistics(value: float) -> None:
+    assert statistics(torch.full((1, 3, 64, 64), value), 2).isfinite().all()
+
+
+def test_there_are_693_statistics_per_cell() -> None:
+    assert statistics(pictures(2, 96), 3).shape == (2, 9, COUNT)
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (1, 0), (1, 1)])
+def test_luma_statistics_equal_a_loop_over_blocks(cell: tuple[int, int]) -> None:
+    images = pictures(1, 64)
+    red, green, blue = images[0].double().numpy()
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    sizes = []
+    for y in range(4):
+        for x in range(4):
+            top, left = 32 * cell[0] + 8 * y, 32 * cell[1] + 8 * x
+            block = fft.dctn(luma[top : top + 8, left : left + 8], norm="ortho")
+            sizes.append(np.abs(block).ravel()[1:])
+    mean_log = np.mean(np.log(np.stack(sizes) + FLOOR), axis=0)
+    peaked = 0.5 * np.log(np.mean(np.square(sizes), axis=0) + FLOOR**2) - mean_log
+    ours = statistics(images, 2)[0, 2 * cell[0] + cell[1]]
+    # float32 errors of 1e-7 in coefficients, divided by the floor of 4e-3 in the logarithm
+    np.testing.assert_allclose(ours[:63], mean_log, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours[63:126], peaked, rtol=0, atol=1e-4)
+
+
+def test_colour_statistics_equal_plain_means() -> None:
+    images = pictures(1, 64)
+    cell = images[0, :, 32:, :32].double()  # row 1, column 0 of 2 x 2
+    high, low = cell.amax(0), cell.amin(0)
+    expected = [
+        *cell.mean(dim=(1, 2)),
+        *cell.var(dim=(1, 2), correction=0),
+        (high - low).mean(),
+        low.mean(),
+        high.mean(),
+    ]
+    # float32 means of values in [0, 1]; the variance is a difference of two of them
+    torch.testing.assert_close(
+        statistics(images, 2)[0, 2, -9:], torch.stack(expected).float(), rtol=0, atol=1e-5
+    )
+
+
+def test_a_constant_size_is_not_peaked() -> None:
+    """A horizontal cosine of the block's own period: every block holds one equal coefficient."""
+    wave = torch.cos(torch.pi / 8 * (torch.arange(64) + 0.5))  # +, - in turns: sizes are equal
+    peaked = statistics((0.5 + 0.4 * wave).expand(1, 3, 64, 64), 1)[0, 0, 63:126]
+    # FLOOR stands in both terms with unequal powers: up to 0.7 where the size is 0, else 0
+    assert peaked[0].abs() < 0.01
+
+
+def test_a_mirrored_picture_changes_little() -> None:
+    images = pictures(4, 128)
+    mean = statistics(images, 4).mean(1)
+    mirrored = statistics(images.flip(-1), 4).mean(1)
+    blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    change = (mirrored - mean).abs().mean()
+    # a slight blur, which people do see, is the measure
+    assert change < 0.1 * (statistics(blurred, 4).mean(1) - mean).abs().mean()
+
+
+@pytest.fixture
+def stem() -> StatisticsStem:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return StatisticsStem(64, 32, 16)
+
+
+def test_standardised_cells_are_clamped(stem: StatisticsStem) -> None:
+    raw = torch.zeros(1, 4, COUNT)
+    raw[0, 0, 0], raw[0, 1, 1], raw[0, 2, 2] = 1e6, -1e6, 3.0
+    _, cells = stem.standardised(raw)
+    assert (cells[0, 0, 0], cells[0, 1, 1], cells[0, 2, 2]) == (LIMIT, -LIMIT, 3.0)
+
+
+def test_standardised_summary_is_clamped(stem: StatisticsStem) -> None:
+    stem.summary_scale.fill_(1e-3)
+    raw = torch.ones(1, 4, COUNT)
+    raw[0, :, 1] = -1
+    summary, _ = stem.standardised(raw)
+    assert (summary[0, 0], summary[0, 1], summary[0, COUNT]) == (LIMIT, -LIMIT, 0)
+
+
+def test_standardised_counts_deviations_from_the_center(stem: StatisticsStem) -> None:
+    stem.center.fill_(2)
+    stem.scale.fill_(4)
+    raw = torch.full((1, 4, COUNT), 6.0)
+    raw[0, :2, 0] = -2
+    summary, cells = stem.standardised(raw)
+    assert cells[0, :, 0].tolist() == [-1, -1, 1, 1]
+    assert (summary[0, 0], summary[0, 1]) == (0, 1)  # means over the cells
+    assert (summary[0, COUNT], summary[0, COUNT + 1]) == (1, 0)  # deviations over the cells
+
+
+def test_tokens_are_linear_maps_of_the_standardised_statistics(stem: StatisticsStem) -> None:
+    images = pictures(2, 64)
+    summary, cells = stem.standardised(stem.statistics(images))
+    token, patches = stem(images)
+    assert token.shape == (2, 16)
+    assert patches.shape == (2, 4, 16)
+    assert torch.equal(token, stem.summary_map(summary))
+    assert torch.equal(patches, stem.cell_map(cells))
+
+
+def test_tokens_are_made_in_float32_under_autocast(stem: StatisticsStem) -> None:
+    images = pictures(1, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = stem(images)
+    for ours, expected in zip(under, stem(images), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, expected)
+
+
+def test_patch_stem_has_no_summary() -> None:
+    summary, patches = PatchStem(64, 32, 16)(pictures(2, 64))
+    assert torch.equal(summary, torch.zeros(2, 16))
+    assert patches.shape == (2, 4, 16)
+
+
+def test_patches_run_row_by_row() -> None:
+    stem = PatchStem(8, 4, 3)
+    image = torch.arange(4.0).reshape(1, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    with torch.no_grad():
+        stem.conv1.weight.fill_(1 / 48)
+        _, patches = stem(image.expand(1, 3, 8, 8))
+    # means of 48 equal numbers
+    torch.testing.assert_close(patches[0, :, 0], torch.arange(4.0), rtol=0, atol=1e-5)

@@ -1,0 +1,116 @@
+"""Text to ids: framing, slots, cutting, padding, and files that are no tokenizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcmpl.errors import DcmplError, WeightsError
+from dcmpl.tokenizer import END, START, Tokenizer
+from dcmpl.weights import EMBEDDED
+
+FILE = EMBEDDED["tiny"] / "tokenizer.json"
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(FILE, LENGTH)
+
+
+def test_a_text_stands_between_start_and_end(tokenizer: Tokenizer) -> None:
+    ids = tokenizer(["good photo."]).ids[0].tolist()
+    assert (ids[0], ids[-1]) == (tokenizer.start_id, tokenizer.end_id)
+    assert len(ids) > 3
+    assert not {tokenizer.start_id, tokenizer.end_id} & set(ids[1:-1])
+
+
+def test_an_empty_text_is_start_and_end(tokenizer: Tokenizer) -> None:
+    assert tokenizer([""]).ids.tolist() == [[tokenizer.start_id, tokenizer.end_id]]
+
+
+@pytest.mark.parametrize("n_context", [0, 4, LENGTH - 2])
+def test_a_text_too_long_keeps_its_end_token(tokenizer: Tokenizer, n_context: int) -> None:
+    tokens = tokenizer(["bad photo " * 20], n_context)
+    assert tokens.ids.shape == (1, LENGTH)
+    assert tokens.ids[0, -1] == tokenizer.end_id
+    assert tokens.end.tolist() == [LENGTH - 1]
+
+
+def test_a_text_too_long_loses_its_last_words(tokenizer: Tokenizer) -> None:
+    text = "bad photo " * 20
+    uncut = Tokenizer(FILE, 1000)([text]).ids[0]
+    assert torch.equal(tokenizer([text]).ids[0, :-1], uncut[: LENGTH - 1])
+
+
+def test_slots_stand_behind_the_start_token(tokenizer: Tokenizer) -> None:
+    words = tokenizer(["good"]).ids[0].tolist()
+    assert tokenizer(["good"], 4).ids[0].tolist() == [words[0], 0, 0, 0, 0, *words[1:]]
+
+
+@pytest.mark.parametrize("n_context", [LENGTH - 1, LENGTH])
+def test_more_slots_than_the_context_holds_are_refused(
+    tokenizer: Tokenizer, n_context: int
+) -> None:
+    with pytest.raises(DcmplError, match=r"^expected "):
+        tokenizer(["good photo."], n_context)
+
+
+def test_ends_are_the_places_of_the_end_tokens(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer(["", "good photo.", "bad"], 2)
+    assert tokens.ids[torch.arange(3), tokens.end].tolist() == [tokenizer.end_id] * 3
+    assert tokens.end[0] == 3
+
+
+def test_shorter_texts_are_padded_with_zero(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer(["", "good photo."])
+    assert tokens.ids.shape[1] == tokens.end.max() + 1
+    assert tokens.ids[0, 2:].tolist() == [0] * (tokens.ids.shape[1] - 2)
+
+
+def test_stored_padding_and_truncation_are_ignored(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    record = json.loads(FILE.read_text())
+    record["truncation"] = {
+        "direction": "Right",
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    record["padding"] = {
+        "strategy": {"Fixed": 30},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<|pad|>",
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(record))
+    set_up = Tokenizer(tmp_path / "tokenizer.json", LENGTH)
+    assert torch.equal(set_up(["good photo."]).ids, tokenizer(["good photo."]).ids)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no json", b"{}", b"\xff\xfe", b"[]"],
+    ids=["empty", "text", "{}", "bytes", "[]"],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"^expected a readable tokenizer at .*tokenizer\.json"):
+        Tokenizer(path, LENGTH)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"^expected a readable tokenizer at .*tokenizer\.json"):
+        Tokenizer(tmp_path / "tokenizer.json", LENGTH)
+
+
+@pytest.mark.parametrize("token", [START, END])
+def test_a_missing_special_token_is_named(tmp_path: Path, token: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(FILE.read_text().replace(token, "<|other|>"))
+    with pytest.raises(WeightsError) as caught:
+        Tokenizer(path, LENGTH)
+    assert str(caught.value) == f"expected the token {token} in {path}, found none"
