@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, Optional, get_type_hints
+from typing import Any, Literal, NoReturn, Optional, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -24,7 +24,13 @@ __all__ = ["build_parser", "main"]
 
 
 def _parser(**options: Any) -> ArgumentParser:
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, default_env=False, **options)
+    return ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+        formatter_class=argparse.HelpFormatter,
+        **options,
+    )
 
 
 def _flag(name: str) -> str:
@@ -71,9 +77,17 @@ def _train_parser() -> ArgumentParser:
     _add_common(parser)
     _add_data(parser, True, "folder of AGIQA-3K, or a CSV: image, prompt, mos_quality, ...")
     parser.add_argument("--out", type=str, required=True, metavar="RUN", help="run folder to make")
-    parser.add_argument("--preset", type=str, default="dcmpl", help=f"of {', '.join(PRESETS)}")
     parser.add_argument(
-        "--backbone", type=str, default="tiny", help="tiny, a folder, or a Hugging Face id"
+        "--preset",
+        type=str,
+        default="dcmpl",
+        help=f"of {', '.join(PRESETS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backbone",
+        type=str,
+        default="tiny",
+        help="tiny, a folder, or a Hugging Face id (default: %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     types = get_type_hints(TrainConfig)
@@ -90,8 +104,8 @@ def _evaluate_parser() -> ArgumentParser:
     _add_data(parser, False, "another data set than the run's own")
     parser.add_argument(
         "--split",
-        type=str,
-        choices=["test", "val", "train", "all"],
+        type=Optional[Literal["test", "val", "train", "all"]],
+        metavar="{test,val,train,all}",
         help="part of the data (default: test of the run's own data, all of another)",
     )
     parser.add_argument(

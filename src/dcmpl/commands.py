@@ -148,10 +148,11 @@ def evaluate(arguments: Any) -> int:
     folder = Path(arguments.run)
     run = read_run(folder)
     table = _load(arguments, run.source)
-    own = arguments.data is None or table.name == run.source.name
+    split = read_split(folder, run)
+    own = split.groups >= set(table.frame["group"])
     name = arguments.split or ("test" if own else "all")
     if name != "all":
-        table = read_split(folder, run).rows(table, name)
+        table = split.rows(table, name)
     backbone = load_backbone(run.backbone)
     run.check_backbone(backbone)
     _warn_of_floor(run.backbone)

@@ -58,11 +58,15 @@ class Split:
         text = json.dumps([sorted(getattr(self, part)) for part in PARTS])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def groups(self) -> set[str]:
+        """The groups of all three parts."""
+        return {*self.train, *self.val, *self.test}
+
     def rows(self, table: ImageTable, part: str) -> ImageTable:
         """The rows of ``table`` in one part; raises :class:`DataError` on foreign groups."""
         groups = table.frame["group"]
-        known = {group for name in PARTS for group in getattr(self, name)}
-        strange = set(groups) - known
+        strange = set(groups) - self.groups
         if strange:
             raise DataError(
                 f"expected only prompts of the split, got {len(strange)} others such as "

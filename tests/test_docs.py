@@ -1,0 +1,91 @@
+"""README and docs are executed: their commands run, their Python runs, generated pages hold."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dcmpl.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    joined = "\n".join(blocks("bash")).replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("dcmpl ")]
+
+
+@pytest.fixture(scope="module")
+def readers_folder(
+    tmp_path_factory: pytest.TempPathFactory, small_backbone: Path, picture_data: Path
+) -> Path:
+    """What somebody who follows the README has before them, small."""
+    folder = tmp_path_factory.mktemp("reader")
+    frame = pd.read_csv(picture_data)
+    (folder / "AGIQA-3K" / "img").mkdir(parents=True)
+    (folder / "pictures").mkdir()
+    for image in frame["image"]:
+        shutil.copy(picture_data.parent / image, folder / "AGIQA-3K" / "img" / f"glide_{image}")
+        shutil.copy(picture_data.parent / image, folder / image)
+        shutil.copy(picture_data.parent / image, folder / "pictures" / image)
+    official = frame.rename(columns={"image": "name", "mos_alignment": "mos_align"})
+    official["name"] = "glide_" + official["name"]
+    official.to_csv(folder / "AGIQA-3K" / "data.csv", index=False, lineterminator="\r\n")
+    own = {"image": "file", "prompt": "text", "mos_quality": "score"}
+    frame.rename(columns=own).to_csv(folder / "mine.csv", index=False)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name)
+    shutil.copytree(small_backbone, folder / "openai" / "clip-vit-base-patch32")
+    return folder
+
+
+def test_commands_and_python_of_the_readme_run(
+    readers_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(readers_folder)
+    run = commands()
+    assert [words[0] for words in run] == ["train", "evaluate", "score", "train", "train"]
+    for words in run:
+        short = ["--epochs", "1"] if words[0] == "train" else []
+        assert main([*words, *short]) == 0, words
+    assert len(pd.read_csv("scores.csv")) == 48
+    (example,) = blocks("python")
+    capsys.readouterr()
+    exec(example, {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["a.png", "b.png"]
+
+
+def test_captioned_tree_names_every_source_file() -> None:
+    named = set(re.findall(r"`(?:src/dcmpl/)?(\w+\.py)`", README))
+    there = {path.name for path in (ROOT / "src" / "dcmpl").glob("*.py")} - {"__init__.py"}
+    assert there <= named
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE)
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_links_of_the_readme_and_docs_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)
+
+
+def test_cli_page_is_what_the_program_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from write_cli_docs import PAGE, cli_docs
+
+    monkeypatch.setenv("COLUMNS", "100")
+    assert PAGE.read_text() == cli_docs()

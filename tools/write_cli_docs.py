@@ -1,0 +1,26 @@
+"""Write ``docs/cli.md`` from the program's own help: ``python tools/write_cli_docs.py``."""
+
+import os
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+
+
+def cli_docs() -> str:
+    """The page, from the parsers."""
+    os.environ["COLUMNS"] = "100"  # argparse wraps to the terminal it finds
+    from dcmpl.cli import COMMANDS, build_parser
+
+    parts = ["# Every flag\n\nWritten by `make docs` from the program; a test keeps it true.\n"]
+    helps = {"dcmpl": build_parser().format_help()}
+    for name, (build, _) in COMMANDS.items():
+        parser = build()
+        parser.prog = f"dcmpl {name}"
+        helps[f"dcmpl {name}"] = parser.format_help()
+    for name, text in helps.items():
+        parts.append(f"## {name}\n\n```text\n{text.rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(cli_docs())
