@@ -1,6 +1,9 @@
 """The three commands, from parsed words to files and printed results."""
 
 import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,9 @@ import torch
 from rich.console import Console
 
 from dcmpl.checkpoint import (
-    MODEL,
     RECORD,
     Run,
     Source,
-    load_learned,
     read_run,
     read_split,
     write_split,
@@ -22,11 +23,12 @@ from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.evaluate import metrics_table, write_results
 from dcmpl.files import find_pictures, read_prompts, score_file
+from dcmpl.inference import predict_table
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.predict import Score, Scorer
 from dcmpl.progress import track
 from dcmpl.splits import PARTS, Split, make_split
-from dcmpl.train import EpochReport, fit, predict_table
+from dcmpl.train import EpochReport, fit
 from dcmpl.weights import EMBEDDED, Backbone, load_backbone
 
 __all__ = ["evaluate", "score", "train"]
@@ -60,10 +62,6 @@ def _load(arguments: Any, source: Source | None = None) -> ImageTable:
     return load_table(source.path, scale or source.scale, arguments.columns or source.columns)
 
 
-def _model(backbone: Backbone, run: Run) -> DCMPL:
-    return DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
-
-
 def train(arguments: Any) -> int:
     """``dcmpl train``."""
     folder = Path(arguments.out)
@@ -87,14 +85,13 @@ def train(arguments: Any) -> int:
     )
     _warn_of_floor(run.backbone)
     check_pictures(table)
-    model = _model(backbone, run)
+    model = DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
     count = sum(p.numel() for p in trainable_parameters(model).values())
     _say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
     run.write(folder)
     write_split(folder, split)
-    run = fit(
-        model, split.train_part(table), split.validation_part(table), run, folder, _print_epoch
-    )
+    report = _epoch_printer(done=len(run.history))
+    run = fit(model, split.train_part(table), split.validation_part(table), run, folder, report)
     best = run.history[run.best_epoch - 1]
     told = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
     _say(f"best epoch {run.best_epoch}: {told}")
@@ -137,10 +134,21 @@ def _portable(backbone: str) -> str:
     return str(Path(backbone).absolute()) if is_folder else backbone
 
 
-def _print_epoch(report: EpochReport) -> None:
-    found = "  ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.validation.items())
-    mark = "  best" if report.best else ""
-    _say(f"epoch {report.epoch:3d}/{report.epochs}  loss {report.loss:.4f}  {found}{mark}")
+def _epoch_printer(done: int) -> Callable[[EpochReport], None]:
+    """Prints a line per epoch, with the time the rest will take; ``done`` were before."""
+    start = time.monotonic()
+
+    def show(report: EpochReport) -> None:
+        found = "  ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.validation.items())
+        each = (time.monotonic() - start) / (report.epoch - done)
+        left = timedelta(seconds=round(each * (report.epochs - report.epoch)))
+        mark = "  best" if report.best else ""
+        _say(
+            f"epoch {report.epoch:3d}/{report.epochs}  loss {report.loss:.4f}  {found}  "
+            f"left {left}{mark}"
+        )
+
+    return show
 
 
 def evaluate(arguments: Any) -> int:
@@ -153,13 +161,10 @@ def evaluate(arguments: Any) -> int:
     name = arguments.split or ("test" if own else "all")
     if name != "all":
         table = split.rows(table, name)
-    backbone = load_backbone(run.backbone)
-    run.check_backbone(backbone)
+    scorer = Scorer.from_pretrained(folder)
     _warn_of_floor(run.backbone)
-    model = _model(backbone, run)
-    load_learned(folder / MODEL, model)
     check_pictures(table)
-    predicted = predict_table(model.eval(), table, run.train, "scoring")
+    predicted = predict_table(scorer.model, table, scorer.views, "fp32", "scoring")
     default = folder if own and name == "test" else folder / f"{table.name}-{name}"
     out = Path(arguments.out) if arguments.out else default
     notes = {
@@ -194,16 +199,18 @@ def score(arguments: Any) -> int:
             )
     scorer = Scorer.from_pretrained(arguments.model)
     _warn_of_floor(read_run(Path(arguments.model)).backbone)
+    if prompts or arguments.prompt:
+        _say("note: this model judges alignment from the picture alone; prompts are carried along")
     pairs = ((p, prompts.get(p, arguments.prompt or "")) for p in pictures)
-    scores: list[Score] = []
+    faults: list[Score] = []
     with score_file(Path(arguments.out), COLUMNS) as write:
         for found in track(scorer.stream(pairs), "scoring", len(pictures)):
             write({column: getattr(found, column) for column in COLUMNS})
-            scores.append(found)
-    faults = [s for s in scores if s.status == "error"]
+            if found.status == "error":
+                faults.append(found)
     for fault in faults[:10]:
         _say(f"not scored: {fault.reason}")
     if len(faults) > 10:
         _say(f"and {len(faults) - 10} more, each with its reason in the file")
-    print(f"{len(scores) - len(faults)} of {len(scores)} pictures scored: {arguments.out}")
+    print(f"{len(pictures) - len(faults)} of {len(pictures)} pictures scored: {arguments.out}")
     return 3 if faults else 0

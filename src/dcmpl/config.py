@@ -49,6 +49,13 @@ class ModelConfig:
         WordPair("aligned photo", "misaligned photo"), "ends of alignment"
     )
 
+    def __post_init__(self) -> None:
+        if self.n_context < 1 or self.adapter_reduction < 1 or not 0 <= self.adapter_ratio <= 1:
+            raise UsageError(
+                "expected n_context and adapter_reduction of at least 1 and adapter_ratio from 0 "
+                f"to 1, got {self.n_context}, {self.adapter_reduction} and {self.adapter_ratio}"
+            )
+
 
 PRESETS: dict[str, ModelConfig] = {"dcmpl": ModelConfig()}
 

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dcmpl.images import to_unit_range, windows
+from dcmpl.datasets import ImageTable
+from dcmpl.images import read_image, to_unit_range, windows
 from dcmpl.model import DCMPL, Condition
+from dcmpl.progress import track
 
-__all__ = ["PictureScore", "precision_context", "score_pictures"]
+__all__ = ["PictureScore", "precision_context", "predict_table", "score_pictures"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ def score_pictures(
     if waiting:
         flush()
     yield from finished(index + 1)
+
+
+def predict_table(
+    model: DCMPL, table: ImageTable, views: str, precision: str, what: str
+) -> np.ndarray:
+    """(rows, 2) predicted quality and alignment, in [0, 1]; ``what`` names the progress bar."""
+    pictures = (read_image(path) for path in track(table.frame["image"], what))
+    scores = score_pictures(model, pictures, views, precision=precision)
+    return np.array([[score.quality, score.alignment] for score in scores])
 
 
 def _score_windows(model: DCMPL, batch: Tensor, condition: Condition, precision: str) -> Tensor:

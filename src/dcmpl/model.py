@@ -67,7 +67,7 @@ class DCMPL(nn.Module):
         self.config = config
         self.clip = clip
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.alignment_prompts = AuxiliaryPrompts(sizes.text, sizes.vision, config.n_context)
             self.quality_prompts = MainPrompts(sizes.text, sizes.vision, config.n_context)
             self.quality_adapter, self.alignment_adapter = (

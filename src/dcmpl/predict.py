@@ -72,7 +72,7 @@ class Scorer:
         model = DCMPL(frozen.clip, frozen.tokenizer, record.model, record.train.seed)
         load_learned(folder / MODEL, model)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, record.train.views, record.train.batch_size)
+        return cls(model, record.train.views)
 
     def score(
         self, images: Sequence[Picture], prompts: Sequence[str] | str | None = None

@@ -25,7 +25,10 @@ __all__ = [
     "context_tokens",
 ]
 
-_HEAD_WIDTH = 64  # CLIP's and CMPA's: heads = width / 64
+
+def _heads(width: int) -> int:
+    """CLIP's and CMPA's width / 64; one head where that is no whole number."""
+    return 1 if width % 64 else width // 64
 
 
 def context_tokens(layers: int, n_context: int, width: int) -> nn.ParameterList:
@@ -43,7 +46,7 @@ class CrossModalBlock(nn.Module):
         super().__init__()
         self.proj = nn.Linear(other_width, width)
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads=max(1, width // _HEAD_WIDTH))
+        self.attn = Attention(width, _heads(width))
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, 4 * width, "quick_gelu")
 

@@ -12,7 +12,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from dcmpl.errors import WeightsError
+from dcmpl.errors import UsageError, WeightsError
 
 __all__ = ["Tokenizer", "Tokens"]
 
@@ -40,6 +40,7 @@ class Tokenizer:
         self._pairs.no_truncation()
         self.context_length = context_length
         self.start_id, self.end_id = (self._special(token, path) for token in (START, END))
+        self.size = 1 + max(self._pairs.get_vocab(with_added_tokens=True).values())
 
     def _special(self, token: str, path: Path) -> int:
         found = self._pairs.token_to_id(token)
@@ -50,9 +51,14 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str], n_context: int = 0) -> Tokens:
         """Ids of ``texts`` with ``n_context`` free slots behind the start token.
 
-        A text too long for the context loses its last words, never its end token.
+        A text too long for the context loses its last words, never its end token. Raises
+        :class:`UsageError` where the slots alone are too many.
         """
         room = self.context_length - 2 - n_context
+        if room < 0:
+            raise UsageError(
+                f"expected at most {self.context_length - 2} prompt tokens, got {n_context}"
+            )
         rows = []
         for text in texts:
             words = self._pairs.encode(text, add_special_tokens=False).ids[:room]

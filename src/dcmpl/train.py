@@ -26,13 +26,13 @@ from dcmpl.config import TrainConfig
 from dcmpl.datasets import TARGETS, ImageTable
 from dcmpl.errors import RunError
 from dcmpl.images import random_window, read_image, to_unit_range
-from dcmpl.inference import score_pictures
+from dcmpl.inference import predict_table
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model import DCMPL, Scores, trainable_parameters
-from dcmpl.progress import progress_bar, track
+from dcmpl.progress import progress_bar
 from dcmpl.splits import TrainPart, ValidationPart
 
-__all__ = ["EpochReport", "fit", "predict_table"]
+__all__ = ["EpochReport", "fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,19 +102,10 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def predict_table(model: DCMPL, table: ImageTable, config: TrainConfig, what: str) -> np.ndarray:
-    """(rows, 2) predicted quality and alignment, in [0, 1]."""
-    pictures = (read_image(path) for path in track(table.frame["image"], what))
-    scores = score_pictures(model, pictures, config.views, config.batch_size, config.precision)
-    return np.array([[score.quality, score.alignment] for score in scores])
-
-
 def validate(model: DCMPL, part: ValidationPart, config: TrainConfig) -> dict[str, float]:
     """SRCC and PLCC of every target that has opinions."""
-    predicted, targets = (
-        predict_table(model, part.table, config, "validating"),
-        part.table.targets(),
-    )
+    targets = part.table.targets()
+    predicted = predict_table(model, part.table, config.views, config.precision, "validating")
     found = {}
     for column, target in enumerate(TARGETS):
         known = np.isfinite(targets[:, column])
@@ -124,7 +115,7 @@ def validate(model: DCMPL, part: ValidationPart, config: TrainConfig) -> dict[st
     return found
 
 
-def _best_epoch(history: tuple[dict[str, float], ...]) -> int:
+def best_epoch(history: tuple[dict[str, float], ...]) -> int:
     """The epoch (from 1) of the best validation SRCC; the first of equals."""
 
     def merit(entry: dict[str, float]) -> float:
@@ -160,7 +151,7 @@ def fit(
     on_cpu = accelerator.device.type == "cpu"
     size, workers = model.clip.config.image_size, 0 if on_cpu else 4
     for epoch in range(len(history) + 1, config.epochs + 1):
-        if config.patience and history and len(history) - _best_epoch(history) >= config.patience:
+        if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
         loader = accelerator.prepare(_epoch_loader(training.table, size, config, epoch, workers))
         losses = []
@@ -183,7 +174,7 @@ def fit(
             losses.append(loss.item())
         found = validate(model, validation, config)
         history = (*history, {"loss": float(np.mean(losses)), **found})
-        best = _best_epoch(history)
+        best = best_epoch(history)
         if accelerator.is_main_process:
             if best == epoch:
                 save_learned(folder / MODEL, model, {"epoch": str(epoch)})
@@ -192,7 +183,7 @@ def fit(
             run = replace(run, history=history, best_epoch=best)
             run.write(folder)
         report(EpochReport(epoch, config.epochs, history[-1]["loss"], found, best == epoch))
-    run = replace(run, history=history, best_epoch=_best_epoch(history), finished=True)
+    run = replace(run, history=history, best_epoch=best_epoch(history), finished=True)
     if accelerator.is_main_process:
         run.write(folder)
     load_learned(folder / MODEL, model)

@@ -55,14 +55,15 @@ def load_backbone(name: str) -> Backbone:
     with torch.device("meta"):
         expected = {key: tensor.shape for key, tensor in Clip(config).state_dict().items()}
     state = read_tensors(folder / "model.safetensors", expected)
-    clip = Clip(config)
+    with torch.random.fork_rng(devices=[]):  # what it is filled with is overwritten
+        clip = Clip(config)
     clip.load_state_dict(state, strict=True)
     clip.eval().requires_grad_(False)
     tokenizer = Tokenizer(folder / "tokenizer.json", config.context_length)
-    if tokenizer.end_id >= config.vocab_size:
+    if tokenizer.size > config.vocab_size:
         raise WeightsError(
-            f"expected a tokenizer of at most {config.vocab_size} entries in {folder}, got the "
-            f"end token at {tokenizer.end_id}: tokenizer.json belongs to another backbone"
+            f"expected a tokenizer of at most {config.vocab_size} entries in {folder}, got "
+            f"{tokenizer.size}: tokenizer.json belongs to another backbone"
         )
     return Backbone(name, clip, tokenizer, _sha256(folder / "model.safetensors"))
 
@@ -95,6 +96,9 @@ def read_config(path: Path) -> ClipConfig:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         vision, text = record["vision_config"], record["text_config"]
+        stem = vision.get("stem", "patch")
+        if stem not in ("patch", "statistics"):
+            raise ValueError(f"stem {stem!r} is neither patch nor statistics")
         config = ClipConfig(
             vision=_tower(vision, width=768, heads=12),
             text=_tower(text, width=512, heads=8),
@@ -103,16 +107,19 @@ def read_config(path: Path) -> ClipConfig:
             patch_size=_size(vision, "patch_size", 32),
             vocab_size=_size(text, "vocab_size", 49408, most=2_000_000),
             context_length=_size(text, "max_position_embeddings", 77),
-            stem=vision.get("stem", "patch"),
+            stem=stem,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"expected the configuration of a CLIP at {path}, got: {error}"
         ) from error
-    if config.stem not in ("patch", "statistics"):
-        raise WeightsError(f"expected the stem patch or statistics in {path}, got {config.stem!r}")
     if config.image_size % config.patch_size:
         raise WeightsError(f"expected patch_size to divide image_size in {path}")
+    if config.stem == "statistics" and (config.patch_size % 8 or config.image_size < 128):
+        raise WeightsError(
+            f"expected cells of a multiple of 8 pixels and windows of at least 128 in {path}, "
+            f"got {config.patch_size} and {config.image_size}"
+        )
     return config
 
 
@@ -124,13 +131,16 @@ def _tower(record: Mapping[str, Any], width: int, heads: int) -> TowerConfig:
     activation = record.get("hidden_act", "quick_gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    eps = float(record.get("layer_norm_eps", 1e-5))
+    if not 0 < eps < 1:
+        raise ValueError(f"layer_norm_eps is {eps}")
     return TowerConfig(
         width=width,
         layers=_size(record, "num_hidden_layers", 12, most=MOST_LAYERS),
         heads=heads,
         hidden=_size(record, "intermediate_size", 4 * width),
         activation=activation,
-        layer_norm_eps=float(record.get("layer_norm_eps", 1e-5)),
+        layer_norm_eps=eps,
     )
 
 
@@ -194,13 +204,19 @@ def ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if re.search(r"position_ids$|\.self_attn\.[kv]_proj\.", name):
-            continue  # an index that older files carry; k and v are taken with their q
+        if name.endswith("position_ids"):
+            continue  # an index that older files carry
+        if re.sub(r"\.self_attn\.[kv]_proj\.", ".self_attn.q_proj.", name) in state.keys() - {name}:
+            continue  # k and v are taken with their q
         if match := re.search(r"\.self_attn\.q_proj\.(weight|bias)$", name):
             parts = [state.get(name.replace("q_proj", f"{p}_proj")) for p in "qkv"]
-            if any(part is None for part in parts):
-                raise WeightsError(f"expected q, k and v projections beside {name}, one is missing")
-            tensor = torch.cat([part for part in parts if part is not None])
+            fitting = [p for p in parts if p is not None and p.ndim and p.shape == tensor.shape]
+            if len(fitting) < 3:
+                raise WeightsError(
+                    f"expected q, k and v projections of shape {tuple(tensor.shape)} beside "
+                    f"{name}, one is missing or differs"
+                )
+            tensor = torch.cat(fitting)
             name = f"{name[: match.start()]}.attn.in_proj_{match[1]}"
         for pattern, replacement in HUGGING_FACE:
             name = re.sub(pattern, replacement, name)
