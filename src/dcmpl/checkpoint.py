@@ -12,7 +12,6 @@ the old one or the new one, whole.
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,19 +117,17 @@ def write_split(folder: Path, split: Split) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path`` whole or not at all; raises :class:`RunError` on failure."""
-    handle, temporary = -1, ""
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise RunError(
             f"expected to write {path}, got: {error.strerror or error}; what stood there before "
             "is whole, make room and start again"
