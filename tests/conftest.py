@@ -12,7 +12,8 @@ from PIL import Image
 
 from dcmpl.weights import EMBEDDED
 
-torch.set_num_threads(2)
+# Small tensors gain nothing from a second thread, and on a busy machine two wait for one another.
+torch.set_num_threads(1)
 
 SMALL = {
     "projection_dim": 24,
@@ -99,3 +100,23 @@ def randomise() -> Callable[[torch.nn.Module, int], None]:
                     parameter.copy_(float(is_scale) + 0.1 * noise)
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def train_words(small_backbone: Path, picture_data: Path) -> list[str]:
+    """The words of a ``dcmpl train`` of three quick epochs, all but ``--out``."""
+    words = f"train --data {picture_data} --mos-scale 1 5 --backbone {small_backbone}"
+    return [
+        *words.split(),
+        *["--epochs", "3", "--batch-size", "16", "--lr", "0.003", "--views", "center"],
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> Path:
+    """A finished run of :func:`train_words`; copy it before changing it."""
+    from dcmpl.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    assert main([*train_words, "--out", str(folder)]) == 0
+    return folder

@@ -1,0 +1,283 @@
+"""A run folder is read as it was written, or refused."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcmpl.checkpoint import (
+    Run,
+    Source,
+    as_json,
+    load_learned,
+    read_metadata,
+    read_run,
+    read_split,
+    save_learned,
+    write_atomically,
+    write_split,
+)
+from dcmpl.config import ModelConfig, TrainConfig, WordPair
+from dcmpl.datasets import MosScale
+from dcmpl.errors import RunError
+from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.splits import Split
+from dcmpl.weights import Backbone, load_backbone
+
+SPLIT = Split(0, ("a", "b"), ("c",), ("d",))
+RUN = Run(
+    preset="dcmpl",
+    backbone="tiny",
+    backbone_sha256="0" * 64,
+    source=Source("/data/scores.csv", "scores", MosScale(1, 5), {"image": "file"}),
+    model=ModelConfig(n_context=3, quality_words=WordPair("fine", "poor")),
+    train=TrainConfig(epochs=3, lr=0.01, patience=None, views="grid-2"),
+    split_sha256=SPLIT.digest,
+    history=({"loss": 0.5, "quality_srcc": 0.25}, {"loss": 0.25, "quality_srcc": 0.5}),
+    best_epoch=2,
+)
+
+
+@pytest.fixture(scope="module")
+def backbone(small_backbone: Path) -> Backbone:
+    return load_backbone(str(small_backbone))
+
+
+NewModel = Callable[[int], DCMPL]
+
+
+@pytest.fixture
+def new_model(backbone: Backbone) -> NewModel:
+    return lambda seed: DCMPL(backbone.clip, backbone.tokenizer, ModelConfig(), seed)
+
+
+@pytest.fixture
+def saved(new_model: NewModel, tmp_path: Path) -> Path:
+    """The learned tensors of the model of seed 1."""
+    save_learned(tmp_path / "model.safetensors", new_model(1), {"epoch": "7"})
+    return tmp_path / "model.safetensors"
+
+
+def test_record_round_trip_gives_the_same_run(tmp_path: Path) -> None:
+    RUN.write(tmp_path)
+    assert read_run(tmp_path) == RUN
+
+
+def test_record_keeps_a_validation_that_was_undefined(tmp_path: Path) -> None:
+    replace(RUN, history=({"loss": 0.5, "quality_srcc": float("nan")},)).write(tmp_path)
+    value = read_run(tmp_path).history[0]["quality_srcc"]
+    assert value != value
+
+
+def test_folder_without_a_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        read_run(tmp_path)
+    assert str(caught.value) == (
+        f"expected a run folder made by dcmpl train at {tmp_path}, found no run.json in it"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "5", "null", '"text"', '{"model": 1}'])
+def test_record_of_other_content_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match="expected the record of a run at "):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("where", [(), ("model",), ("train",), ("source",)])
+def test_record_with_an_unknown_key_is_refused(tmp_path: Path, where: tuple[str, ...]) -> None:
+    RUN.write(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    place = record
+    for key in where:
+        place = place[key]
+    place["surprise"] = 1
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="surprise"):
+        read_run(tmp_path)
+
+
+def test_record_with_settings_out_of_range_is_refused(tmp_path: Path) -> None:
+    RUN.write(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["train"]["epochs"] = 0
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"run\.json"):
+        read_run(tmp_path)
+
+
+def test_split_round_trip_gives_the_same_split(tmp_path: Path) -> None:
+    write_split(tmp_path, SPLIT)
+    assert read_split(tmp_path, RUN) == SPLIT
+
+
+def test_missing_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="expected the split of the run at "):
+        read_split(tmp_path, RUN)
+
+
+def test_split_of_another_run_is_refused(tmp_path: Path) -> None:
+    write_split(tmp_path, Split(0, ("a", "d"), ("c",), ("b",)))
+    with pytest.raises(RunError, match=r"expected the split that run\.json names"):
+        read_split(tmp_path, RUN)
+
+
+def test_same_backbone_is_accepted(backbone: Backbone) -> None:
+    replace(RUN, backbone_sha256=backbone.sha256).check_backbone(backbone)
+
+
+def test_other_backbone_is_refused(backbone: Backbone) -> None:
+    with pytest.raises(RunError, match="expected the backbone the run was trained with") as caught:
+        RUN.check_backbone(backbone)
+    assert backbone.sha256[:12] in str(caught.value)
+
+
+def test_learned_tensors_round_trip_bit_for_bit(saved: Path, new_model: NewModel) -> None:
+    model = new_model(2)
+    load_learned(saved, model)
+    wanted = trainable_parameters(new_model(1))
+    found = trainable_parameters(model)
+    assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
+
+
+def test_file_holds_the_learned_tensors_and_nothing_else(saved: Path, new_model: NewModel) -> None:
+    assert load_file(saved).keys() == trainable_parameters(new_model(1)).keys()
+
+
+def test_words_beside_the_tensors_are_kept(saved: Path) -> None:
+    assert read_metadata(saved) == {"epoch": "7"}
+
+
+def test_state_of_the_optimizer_comes_back(tmp_path: Path, new_model: NewModel) -> None:
+    state = {"a/step": torch.tensor(3.0), "a/exp_avg": torch.arange(4.0)}
+    save_learned(tmp_path / "last.safetensors", new_model(1), {}, state)
+    found = load_learned(tmp_path / "last.safetensors", new_model(2))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> str:
+    """Edit the tensors in a file; returns the name of the first."""
+    tensors = load_file(path)
+    name = min(tensors)
+    edit(tensors)
+    save_file(tensors, path)
+    return name
+
+
+def first(tensors: dict[str, torch.Tensor]) -> str:
+    return min(tensors)
+
+
+WRONG = {
+    "missing": lambda t: t.pop(first(t)),
+    "of another shape": lambda t: t.update({first(t): torch.zeros(2, 3, 5)}),
+    "renamed": lambda t: t.update({"x": t.pop(first(t))}),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_tensor_is_named(saved: Path, new_model: NewModel, kind: str) -> None:
+    name = change(saved, WRONG[kind])
+    with pytest.raises(RunError, match="expected exactly the ") as caught:
+        load_learned(saved, new_model(2))
+    assert name in str(caught.value)
+
+
+def test_foreign_tensor_is_named(saved: Path, new_model: NewModel) -> None:
+    change(saved, lambda tensors: tensors.update({"clip.logit_scale": torch.zeros(())}))
+    with pytest.raises(RunError, match=r"1 differ, clip\.logit_scale among them"):
+        load_learned(saved, new_model(2))
+
+
+def test_refused_file_leaves_the_model_as_it_was(saved: Path, new_model: NewModel) -> None:
+    change(saved, lambda tensors: tensors.update({"zzz": torch.zeros(())}))
+    model = new_model(2)
+    with pytest.raises(RunError):
+        load_learned(saved, model)
+    wanted = trainable_parameters(new_model(2))
+    found = trainable_parameters(model)
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
+@pytest.mark.parametrize("read", [read_metadata, None])
+def test_truncated_file_is_refused(
+    saved: Path, new_model: NewModel, keep: int, read: Callable[[Path], object] | None
+) -> None:
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(RunError, match="expected learned tensors at "):
+        read(saved) if read else load_learned(saved, new_model(2))
+
+
+def test_missing_file_is_refused(tmp_path: Path, new_model: NewModel) -> None:
+    with pytest.raises(RunError, match="expected learned tensors at "):
+        load_learned(tmp_path / "model.safetensors", new_model(2))
+
+
+def test_content_is_written_whole(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "new" / "a.bin", b"content")
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"content"
+
+
+def test_writing_leaves_no_other_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.bin", b"content")
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+def test_full_disk_leaves_the_old_file_whole_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(RunError) as caught:
+        write_atomically(path, b"new content")
+    assert str(caught.value) == (
+        f"expected to write {path}, got: No space left on device; what stood there before "
+        "is whole, make room and start again"
+    )
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_interruption_while_writing_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new content")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_place_inside_a_file_is_a_run_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="expected to write "):
+        write_atomically(tmp_path / "file" / "a.bin", b"content")
+
+
+def test_what_is_not_finite_is_null_in_json() -> None:
+    record = {"a": float("nan"), "b": {"c": float("inf"), "d": 0.5}, "e": -float("inf")}
+    assert json.loads(as_json(record)) == {"a": None, "b": {"c": None, "d": 0.5}, "e": None}
+
+
+def test_trained_run_can_be_moved(trained_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_run, tmp_path / "moved")
+    assert read_run(tmp_path / "moved") == read_run(trained_run)

@@ -1,0 +1,510 @@
+"""Every command ends with its exit code, and every mistake with one sentence."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dcmpl.checkpoint import read_run
+from dcmpl.cli import main, parse
+from dcmpl.config import RECIPES, TrainConfig
+from dcmpl.metrics import bootstrap
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(capsys: Capture, code: int, *words: object) -> str:
+    """Run a command that ends with ``code``; returns the sentence it ends with."""
+    assert main([str(word) for word in words]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("dcmpl: ")
+    assert "Traceback" not in line
+    return line.removeprefix("dcmpl: ")
+
+
+@pytest.fixture
+def train(train_words: list[str], tmp_path: Path) -> list[str]:
+    """The words of a training that works."""
+    return [*train_words, "--out", str(tmp_path / "run")]
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("--epocks", "--epochs"), ("--batch_size", "--batch-size"), ("--bakbone", "--backbone")],
+)
+def test_unknown_flag_names_the_nearest(
+    capsys: Capture, train: list[str], word: str, near: str
+) -> None:
+    assert refused(capsys, 2, *train, word, 3) == (
+        f"expected a flag of dcmpl train, got {word}: did you mean {near}?"
+    )
+
+
+def test_unknown_flag_with_an_equals_sign_names_the_nearest(
+    capsys: Capture, train: list[str]
+) -> None:
+    assert refused(capsys, 2, *train, "--epocks=3").endswith("did you mean --epochs?")
+
+
+def test_flag_like_no_other_points_at_the_help(capsys: Capture, train: list[str]) -> None:
+    assert refused(capsys, 2, *train, "--xyzzy").endswith("got --xyzzy: see --help")
+
+
+def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
+    assert refused(capsys, 2, *train, "--epoch", 3).endswith("did you mean --epochs?")
+
+
+def test_unknown_command_names_the_nearest(capsys: Capture) -> None:
+    assert refused(capsys, 2, "trian") == (
+        "expected a command (train, evaluate, score), got 'trian': did you mean train?"
+    )
+
+
+def test_no_command_names_them_all(capsys: Capture) -> None:
+    assert refused(capsys, 2) == (
+        "expected a command (train, evaluate, score), got none: see dcmpl --help"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("--epochs", "three", "a whole number"),
+        ("--epochs", "1.5", "a whole number"),
+        ("--lr", "fast", "a number"),
+        ("--lr", "nan", "a number"),
+        ("--seed", "x", "a whole number"),
+        ("--schedule", "step", "'constant', 'cosine'"),
+        ("--precision", "fp64", "'fp32', 'bf16'"),
+    ],
+)
+def test_wrong_type_says_what_is_wanted(
+    capsys: Capture, train: list[str], flag: str, value: str, wanted: str
+) -> None:
+    assert refused(capsys, 2, *train, flag, value) == f"expected {wanted} for {flag}, got {value}"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--epochs", "0", "expected epochs of at least 1, got 0"),
+        ("--batch-size", "-1", "expected batch_size of at least 1, got -1"),
+        ("--crops", "0", "expected crops of at least 1, got 0"),
+        ("--lr", "0", "expected a positive lr and an alignment_weight of at least 0, got 0.0"),
+        ("--views", "grid-0", "expected views to be windows, center or grid-N"),
+        ("--preset", "foo", "expected --preset of dcmpl"),
+    ],
+)
+def test_value_out_of_range_is_wrong_usage(
+    capsys: Capture, train: list[str], flag: str, value: str, told: str
+) -> None:
+    assert refused(capsys, 2, *train, flag, value).startswith(told)
+
+
+def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str]) -> None:
+    assert refused(capsys, 1, *train, "--backbone", "foo") == (
+        "expected a backbone (tiny), a folder or a Hugging Face id such as "
+        "openai/clip-vit-base-patch32, got 'foo'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["train", "--out", "x"], "data"),
+        (["evaluate"], "run"),
+        (["score", "a.png", "-o", "x.csv"], "model"),
+        (["score", "a.png", "--model", "x"], "out"),
+        (["score", "-o", "x.csv", "--model", "x"], "paths"),
+    ],
+)
+def test_missing_argument_is_named(capsys: Capture, words: list[str], missing: str) -> None:
+    told = refused(capsys, 2, *words)
+    assert f"the following arguments are required: {missing}; see" in told
+
+
+def test_one_end_of_a_scale_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
+    told = refused(capsys, 2, "train", "--data", tmp_path, "--out", "x", "--mos-scale", "1")
+    assert "expected 2 arguments" in told
+
+
+def test_missing_data_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere"
+    assert refused(capsys, 2, "train", "--data", path, "--out", "x") == (
+        f"expected a data set at --data {path}, found nothing there"
+    )
+
+
+def test_data_without_a_scale_fails(capsys: Capture, picture_data: Path, tmp_path: Path) -> None:
+    told = refused(capsys, 1, "train", "--data", picture_data, "--out", tmp_path / "run")
+    assert told.endswith("add --mos-scale LOW HIGH, for example --mos-scale 1 5")
+
+
+def test_mapping_without_an_equals_sign_is_wrong_usage(capsys: Capture, train: list[str]) -> None:
+    assert refused(capsys, 2, *train, "--columns", "foo") == (
+        "expected --columns OURS=THEIRS ..., got foo"
+    )
+
+
+def test_existing_run_is_not_overwritten(
+    capsys: Capture, train_words: list[str], trained_run: Path
+) -> None:
+    before = {file.name: file.read_bytes() for file in trained_run.iterdir()}
+    assert refused(capsys, 2, *train_words, "--out", trained_run) == (
+        f"expected a new folder at --out {trained_run}, found a run in it: "
+        "add --resume to go on with it, or choose another"
+    )
+    assert {file.name: file.read_bytes() for file in trained_run.iterdir()} == before
+
+
+def test_finished_run_is_resumed_without_work(
+    capsys: Capture, train_words: list[str], trained_run: Path
+) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()}
+    assert main([*train_words, "--out", str(trained_run), "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()} == before
+
+
+def test_resume_with_other_settings_fails(
+    capsys: Capture, train_words: list[str], trained_run: Path
+) -> None:
+    words = [*train_words, "--out", trained_run, "--resume", "--lr", "0.5"]
+    assert refused(capsys, 1, *words).startswith(f"expected to resume {trained_run} with the train")
+
+
+def test_unreadable_pictures_stop_training_before_it_begins(
+    capsys: Capture, train: list[str], picture_data: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved"))
+    (moved / "07.png").write_text("no picture")
+    train[train.index("--data") + 1] = str(moved / "scores.csv")
+    assert main(train) == 1
+    assert str(moved / "07.png") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_says_what_to_do_next(capsys: Capture, train: list[str], tmp_path: Path) -> None:
+    assert main([*train, "--epochs", "1"]) == 0
+    assert capsys.readouterr().out == (
+        f"run: {tmp_path / 'run'}\nnext: dcmpl evaluate {tmp_path / 'run'} --split test\n"
+    )
+
+
+def test_flags_reach_the_record(trained_run: Path) -> None:
+    config = read_run(trained_run).train
+    assert config == TrainConfig(epochs=3, batch_size=16, lr=0.003, views="center")
+
+
+def test_flags_that_are_not_given_have_the_value_of_the_recipe(picture_data: Path) -> None:
+    words = ["train", "--data", str(picture_data), "--out", "x", "--backbone", "tiny"]
+    assert TrainConfig(**parse(words).recipe) == RECIPES["tiny"]
+
+
+def test_configuration_round_trip_gives_the_same_arguments(
+    capsys: Capture, train: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*train, "--print_config"])
+    assert ended.value.code == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    again = parse(["train", "--config", str(tmp_path / "c.yaml")])
+    wanted = parse(train)
+    names = ["data", "mos_scale", "columns", "out", "preset", "backbone", "resume", "recipe"]
+    assert [again[name] for name in names] == [wanted[name] for name in names]
+
+
+def test_flag_after_the_configuration_wins(train: list[str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("epochs: 7\nlr: 0.5\n")
+    arguments = parse([*train, "--config", str(tmp_path / "c.yaml"), "--lr", "0.25"])
+    assert (arguments.recipe["epochs"], arguments.recipe["lr"]) == (7, 0.25)
+
+
+@pytest.mark.parametrize("text", ["epocks: 7\n", "epochs: many\n", "epochs: [\n"])
+def test_wrong_configuration_is_wrong_usage(
+    capsys: Capture, train: list[str], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    told = refused(capsys, 2, *train, "--config", tmp_path / "c.yaml")
+    assert "epoc" in told or "c.yaml" in told
+
+
+def test_missing_configuration_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
+    told = refused(capsys, 2, "train", "--config", tmp_path / "no.yaml")
+    assert str(tmp_path / "no.yaml") in told
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "scores.csv"
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def score(*words: object) -> int:
+    return main(["score", *(str(word) for word in words)])
+
+
+def test_scoring_a_folder_writes_a_row_for_each(
+    picture_data: Path, trained_run: Path, out: Path
+) -> None:
+    assert score(picture_data.parent, "--model", trained_run, "-o", out) == 0
+    rows = rows_of(out)
+    assert [Path(row["image"]).name for row in rows] == [f"{i:02}.png" for i in range(48)]
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_score_file_has_its_columns(picture_data: Path, trained_run: Path, out: Path) -> None:
+    score(picture_data.parent / "00.png", "--model", trained_run, "-o", out)
+    columns = ["image", "prompt", "quality", "alignment", "status", "reason"]
+    assert list(rows_of(out)[0]) == columns
+
+
+def test_bad_file_gives_exit_code_3_and_a_row_with_its_reason(
+    capsys: Capture, picture_data: Path, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    good = picture_data.parent / "00.png"
+    assert score(good, bad, "--model", trained_run, "-o", out) == 3
+    first, second = rows_of(out)
+    assert (first["status"], first["reason"]) == ("ok", "")
+    assert (second["status"], second["quality"]) == ("error", "")
+    assert second["reason"].startswith(f"expected a picture that can be decoded, got {bad}: ")
+    captured = capsys.readouterr()
+    assert captured.out == f"1 of 2 pictures scored: {out}\n"
+    assert captured.err == f"not scored: {second['reason']}\n"
+
+
+def test_many_bad_files_are_told_in_eleven_lines(
+    capsys: Capture, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    assert (
+        score(*(tmp_path / f"{i}.png" for i in range(12)), "--model", trained_run, "-o", out) == 3
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "and 2 more, each with its reason in the file"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_other_formats_hold_the_same_scores(
+    picture_data: Path, trained_run: Path, out: Path, suffix: str
+) -> None:
+    for file in (out, out.with_suffix(suffix)):
+        assert score(picture_data.parent / "00.png", "--model", trained_run, "-o", file) == 0
+    other = out.with_suffix(suffix)
+    found = (
+        json.loads(other.read_text())["quality"]
+        if suffix == ".jsonl"
+        else pd.read_parquet(other)["quality"][0]
+    )
+    assert float(rows_of(out)[0]["quality"]) == found
+
+
+def test_prompt_is_carried_into_every_row(picture_data: Path, trained_run: Path, out: Path) -> None:
+    names = [picture_data.parent / name for name in ("00.png", "01.png")]
+    assert score(*names, "--model", trained_run, "-o", out, "--prompt", "a fox") == 0
+    assert [row["prompt"] for row in rows_of(out)] == ["a fox", "a fox"]
+
+
+def test_prompts_of_a_table_go_to_their_pictures(
+    capsys: Capture, picture_data: Path, trained_run: Path, out: Path
+) -> None:
+    name = picture_data.parent / "03.png"
+    assert score(name, "--model", trained_run, "-o", out, "--prompts", picture_data) == 0
+    assert rows_of(out)[0]["prompt"] == "prompt 3"
+    assert f"47 rows of {picture_data} name none of the pictures" in capsys.readouterr().err
+
+
+def test_two_kinds_of_prompts_are_wrong_usage(capsys: Capture, picture_data: Path) -> None:
+    told = refused(
+        capsys,
+        2,
+        "score",
+        "a.png",
+        *["--model", "x", "-o", "x.csv", "--prompt", "a", "--prompts"],
+        picture_data,
+    )
+    assert "not allowed with argument --prompt" in told
+
+
+def test_missing_prompts_are_wrong_usage(capsys: Capture, trained_run: Path, out: Path) -> None:
+    words = ["score", "a.png", "--model", trained_run, "-o", out, "--prompts", "none.csv"]
+    assert refused(capsys, 2, *words) == "expected a CSV at --prompts none.csv, found no file"
+
+
+def test_unknown_format_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
+    assert refused(capsys, 2, "score", "a.png", "--model", trained_run, "-o", "x.txt") == (
+        "expected -o to end in .csv, .jsonl, .parquet, got x.txt"
+    )
+
+
+def test_folder_without_pictures_is_wrong_usage(
+    capsys: Capture, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    words = ["score", tmp_path / "nothing", "--model", trained_run, "-o", out]
+    assert refused(capsys, 2, *words).startswith(f"expected pictures in {tmp_path / 'nothing'}")
+
+
+def test_missing_run_is_wrong_usage(capsys: Capture, out: Path) -> None:
+    assert refused(capsys, 2, "score", "a.png", "--model", "nowhere", "-o", out) == (
+        "expected a run folder made by dcmpl train, found none at nowhere"
+    )
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_folder_that_is_no_run_fails(
+    capsys: Capture, tmp_path: Path, out: Path, command: str
+) -> None:
+    words = ["a.png", "--model", tmp_path, "-o", out] if command == "score" else [tmp_path]
+    assert refused(capsys, 1, command, *words) == (
+        f"expected a run folder made by dcmpl train at {tmp_path}, found no run.json in it"
+    )
+
+
+def test_place_that_cannot_be_written_fails(
+    capsys: Capture, picture_data: Path, trained_run: Path
+) -> None:
+    inside = picture_data / "scores.csv"  # a place inside a file
+    words = ["score", picture_data.parent / "00.png", "--model", trained_run, "-o", inside]
+    assert refused(capsys, 1, *words).startswith(f"expected to write {inside}, got: ")
+
+
+def test_unknown_split_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
+    told = refused(capsys, 2, "evaluate", trained_run, "--split", "foo")
+    assert told == "expected 'test', 'val', 'train', 'all' for --split, got foo"
+
+
+@pytest.mark.parametrize(("part", "count"), [("test", 8), ("val", 4)])
+def test_evaluation_prints_its_table_and_its_files(
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    trained_run: Path,
+    tmp_path: Path,
+    part: str,
+    count: int,
+) -> None:
+    few = partial(bootstrap, draws=5)
+    monkeypatch.setattr("dcmpl.evaluate.bootstrap", lambda *words: few(*words[:4]))
+    assert main(["evaluate", str(trained_run), "--split", part, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"scores, {part} part, {count} pictures" in printed
+    assert printed.endswith(f"results: {tmp_path}/metrics.json, predictions.csv\n")
+
+
+def test_edited_split_fails(capsys: Capture, trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    record = json.loads((run / "split.json").read_text())
+    record["test"].append(record["train"].pop())
+    (run / "split.json").write_text(json.dumps(record))
+    assert refused(capsys, 1, "evaluate", run) == (
+        f"expected the split its digest names at {run / 'split.json'}, got a changed one"
+    )
+
+
+def test_data_that_is_gone_fails(capsys: Capture, trained_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    record["source"]["path"] = str(tmp_path / "gone.csv")
+    (run / "run.json").write_text(json.dumps(record))
+    assert refused(capsys, 1, "evaluate", run) == (
+        f"expected the run's data set at {tmp_path / 'gone.csv'}, found nothing there: "
+        "give its new place with --data"
+    )
+
+
+def test_debug_shows_the_traceback(capsys: Capture, tmp_path: Path) -> None:
+    assert main(["evaluate", str(tmp_path), "--debug"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_interruption_has_exit_code_130(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dcmpl.commands.evaluate", interrupted)
+    assert refused(capsys, 130, "evaluate", tmp_path).startswith("interrupted")
+
+
+def test_fault_of_ours_is_one_sentence(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def faulty(_: object) -> int:
+        raise ValueError("a\nb")
+
+    monkeypatch.setattr("dcmpl.commands.evaluate", faulty)
+    assert refused(capsys, 1, "evaluate", tmp_path) == (
+        "unexpected ValueError: a b; run again with --debug for the traceback"
+    )
+
+
+def test_version_is_that_of_the_package(capsys: Capture) -> None:
+    from dcmpl import __version__
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dcmpl {__version__}\n"
+
+
+WITHOUT_TORCH = """
+import sys
+from dcmpl.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+heavy = sorted({"torch", "pandas", "scipy", "accelerate"} & set(sys.modules))
+print("imported:", *heavy)
+sys.exit(code)
+"""
+
+QUICK_ANSWERS = [
+    ("--help", 0),
+    ("train --help", 0),
+    ("evaluate --help", 0),
+    ("score --help", 0),
+    ("--version", 0),
+    ("trian", 2),
+    ("train --epocks 3 --data . --out x", 2),
+    ("train --data . --out x --preset foo", 2),
+    ("train --data . --out x --epochs 0", 2),
+    ("score a.png --model nowhere -o x.csv", 2),
+    ("evaluate nowhere", 2),
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="CPU time of a child is not told here")
+@pytest.mark.parametrize(("words", "code"), QUICK_ANSWERS)
+def test_help_and_mistakes_answer_at_once(words: str, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_TORCH, *words.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == code
+    assert printed.splitlines()[-1] == "imported:"
+    # Half a second is what still feels immediate; importing torch alone takes longer.
+    assert usage.ru_utime + usage.ru_stime < 0.5

@@ -1,0 +1,200 @@
+"""Every picture gets its row, in order, whatever its form and its neighbours."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dcmpl.errors import RunError, UsageError
+from dcmpl.predict import Score, Scorer
+
+TOLERANCE = 1e-6
+"""Batches of other sizes add up in another order: a few float32 roundings of a value < 1."""
+
+
+@pytest.fixture(scope="module")
+def scorer(trained_run: Path) -> Scorer:
+    found = Scorer.from_pretrained(trained_run, device="cpu")
+    found.batch_size = 3  # so that batches end within the lists below
+    return found
+
+
+@pytest.fixture(scope="module")
+def paths(picture_data: Path) -> list[Path]:
+    return [picture_data.parent / f"{i:02}.png" for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def alone(scorer: Scorer, paths: list[Path]) -> dict[Path, float]:
+    """Quality of each picture, scored by itself."""
+    found = {path: scorer.score([path])[0].quality for path in paths}
+    return {path: value for path, value in found.items() if value is not None}
+
+
+def values(scores: list[Score]) -> list[float | None]:
+    return [value for score in scores for value in (score.quality, score.alignment)]
+
+
+def test_pillow_images_score_as_their_files(scorer: Scorer, paths: list[Path]) -> None:
+    images = [Image.open(path) for path in paths]
+    found = scorer.score(images)
+    assert values(found) == pytest.approx(values(scorer.score(paths)), abs=TOLERANCE)
+
+
+def test_arrays_score_as_their_files(scorer: Scorer, paths: list[Path]) -> None:
+    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    found = scorer.score(arrays)
+    assert values(found) == pytest.approx(values(scorer.score(paths)), abs=TOLERANCE)
+
+
+def test_text_paths_score_as_path_objects(scorer: Scorer, paths: list[Path]) -> None:
+    assert scorer.score([str(path) for path in paths]) == scorer.score(paths)
+
+
+def test_scores_lie_between_zero_and_one(scorer: Scorer, paths: list[Path]) -> None:
+    assert all(value is not None and 0 <= value <= 1 for value in values(scorer.score(paths)))
+
+
+def test_row_names_its_file(scorer: Scorer, paths: list[Path]) -> None:
+    assert [score.image for score in scorer.score(paths)] == [str(path) for path in paths]
+
+
+def test_row_of_an_image_in_memory_has_no_name(scorer: Scorer) -> None:
+    assert scorer.score([Image.new("RGB", (40, 40))])[0].image == ""
+
+
+def test_array_is_left_as_it_was(scorer: Scorer) -> None:
+    array = np.full((40, 40, 3), 9, np.uint8)
+    scorer.score([array])
+    assert (array == 9).all()
+
+
+def test_read_only_array_is_scored(scorer: Scorer) -> None:
+    array = np.full((40, 40, 3), 9, np.uint8)
+    array.flags.writeable = False
+    assert scorer.score([array])[0].status == "ok"
+
+
+def test_no_pictures_give_no_rows(scorer: Scorer) -> None:
+    assert scorer.score([]) == []
+
+
+def test_one_prompt_is_for_all(scorer: Scorer, paths: list[Path]) -> None:
+    assert {score.prompt for score in scorer.score(paths, "a fox")} == {"a fox"}
+
+
+def test_prompts_go_to_their_pictures(scorer: Scorer, paths: list[Path]) -> None:
+    prompts = [f"prompt {i}" for i in range(len(paths))]
+    assert [score.prompt for score in scorer.score(paths, prompts)] == prompts
+
+
+def test_no_prompt_is_an_empty_one(scorer: Scorer, paths: list[Path]) -> None:
+    assert scorer.score(paths[:1])[0].prompt == ""
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_wrong_number_of_prompts_is_a_usage_error(
+    scorer: Scorer, paths: list[Path], count: int
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        scorer.score(paths[:2], ["a"] * count)
+    assert str(caught.value) == f"expected one prompt for each of 2 pictures, got {count}"
+
+
+def test_missing_picture_gets_a_row_with_its_reason(scorer: Scorer, tmp_path: Path) -> None:
+    path = tmp_path / "no.png"
+    reason = f"expected a picture at {path}, found no file"
+    assert scorer.score([path], "a fox") == [Score(str(path), "a fox", None, None, reason)]
+
+
+def test_row_with_a_reason_is_an_error(scorer: Scorer, tmp_path: Path) -> None:
+    assert scorer.score([tmp_path / "no.png"])[0].status == "error"
+
+
+WRONG_ARRAYS = {
+    "float": np.zeros((40, 40, 3), np.float32),
+    "gray": np.zeros((40, 40), np.uint8),
+    "rgba": np.zeros((40, 40, 4), np.uint8),
+    "channels first": np.zeros((3, 40, 40), np.uint8),
+    "empty": np.zeros((0, 40, 3), np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_ARRAYS)
+def test_wrong_array_gets_a_row_with_its_reason(scorer: Scorer, kind: str) -> None:
+    (found,) = scorer.score([WRONG_ARRAYS[kind]])
+    assert found.reason.startswith("expected an array of uint8 RGB, (height, width, 3), got ")
+
+
+def test_pillow_image_of_a_truncated_file_gets_a_row_with_its_reason(
+    scorer: Scorer, paths: list[Path], tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(paths[0].read_bytes()[:2000])
+    with Image.open(cut) as image:
+        bad, good = scorer.score([image, paths[1]])
+    assert (bad.status, good.status) == ("error", "ok")
+
+
+@settings(deadline=None, max_examples=20)
+@given(pattern=st.lists(st.booleans(), max_size=8))
+def test_bad_pictures_at_any_place_leave_the_others_as_they_are(
+    scorer: Scorer, paths: list[Path], alone: dict[Path, float], pattern: list[bool]
+) -> None:
+    wanted = list(zip(paths, pattern, strict=False))
+    names = [path if good else path.with_name(f"no {path.name}") for path, good in wanted]
+    found = scorer.score(names)
+    assert [score.image for score in found] == [str(name) for name in names]
+    assert [score.status == "ok" for score in found] == pattern
+    expected = [alone[path] for path, good in wanted if good]
+    qualities = [score.quality for score in found if score.quality is not None]
+    assert qualities == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_stream_takes_pictures_as_it_needs_them(scorer: Scorer, paths: list[Path]) -> None:
+    taken = []
+
+    def pairs() -> Iterator[tuple[Path, str]]:
+        for path in paths:
+            taken.append(path)
+            yield path, ""
+
+    next(scorer.stream(pairs()))
+    assert len(taken) <= scorer.batch_size
+
+
+def test_scorer_needs_the_backbone_of_the_run(
+    trained_run: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(small_backbone, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    tensors["logit_scale"] = tensors["logit_scale"] + 1
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(RunError, match="expected the backbone the run was trained with"):
+        Scorer.from_pretrained(trained_run, backbone=str(other))
+
+
+def test_backbone_that_moved_can_be_named(
+    trained_run: Path, small_backbone: Path, tmp_path: Path, scorer: Scorer, paths: list[Path]
+) -> None:
+    moved = Path(shutil.copytree(small_backbone, tmp_path / "moved"))
+    found = Scorer.from_pretrained(trained_run, backbone=str(moved), device="cpu")
+    found.batch_size = scorer.batch_size
+    assert found.score(paths) == scorer.score(paths)
+
+
+def test_folder_that_is_no_run_is_a_run_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="expected a run folder made by dcmpl train at "):
+        Scorer.from_pretrained(tmp_path)
+
+
+def test_scorer_leaves_gradients_on(scorer: Scorer, paths: list[Path]) -> None:
+    scorer.score(paths[:1])
+    assert torch.is_grad_enabled()
