@@ -109,3 +109,12 @@ def test_name_that_is_not_public_is_an_attribute_error() -> None:
 def test_importing_the_package_imports_no_torch() -> None:
     script = "import sys, dcmpl; sys.exit(bool({'torch', 'pandas', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_importing_the_commands_changes_no_setting_of_torch() -> None:
+    # Or a score would depend on what else the program imports.
+    script = (
+        "import sys, torch; before = torch.get_float32_matmul_precision(); "
+        "import dcmpl.commands; sys.exit(torch.get_float32_matmul_precision() != before)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

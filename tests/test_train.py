@@ -16,18 +16,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dcmpl import train
+import dcmpl.commands  # noqa: F401 - it sets the precision of products for the whole process
 from dcmpl.checkpoint import Run, Source, read_run
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
 from dcmpl.errors import RunError
+from dcmpl.images import read_image
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.splits import Split, make_split
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
+
+READERS = ("dcmpl.train.read_image", "dcmpl.inference.read_image")
+"""Where training and validation read their pictures."""
 
 
 class Killed(BaseException):
@@ -141,17 +145,18 @@ def test_run_killed_at_a_write_ends_as_an_unbroken_one(
 def test_run_killed_within_an_epoch_ends_as_an_unbroken_one(
     fitted: Fit, unbroken: Trained, monkeypatch: pytest.MonkeyPatch, picture: int
 ) -> None:
-    real, count = train.read_image, 0
+    count = 0
 
     def read_or_die(path: str) -> torch.Tensor:
         nonlocal count
         count += 1
         if count == picture:
             raise Killed
-        return real(path)
+        return read_image(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dcmpl.train.read_image", read_or_die)
+        for reader in READERS:
+            patch.setattr(reader, read_or_die)
         with pytest.raises(Killed):
             fitted("killed")
     again = fitted("killed")
@@ -205,13 +210,13 @@ def test_loss_falls(fitted: Fit) -> None:
 def paths_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The pictures that training reads."""
     seen: set[str] = set()
-    real = train.read_image
 
     def noted(path: str) -> torch.Tensor:
         seen.add(path)
-        return real(path)
+        return read_image(path)
 
-    monkeypatch.setattr("dcmpl.train.read_image", noted)
+    for reader in READERS:
+        monkeypatch.setattr(reader, noted)
     return seen
 
 

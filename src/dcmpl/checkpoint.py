@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dcmpl import __version__
 from dcmpl.config import ModelConfig, TrainConfig, WordPair
 from dcmpl.datasets import MosScale
-from dcmpl.errors import RunError
+from dcmpl.errors import DcmplError, RunError
 from dcmpl.model import trainable_parameters
 from dcmpl.splits import Split
 from dcmpl.weights import Backbone
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> Run:
             history=history,
             **record,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, DcmplError) as error:
         raise RunError(f"expected the record of a run at {path}, got: {error}") from error
 
 
