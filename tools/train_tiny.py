@@ -291,8 +291,8 @@ def build(folder: Path, captions: list[str], seed: int) -> tuple[Clip, Words]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the backbone")
-    parser.add_argument("--scenes", type=int, default=10_000, help="two pictures each")
-    parser.add_argument("--steps", type=int, default=1200, help="of 128 pictures")
+    parser.add_argument("--scenes", type=int, default=8000, help="two pictures each")
+    parser.add_argument("--steps", type=int, default=800, help="of 128 pictures")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_float32_matmul_precision("medium")
