@@ -9,10 +9,10 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Optional, get_type_hints
+from typing import Any, Literal, Optional, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -131,6 +131,8 @@ def _score_parser() -> ArgumentParser:
     return parser
 
 
+POSITIONAL = {"run": "RUN", "paths": "PATH"}
+
 COMMANDS = {
     "train": (_train_parser, "learn from human scores"),
     "evaluate": (_evaluate_parser, "measure a run on prompts it has never seen"),
@@ -151,39 +153,45 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def _wrong_usage(error: Exception, argv: Sequence[str]) -> NoReturn:
-    """What the parser found wrong, in one sentence, with the nearest flag there is."""
+def _nearest(word: str, known: Iterable[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+def _wrong_usage(error: Exception, argv: Sequence[str]) -> UsageError:
+    """What the parser found wrong, in one sentence, with the nearest word there is."""
     told = " ".join(str(error).split())
     command = next((word for word in argv if word in COMMANDS), None)
-    unknown = re.search(r"[Uu]nrecognized arguments: (.*)", told)
-    if unknown:
-        word = next((w for w in unknown[1].split() if w.startswith("-")), unknown[1].split()[0])
-        flags = COMMANDS[command][0]()._option_string_actions if command else {}
-        near = difflib.get_close_matches(word.split("=")[0], flags, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see --help"
-        raise UsageError(f"expected a flag of dcmpl {command or ''}, got {word}: {hint}")
     if command is None:
-        word = next((w for w in argv if not w.startswith("-")), None)
-        near = difflib.get_close_matches(word or "", COMMANDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else "see dcmpl --help"
-        got = repr(word) if word else "none"
-        raise UsageError(f"expected a command ({', '.join(COMMANDS)}), got {got}: {hint}")
-    value = re.search(r'Parser key "([\w.]+)":.*?(?:Given value|Got value): (.*)$', told)
-    if value:
-        given = re.sub(r"^type: \S+ \S+ Given value: ", "", value[2])
-        wanted = re.search(r"Literal\[([^\]]*)\]", told) or re.search(
-            r"Expected an? <class '(\w+)'", told
+        word = next((w for w in argv if not w.startswith("-")), "")
+        hint = _nearest(word, COMMANDS, "see dcmpl --help")
+        return UsageError(
+            f"expected a command ({', '.join(COMMANDS)}), got {word or 'none'}: {hint}"
         )
+    if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", told):
+        words = unknown[1].split()
+        word = next((w for w in words if w.startswith("-")), words[0]).split("=")[0]
+        flags = COMMANDS[command][0]()._option_string_actions
+        hint = _nearest(word, flags, f"see dcmpl {command} --help")
+        return UsageError(f"expected a flag of dcmpl {command}, got {word}: {hint}")
+    if missing := re.search(r"arguments are required: (.*)", told):
+        names = [name.strip().removeprefix(f"{command}.") for name in missing[1].split(",")]
+        wanted = [POSITIONAL.get(name) or _flag(name) for name in names]
+        return UsageError(
+            f"expected {', '.join(wanted)} for dcmpl {command}, got none; "
+            f"see dcmpl {command} --help"
+        )
+    if value := re.search(
+        r'Parser key "(?:\w+\.)?(\w+)"[^:]*:.*(?:Given value|Got value): (.*)$', told
+    ):
+        kinds = re.search(r"Literal\[([^\]]*)\]", told) or re.search(r"class '(\w+)'", told)
         kind = (
-            {"int": "a whole number", "float": "a number"}.get(wanted[1], wanted[1])
-            if wanted
-            else "another value"
+            {"int": "a whole number", "float": "a number"}.get(kinds[1], kinds[1]) if kinds else ""
         )
-        raise UsageError(f"expected {kind} for {_flag(value[1])}, got {given}")
-    told = re.sub(rf"\b{command}\.", "", told)
-    raise UsageError(
-        f"expected other arguments for dcmpl {command}: {told}; see dcmpl {command} --help"
-    )
+        return UsageError(
+            f"expected {kind or 'another value'} for {_flag(value[1])}, got {value[2]}"
+        )
+    return UsageError(f"expected other arguments for dcmpl {command}: {told}")
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -191,7 +199,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     try:
         arguments = build_parser().parse_args(list(argv))
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        _wrong_usage(error, argv)
+        raise _wrong_usage(error, argv) from error
     chosen: Namespace = arguments[arguments.command]
     chosen.command = arguments.command
     CHECKS[arguments.command](chosen)
