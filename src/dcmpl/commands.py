@@ -174,9 +174,7 @@ def evaluate(arguments: Any) -> int:
         "best_epoch": run.best_epoch,
     }
     metrics = write_results(out, table, predicted, name, notes)
-    Console(width=140).print(
-        metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures")
-    )
+    Console().print(metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures"))
     if not (out / "quality.png").exists():
         _say("no plots: install them with pip install 'dcmpl-agiqa[plots]'")
     print(f"results: {out}/metrics.json, predictions.csv")

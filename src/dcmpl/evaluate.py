@@ -67,18 +67,24 @@ def measure(frame: pd.DataFrame, scale: MosScale) -> dict[str, Any]:
     return found
 
 
+NAMES = {"srcc": "SRCC", "plcc": "PLCC", "plcc_mapped": "PLCC, logistic", "krcc": "KRCC"}
+NAMES |= {"rmse": "RMSE, MOS units"}
+
+
 def metrics_table(metrics: dict[str, Any], title: str) -> Table:
-    """What is printed: one row per target."""
-    table = Table(title=title)
-    for column in ("", "n", "SRCC", "PLCC", "PLCC mapped", "KRCC", "RMSE", "SRCC within generator"):
-        table.add_column(column, justify="left" if not column else "right")
-    for target in TARGETS:
-        if target in metrics:
-            m = metrics[target]
-            cells = [
-                f"{m[k]['value']:.3f} [{m[k]['low']:.3f}, {m[k]['high']:.3f}]" for k in METRICS
-            ]
-            table.add_row(target, str(m["n"]), *cells, f"{m['within_generator_srcc']:.3f}")
+    """What is printed: one column per target, values with their 95 % intervals."""
+    table = Table("", title=title)
+    targets = [target for target in TARGETS if target in metrics]
+    for target in targets:
+        table.add_column(target, justify="right")
+    for name, shown in NAMES.items():
+        values = [metrics[target][name] for target in targets]
+        table.add_row(
+            shown, *(f"{v['value']:.3f}  [{v['low']:.3f}, {v['high']:.3f}]" for v in values)
+        )
+    within_generator = [metrics[target]["within_generator_srcc"] for target in targets]
+    table.add_row("SRCC within a generator", *(f"{value:.3f}" for value in within_generator))
+    table.add_row("pictures", *(str(metrics[target]["n"]) for target in targets))
     return table
 
 

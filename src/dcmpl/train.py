@@ -26,7 +26,7 @@ from dcmpl.config import TrainConfig
 from dcmpl.datasets import TARGETS, ImageTable
 from dcmpl.errors import RunError
 from dcmpl.images import random_window, read_image, to_unit_range
-from dcmpl.inference import predict_table
+from dcmpl.inference import precision_context, predict_table
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model import DCMPL, Scores, trainable_parameters
 from dcmpl.progress import progress_bar
@@ -140,7 +140,7 @@ def fit(
     Raises :class:`RunError` where the loss is no number any more.
     """
     config = run.train
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    accelerator = Accelerator()
     parameters = trainable_parameters(model)
     optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
     history: tuple[dict[str, float], ...] = ()
@@ -160,7 +160,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
             # On CPUs the plain formula's gradient is faster than the fused kernel's.
-            with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+            kernel = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
+            with kernel, precision_context(accelerator.device, config.precision):
                 scores = prepared(to_unit_range(pixels))
             loss = task_loss(scores, targets, config.alignment_weight)
             if not torch.isfinite(loss):
