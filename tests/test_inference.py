@@ -111,7 +111,6 @@ def test_pictures_are_taken_only_as_a_batch_needs_them(
 
 
 def test_pictures_that_are_scored_are_let_go(model: DCMPL) -> None:
-    import gc
     import weakref
 
     held: list[weakref.ref[Tensor]] = []
@@ -125,7 +124,6 @@ def test_pictures_that_are_scored_are_let_go(model: DCMPL) -> None:
             del picture
 
     for _ in score_pictures(model, source(), "center", 4):
-        gc.collect()
         alive = max(alive, sum(ref() is not None for ref in held))
     assert alive <= 5  # one batch of four and the picture at hand
 
