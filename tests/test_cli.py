@@ -56,7 +56,7 @@ def test_unknown_flag_with_an_equals_sign_names_the_nearest(
 
 
 def test_flag_like_no_other_points_at_the_help(capsys: Capture, train: list[str]) -> None:
-    assert refused(capsys, 2, *train, "--xyzzy").endswith("got --xyzzy: see --help")
+    assert refused(capsys, 2, *train, "--xyzzy").endswith("got --xyzzy: see dcmpl train --help")
 
 
 def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
@@ -65,7 +65,7 @@ def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
 
 def test_unknown_command_names_the_nearest(capsys: Capture) -> None:
     assert refused(capsys, 2, "trian") == (
-        "expected a command (train, evaluate, score), got 'trian': did you mean train?"
+        "expected a command (train, evaluate, score), got trian: did you mean train?"
     )
 
 
@@ -120,16 +120,17 @@ def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str])
 @pytest.mark.parametrize(
     ("words", "missing"),
     [
-        (["train", "--out", "x"], "data"),
-        (["evaluate"], "run"),
-        (["score", "a.png", "-o", "x.csv"], "model"),
-        (["score", "a.png", "--model", "x"], "out"),
-        (["score", "-o", "x.csv", "--model", "x"], "paths"),
+        (["train", "--out", "x"], "--data"),
+        (["evaluate"], "RUN"),
+        (["score", "a.png", "-o", "x.csv"], "--model"),
+        (["score", "a.png", "--model", "x"], "--out"),
+        (["score", "-o", "x.csv", "--model", "x"], "PATH"),
     ],
 )
 def test_missing_argument_is_named(capsys: Capture, words: list[str], missing: str) -> None:
     told = refused(capsys, 2, *words)
-    assert f"the following arguments are required: {missing}; see" in told
+    command = words[0]
+    assert told == (f"expected {missing} for dcmpl {command}, got none; see dcmpl {command} --help")
 
 
 def test_one_end_of_a_scale_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ the old one or the new one, whole.
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -63,7 +64,7 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Write ``run.json``."""
-        write_atomically(folder / RECORD, json.dumps(asdict(self), indent=2).encode())
+        write_atomically(folder / RECORD, as_json(asdict(self)))
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Raises :class:`RunError` unless the run was made with just these weights."""
@@ -88,7 +89,10 @@ def read_run(folder: Path) -> Run:
         for words in ("quality_words", "alignment_words"):
             model[words] = WordPair(**model[words])
         source["scale"] = MosScale(**source["scale"])
-        history = tuple(record.pop("history"))
+        history = tuple(
+            {name: math.nan if value is None else value for name, value in entry.items()}
+            for entry in record.pop("history")
+        )
         return Run(
             model=ModelConfig(**model),
             train=TrainConfig(**record.pop("train")),
@@ -190,6 +194,8 @@ def as_json(value: Any) -> bytes:
     def plain(x: Any) -> Any:
         if isinstance(x, dict):
             return {key: plain(v) for key, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(v) for v in x]
         if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))):
             return None
         return x

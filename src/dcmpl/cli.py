@@ -181,6 +181,9 @@ def _wrong_usage(error: Exception, argv: Sequence[str]) -> UsageError:
             f"expected {', '.join(wanted)} for dcmpl {command}, got none; "
             f"see dcmpl {command} --help"
         )
+    if broken := re.search(r"Problems parsing config: (.*)", told):
+        file = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else ""
+        return UsageError(f"expected a YAML file at --config {file}, got: {broken[1]}")
     if value := re.search(
         r'Parser key "(?:\w+\.)?(\w+)"[^:]*:.*(?:Given value|Got value): (.*)$', told
     ):
@@ -243,6 +246,8 @@ def _check_score(arguments: Namespace) -> None:
     suffixes = (".csv", ".jsonl", ".parquet")
     if Path(arguments.out).suffix.lower() not in suffixes:
         raise UsageError(f"expected -o to end in {', '.join(suffixes)}, got {arguments.out}")
+    if Path(arguments.out).is_dir():
+        raise UsageError(f"expected a file at -o {arguments.out}, found a folder")
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():
         raise UsageError(f"expected a CSV at --prompts {arguments.prompts}, found no file")
 

@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from dcmpl.checkpoint import (
@@ -33,9 +32,6 @@ from dcmpl.weights import EMBEDDED, Backbone, load_backbone
 
 __all__ = ["evaluate", "score", "train"]
 
-# On CPUs this lets float32 products use faster exact kernels; on GPUs, TF32.
-torch.set_float32_matmul_precision("medium")
-
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -60,6 +56,23 @@ def _load(arguments: Any, source: Source | None = None) -> ImageTable:
             "give its new place with --data"
         )
     return load_table(source.path, scale or source.scale, arguments.columns or source.columns)
+
+
+def _load_for(arguments: Any, run: Run, split: Split) -> tuple[ImageTable, bool]:
+    """The table to measure on, and whether it is the run's own data, moved or not."""
+    try:
+        table = _load(arguments, run.source)
+    except DataError:
+        if arguments.data is None or arguments.mos_scale:
+            raise
+        # The run's own data in a new place has the run's own scale and columns; if this
+        # is other data, what was wrong with it is said as before.
+        columns = arguments.columns or run.source.columns
+        moved = load_table(arguments.data, run.source.scale, columns)
+        if not split.groups >= set(moved.frame["group"]):
+            raise
+        return moved, True
+    return table, split.groups >= set(table.frame["group"])
 
 
 def train(arguments: Any) -> int:
@@ -155,9 +168,8 @@ def evaluate(arguments: Any) -> int:
     """``dcmpl evaluate``."""
     folder = Path(arguments.run)
     run = read_run(folder)
-    table = _load(arguments, run.source)
     split = read_split(folder, run)
-    own = split.groups >= set(table.frame["group"])
+    table, own = _load_for(arguments, run, split)
     name = arguments.split or ("test" if own else "all")
     if name != "all":
         table = split.rows(table, name)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dcmpl.errors import DataError
-from dcmpl.images import read_image
+from dcmpl.images import decode, quiet_pillow
 from dcmpl.progress import track
 
 __all__ = ["COLUMNS", "TARGETS", "ImageTable", "MosScale", "check_pictures", "load_table"]
@@ -157,6 +157,11 @@ def _read_csv(file: Path) -> pd.DataFrame:
     except (ValueError, OSError) as error:  # pandas' parser and decoder errors are ValueErrors
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"expected a UTF-8 CSV table at {file}, got: {reason}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(
+            f"expected as many cells as columns in every row of {file}, got more: "
+            "quote cells that hold commas"
+        )
     if frame.empty:
         raise DataError(f"expected at least one row in {file}, got none")
     return frame
@@ -201,12 +206,12 @@ def check_pictures(table: ImageTable) -> None:
 
     def fault(path: str) -> str | None:
         try:
-            read_image(path)
+            decode(path)
         except DataError as error:
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with quiet_pillow(), ThreadPoolExecutor() as pool:
         found = pool.map(fault, table.frame["image"])
         faults = [f for f in track(found, "checking pictures", len(table)) if f]
     if faults:

@@ -1,6 +1,7 @@
 """What the scorer reads and writes as files: lists of pictures, prompts, tables of scores."""
 
 import csv
+import errno
 import glob
 import json
 import os
@@ -100,6 +101,8 @@ def score_file(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], N
     """
     part = path.with_name(path.name + ".part")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         with WRITERS[path.suffix.lower()](part, columns) as write:
             yield write
@@ -143,15 +146,23 @@ def _parquet_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Ro
     numbers = ("quality", "alignment")
     kinds = [(name, pa.float64() if name in numbers else pa.string()) for name in columns]
     schema = pa.schema(kinds)
-    waiting: list[Row] = []
+    waiting: list[dict[str, Any]] = []
 
     def flush() -> None:
         if waiting:
-            file.write_table(pa.Table.from_pylist([dict(row) for row in waiting], schema))
+            file.write_table(pa.Table.from_pylist(waiting, schema))
             waiting.clear()
 
     def write(row: Row) -> None:
-        waiting.append(row)
+        # A file name may hold bytes that are no text; Parquet's strings may not.
+        waiting.append(
+            {
+                name: cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                if isinstance(cell, str)
+                else cell
+                for name, cell in row.items()
+            }
+        )
         if len(waiting) == 1000:
             flush()
 

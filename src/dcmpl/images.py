@@ -7,6 +7,7 @@ quality is judged by. What is smaller than a window is continued by its mirror i
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ __all__ = [
     "windows",
 ]
 
-MAX_PIXELS = 100_000_000
-"""A larger picture is refused before it is decoded."""
+MAX_PIXELS = 89_000_000
+"""A larger picture is refused before it is decoded; Pillow itself warns a little above."""
 
 BACKGROUND = (255, 255, 255)
 """Transparent pictures are laid on this colour."""
@@ -41,27 +42,48 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
 
     Raises :class:`DataError` with the reason where that is not possible.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own warnings on size and metadata
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"expected at most {MAX_PIXELS} pixels, got "
-                        f"{image.width} x {image.height} in {path}: scale it down first"
-                    )
-                return from_pil(image)
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"expected a picture at {path}, found no file") from None
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        reason = str(error).replace("\n", " ").rstrip(".") or type(error).__name__
-        raise DataError(f"expected a picture that can be decoded, got {path}: {reason}") from error
+    with quiet_pillow():
+        return decode(path)
+
+
+def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
+    """:func:`read_image` for threads, whose starter holds :func:`quiet_pillow`."""
+    with _unreadable_is_an_error(str(path)), Image.open(path) as image:
+        return _decoded(image, str(path))
 
 
 def from_pil(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """A Pillow image as RGB: turned upright, 16 bit scaled to 8, laid on white."""
+    """The same for a Pillow image, which may not have been decoded yet."""
+    with quiet_pillow(), _unreadable_is_an_error("a Pillow image"):
+        return _decoded(image, "a Pillow image")
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """No warnings on sizes and metadata; around threads, not inside them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _unreadable_is_an_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"expected a picture at {what}, found no file") from None
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        reason = str(error).replace("\n", " ").rstrip(".") or type(error).__name__
+        raise DataError(f"expected a picture that can be decoded, got {what}: {reason}") from error
+
+
+def _decoded(image: Image.Image, what: str) -> UInt8[Tensor, "3 height width"]:
+    """RGB: turned upright, 16 bit scaled to 8, laid on white."""
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"expected at most {MAX_PIXELS} pixels, got {image.width} x {image.height} "
+            f"in {what}: scale it down first"
+        )
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -120,11 +142,15 @@ def windows(
 
 
 def random_window(
-    image: UInt8[Tensor, "3 h w"], size: int, rng: np.random.Generator
+    image: UInt8[Tensor, "3 h w"], size: int, rng: np.random.Generator, step: int = 1
 ) -> UInt8[Tensor, "3 size size"]:
-    """A window anywhere in the picture, mirrored left to right half of the time."""
+    """A window anywhere in the picture, mirrored left to right half of the time.
+
+    It starts at multiples of ``step`` pixels; with 8, JPEG's blocks lie in it as they do in
+    the windows that are scored.
+    """
     image = fill(image, size)
-    top, left = (int(rng.integers(side - size + 1)) for side in image.shape[1:])
+    top, left = (step * int(rng.integers((side - size) // step + 1)) for side in image.shape[1:])
     window = image[:, top : top + size, left : left + size]
     return window.flip(2) if rng.random() < 0.5 else window
 

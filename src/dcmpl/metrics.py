@@ -70,7 +70,7 @@ def logistic_mapped(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optimize.OptimizeWarning)
-            best, _ = optimize.curve_fit(curve, predicted, opinion, p0=start, maxfev=5000)
+            best, _ = optimize.curve_fit(curve, predicted, opinion, p0=start, maxfev=1000)
     except RuntimeError:  # no convergence
         return predicted
     return curve(predicted, *best)

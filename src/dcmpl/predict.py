@@ -126,7 +126,7 @@ def _decode(picture: Picture) -> Tensor:
         return read_image(picture)
     if isinstance(picture, Image.Image):
         return from_pil(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise DataError(
             "expected an array of uint8 RGB, (height, width, 3), got "
             f"{picture.dtype} of shape {picture.shape}"

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,7 +62,8 @@ class _EpochWindows(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.config.seed, self.epoch, row])
         picture = read_image(self.paths[row])
-        crops = [random_window(picture, self.size, rng) for _ in range(self.config.crops)]
+        step, count = self.config.crop_step, self.config.crops
+        crops = [random_window(picture, self.size, rng, step) for _ in range(count)]
         return torch.stack(crops), self.targets[row].expand(len(crops), -1)
 
 
@@ -139,8 +140,7 @@ def fit(
     holds the tensors of the best epoch on validation.
     Raises :class:`RunError` where the loss is no number any more.
     """
-    config = run.train
-    accelerator = Accelerator()
+    config, accelerator = run.train, Accelerator()
     parameters = trainable_parameters(model)
     optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
     history: tuple[dict[str, float], ...] = ()
@@ -148,42 +148,25 @@ def fit(
         _restore_adam(optimizer, parameters, load_learned(folder / LAST, model))
         history = tuple(json.loads(read_metadata(folder / LAST)["history"]))
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    on_cpu = accelerator.device.type == "cpu"
-    size, workers = model.clip.config.image_size, 0 if on_cpu else 4
     for epoch in range(len(history) + 1, config.epochs + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
-        loader = accelerator.prepare(_epoch_loader(training.table, size, config, epoch, workers))
-        losses = []
-        for step, (pixels, targets) in enumerate(_shown(loader, f"epoch {epoch}/{config.epochs}")):
-            progress = (epoch - 1 + step / len(loader)) / config.epochs
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, progress)
-            # On CPUs the plain formula's gradient is faster than the fused kernel's.
-            kernel = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
-            with kernel, precision_context(accelerator.device, config.precision):
-                scores = prepared(to_unit_range(pixels))
-            loss = task_loss(scores, targets, config.alignment_weight)
-            if not torch.isfinite(loss):
-                raise RunError(
-                    f"expected a finite loss, got {loss.item()} in epoch {epoch}: lower --lr; "
-                    f"the epochs before it are kept in {folder}"
-                )
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            losses.append(loss.item())
+        loss = _train_epoch(prepared, optimizer, accelerator, training.table, config, epoch)
+        if not math.isfinite(loss):
+            raise RunError(
+                f"expected a finite loss, got {loss} in epoch {epoch}: lower --lr; "
+                f"the epochs before it are kept in {folder}"
+            )
         found = validate(model, validation, config)
-        history = (*history, {"loss": float(np.mean(losses)), **found})
-        best = best_epoch(history)
+        history = (*history, {"loss": loss, **found})
+        run = replace(run, history=history, best_epoch=best_epoch(history))
         if accelerator.is_main_process:
-            if best == epoch:
+            if run.best_epoch == epoch:
                 save_learned(folder / MODEL, model, {"epoch": str(epoch)})
             adam = _adam_state(optimizer, parameters)
             save_learned(folder / LAST, model, {"history": json.dumps(history)}, adam)
-            run = replace(run, history=history, best_epoch=best)
             run.write(folder)
-        report(EpochReport(epoch, config.epochs, history[-1]["loss"], found, best == epoch))
+        report(EpochReport(epoch, config.epochs, loss, found, run.best_epoch == epoch))
     run = replace(run, history=history, best_epoch=best_epoch(history), finished=True)
     if accelerator.is_main_process:
         run.write(folder)
@@ -191,11 +174,48 @@ def fit(
     return run
 
 
-def _shown(
-    loader: "DataLoader[tuple[Tensor, Tensor]]", what: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    with progress_bar() as bar:
-        yield from bar.track(loader, total=len(loader), description=what)
+def _train_epoch(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    table: ImageTable,
+    config: TrainConfig,
+    epoch: int,
+) -> float:
+    """One pass over the epoch's windows; returns the mean loss, nan as soon as one is."""
+    on_cpu = accelerator.device.type == "cpu"
+    size = accelerator.unwrap_model(model).clip.config.image_size
+    loader = _epoch_loader(table, size, config, epoch, workers=0 if on_cpu else 4)
+    losses = []
+    with progress_bar() as bar, _fast_float32():
+        batches = bar.track(accelerator.prepare(loader), description=f"epoch {epoch}")
+        for step, (pixels, targets) in enumerate(batches):
+            progress = (epoch - 1 + step / len(loader)) / config.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, progress)
+            # On CPUs the plain formula's gradient is faster than the fused kernel's.
+            kernel = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
+            with kernel, precision_context(accelerator.device, config.precision):
+                scores = model(to_unit_range(pixels))
+            loss = task_loss(scores, targets, config.alignment_weight)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                return math.nan
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+    return float(np.mean(losses))
+
+
+@contextmanager
+def _fast_float32() -> Iterator[None]:
+    """Faster kernels for float32 products: on CPUs without bfloat16 units exact, on GPUs TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _adam_state(
