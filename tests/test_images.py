@@ -193,7 +193,7 @@ def test_paper_stride_is_64_for_224() -> None:
 
 def test_stride_is_in_proportion_to_the_window() -> None:
     corners = window_corners(32, 64, 32, "windows")
-    assert [left for _, left in corners] == [0, 9, 18, 27]  # 32 * 64 / 224 = 9.14
+    assert [left for _, left in corners] == [0, 8, 16, 24, 32]  # 32 * 64 / 224 = 9.14, of 8
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -205,11 +205,13 @@ def test_grid_has_n_by_n_windows(count: int) -> None:
 def test_grid_reaches_all_edges(count: int) -> None:
     corners = window_corners(500, 700, 224, f"grid-{count}")
     assert corners[0] == (0, 0)
-    assert corners[-1] == (500 - 224, 700 - 224)
+    bottom, right = corners[-1]
+    assert 0 <= 500 - 224 - bottom < 8  # the last multiple of 8 that fits
+    assert 0 <= 700 - 224 - right < 8
 
 
 def test_center_is_the_middle_window() -> None:
-    assert window_corners(500, 700, 224, "center") == [(138, 238)]
+    assert window_corners(500, 700, 224, "center") == [(136, 232)]  # 138 and 238, at multiples of 8
 
 
 def test_windows_are_slices_of_the_picture_at_their_corners() -> None:
@@ -244,7 +246,22 @@ def test_small_picture_is_continued_by_its_mirror_image() -> None:
 @pytest.mark.parametrize("shape", [(32, 3000), (3000, 32), (8, 3000)])
 def test_panorama_is_covered_along_its_long_side(shape: tuple[int, int]) -> None:
     corners = window_corners(*shape, 32, "windows")
-    assert len(corners) == (3000 - 32) // 9 + 1
+    assert len(corners) == (3000 - 32) // 8 + 1
+
+
+@pytest.mark.parametrize("views", ["windows", "center", "grid-2", "grid-3", "grid-4"])
+def test_windows_keep_the_phase_of_jpeg_blocks(views: str) -> None:
+    corners = window_corners(500, 701, 256, views)
+    assert all(top % 8 == 0 and left % 8 == 0 for top, left in corners)
+
+
+def test_random_window_starts_at_multiples_of_its_step() -> None:
+    rng, found = np.random.default_rng(0), set()
+    for _ in range(60):
+        window = random_window(ramp(64, 64), 48, rng, step=8).int()
+        number = window[0, 0] + 256 * window[1, 0]
+        found.add(min(int(number[0]), int(number[-1])))  # the left end, mirrored or not
+    assert found == {64 * top + left for top in (0, 8, 16) for left in (0, 8, 16)}
 
 
 @pytest.mark.parametrize("views", ["", "all", "grid", "grid-0", "grid-100", "grid--1", "grid-2x"])

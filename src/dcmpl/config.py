@@ -99,7 +99,7 @@ RECIPES: dict[str, TrainConfig] = {
         crop_step=8,
         alignment_weight=0.5,
         patience=None,
-        views="grid-2",
+        views="grid-3",
         precision="bf16",
     ),
 }

@@ -35,6 +35,7 @@ BACKGROUND = (255, 255, 255)
 """Transparent pictures are laid on this colour."""
 
 PAPER_SIZE, PAPER_STRIDE = 224, 64
+BLOCK = 8
 
 
 def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
@@ -107,10 +108,11 @@ def fill(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 h2 w2"]:
 
 
 def window_corners(height: int, width: int, size: int, views: str) -> list[tuple[int, int]]:
-    """Top left corners of the windows of one picture.
+    """Top left corners of the windows of one picture, all at multiples of 8 pixels.
 
     ``windows``: all that fit at the paper's stride (64 for 224, in proportion for other
-    sizes). ``center``: one. ``grid-N``: N x N, evenly from edge to edge.
+    sizes). ``center``: one. ``grid-N``: N x N, evenly from edge to edge. JPEG codes blocks
+    of 8, whose borders are evidence; a window that cuts them elsewhere shows other evidence.
 
     >>> window_corners(512, 512, 224, "windows")[:3]
     [(0, 0), (0, 64), (0, 128)]
@@ -123,11 +125,11 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
     def starts(length: int) -> list[int]:
         spare = max(0, length - size)
         if check_views(views) == "windows":
-            return list(range(0, spare + 1, max(1, round(size * PAPER_STRIDE / PAPER_SIZE))))
+            stride = BLOCK * max(1, round(size * PAPER_STRIDE / PAPER_SIZE / BLOCK))
+            return list(range(0, spare + 1, stride))
         count = 1 if views == "center" else int(views.removeprefix("grid-"))
-        if count == 1:
-            return [spare // 2]
-        return sorted({round(i * spare / (count - 1)) for i in range(count)})
+        even = [spare / 2] if count == 1 else [i * spare / (count - 1) for i in range(count)]
+        return sorted({BLOCK * int(start // BLOCK) for start in even})
 
     return [(top, left) for top in starts(height) for left in starts(width)]
 
