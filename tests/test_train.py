@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import dcmpl.commands  # noqa: F401 - it sets the precision of products for the whole process
 from dcmpl.checkpoint import Run, Source, read_run
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
