@@ -15,6 +15,7 @@ from PIL import Image
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images import (
     MAX_PIXELS,
+    MAX_SIDE,
     random_window,
     read_image,
     to_unit_range,
@@ -178,8 +179,21 @@ def test_too_many_pixels_have_an_exact_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_image(path)
     assert str(caught.value) == (
-        f"expected at most {MAX_PIXELS} pixels, got 12000 x 12000 in {path}: scale it down first"
+        f"expected at most {MAX_PIXELS} pixels and sides of at most {MAX_SIDE}, "
+        f"got 12000 x 12000 in {path}: scale it down first"
     )
+
+
+def test_side_too_long_is_refused_before_it_is_mirrored(tmp_path: Path) -> None:
+    png_of_zeros(tmp_path / "a.png", MAX_SIDE + 1, 1)
+    with pytest.raises(DataError, match=f"got {MAX_SIDE + 1} x 1"):
+        read_image(tmp_path / "a.png")
+
+
+def test_formats_that_start_programs_are_not_tried(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(DataError, match="cannot identify image file"):
+        read_image(tmp_path / "a.png")
 
 
 def test_512_picture_has_25_windows_of_224() -> None:

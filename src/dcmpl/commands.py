@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from dcmpl.checkpoint import (
+    LAST,
+    MODEL,
     RECORD,
     Run,
     Source,
@@ -78,7 +80,13 @@ def _load_for(arguments: Any, run: Run, split: Split) -> tuple[ImageTable, bool]
 def train(arguments: Any) -> int:
     """``dcmpl train``."""
     folder = Path(arguments.out)
-    if (folder / RECORD).exists() and not arguments.resume:
+    left = [name for name in (RECORD, LAST, MODEL) if (folder / name).exists()]
+    if left and RECORD not in left:
+        raise RunError(
+            f"expected {RECORD} beside {left[0]} in {folder}, found none: what stands there "
+            "belongs to no known run, choose another --out"
+        )
+    if left and not arguments.resume:
         raise UsageError(
             f"expected a new folder at --out {folder}, found a run in it: "
             "add --resume to go on with it, or choose another"
@@ -180,7 +188,7 @@ def evaluate(arguments: Any) -> int:
     default = folder if own and name == "test" else folder / f"{table.name}-{name}"
     out = Path(arguments.out) if arguments.out else default
     notes = {
-        "protocol": "clean: prompt-grouped split, epoch chosen on validation",
+        "protocol": _protocol(table, split),
         "backbone": run.backbone,
         "preset": run.preset,
         "best_epoch": run.best_epoch,
@@ -191,6 +199,14 @@ def evaluate(arguments: Any) -> int:
         _say("no plots: install them with pip install 'dcmpl-agiqa[plots]'")
     print(f"results: {out}/metrics.json, predictions.csv")
     return 0
+
+
+def _protocol(table: ImageTable, split: Split) -> str:
+    """How far the measured pictures are from those that were learned from."""
+    seen = table.frame["group"].isin({*split.train, *split.val}).mean()
+    if seen:
+        return f"not clean: {seen:.0%} of the pictures have prompts of training or validation"
+    return "clean: prompt-grouped split, epoch chosen on validation"
 
 
 COLUMNS = ("image", "prompt", "quality", "alignment", "status", "reason")

@@ -211,7 +211,7 @@ def check_pictures(table: ImageTable) -> None:
             return str(error)
         return None
 
-    with quiet_pillow(), ThreadPoolExecutor() as pool:
+    with quiet_pillow(), ThreadPoolExecutor(max_workers=2) as pool:
         found = pool.map(fault, table.frame["image"])
         faults = [f for f in track(found, "checking pictures", len(table)) if f]
     if faults:

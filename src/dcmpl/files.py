@@ -25,8 +25,6 @@ PICTURES = frozenset(
         ".tif",
         ".tiff",
         ".avif",
-        ".heic",
-        ".heif",
         ".ppm",
     ]
 )

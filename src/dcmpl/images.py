@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
 from dcmpl.config import check_views
@@ -21,6 +21,7 @@ from dcmpl.errors import DataError
 
 __all__ = [
     "MAX_PIXELS",
+    "MAX_SIDE",
     "random_window",
     "read_image",
     "to_unit_range",
@@ -30,6 +31,13 @@ __all__ = [
 
 MAX_PIXELS = 89_000_000
 """A larger picture is refused before it is decoded; Pillow itself warns a little above."""
+
+MAX_SIDE = 65_535
+"""A longer side is refused too: its windows would be mirrored to that length."""
+
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
+FORMATS += ["AVIF"] if features.check("avif") else []
+"""Only these are tried, whatever a file is called: some decoders start other programs."""
 
 BACKGROUND = (255, 255, 255)
 """Transparent pictures are laid on this colour."""
@@ -49,7 +57,7 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
 
 def decode(path: str | Path) -> UInt8[Tensor, "3 height width"]:
     """:func:`read_image` for threads, whose starter holds :func:`quiet_pillow`."""
-    with _unreadable_is_an_error(str(path)), Image.open(path) as image:
+    with _unreadable_is_an_error(str(path)), Image.open(path, formats=FORMATS) as image:
         return _decoded(image, str(path))
 
 
@@ -73,17 +81,19 @@ def _unreadable_is_an_error(what: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"expected a picture at {what}, found no file") from None
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged files
         reason = str(error).replace("\n", " ").rstrip(".") or type(error).__name__
         raise DataError(f"expected a picture that can be decoded, got {what}: {reason}") from error
 
 
 def _decoded(image: Image.Image, what: str) -> UInt8[Tensor, "3 height width"]:
     """RGB: turned upright, 16 bit scaled to 8, laid on white."""
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise DataError(
-            f"expected at most {MAX_PIXELS} pixels, got {image.width} x {image.height} "
-            f"in {what}: scale it down first"
+            f"expected at most {MAX_PIXELS} pixels and sides of at most {MAX_SIDE}, "
+            f"got {image.width} x {image.height} in {what}: scale it down first"
         )
     image.load()
     image = ImageOps.exif_transpose(image)
