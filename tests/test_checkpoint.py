@@ -294,3 +294,24 @@ def test_what_is_not_finite_is_null_in_json() -> None:
 def test_trained_run_can_be_moved(trained_run: Path, tmp_path: Path) -> None:
     shutil.copytree(trained_run, tmp_path / "moved")
     assert read_run(tmp_path / "moved") == read_run(trained_run)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "normalization", "foo"),
+        ("model", "n_context", 8.5),
+        ("model", "n_context", 10**9),
+        ("train", "precision", "fp8"),
+        (None, "backbone", None),
+    ],
+)
+def test_edited_record_is_refused(
+    tmp_path: Path, section: str | None, key: str, value: object
+) -> None:
+    RUN.write(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (record[section] if section else record)[key] = value
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="expected the record of a run at"):
+        read_run(tmp_path)

@@ -509,3 +509,11 @@ def test_help_and_mistakes_answer_at_once(words: str, code: int) -> None:
     assert printed.splitlines()[-1] == "imported:"
     # Half a second is what still feels immediate; importing torch alone takes longer.
     assert usage.ru_utime + usage.ru_stime < 0.5
+
+
+def test_learned_tensors_without_a_record_are_not_taken_for_a_training(
+    capsys: Capture, train_words: list[str], trained_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "last.safetensors").write_bytes((trained_run / "last.safetensors").read_bytes())
+    told = refused(capsys, 1, *train_words, "--out", tmp_path)
+    assert told.startswith("expected run.json beside last.safetensors")

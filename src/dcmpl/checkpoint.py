@@ -93,15 +93,19 @@ def read_run(folder: Path) -> Run:
             {name: math.nan if value is None else value for name, value in entry.items()}
             for entry in record.pop("history")
         )
-        return Run(
+        run = Run(
             model=ModelConfig(**model),
             train=TrainConfig(**record.pop("train")),
             source=Source(**source),
             history=history,
             **record,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, DcmplError) as error:
+        texts = run.backbone, run.backbone_sha256, run.split_sha256, run.source.path
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a backbone, a digest or a path that is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DcmplError) as error:
         raise RunError(f"expected the record of a run at {path}, got: {error}") from error
+    return run
 
 
 def read_split(folder: Path, run: Run) -> Split:

@@ -212,6 +212,9 @@ def parse(argv: Sequence[str]) -> Namespace:
 def _check_data(arguments: Namespace) -> None:
     if arguments.data is not None and not Path(arguments.data).exists():
         raise UsageError(f"expected a data set at --data {arguments.data}, found nothing there")
+    if arguments.mos_scale and not arguments.mos_scale[0] < arguments.mos_scale[1]:
+        low, high = arguments.mos_scale
+        raise UsageError(f"expected --mos-scale LOW HIGH with LOW below HIGH, got {low:g} {high:g}")
     pairs = [column.split("=", 1) for column in arguments.columns]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")

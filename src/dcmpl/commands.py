@@ -140,6 +140,12 @@ def _open_run(
     if not (arguments.resume and (folder / RECORD).exists()):
         return asked, split
     found = read_run(folder)
+    if (found.source.scale, found.source.columns) != (asked.source.scale, asked.source.columns):
+        raise RunError(
+            f"expected to resume {folder} with the MOS scale and columns it was started with "
+            f"({found.source.scale}, {found.source.columns}), got {asked.source.scale}, "
+            f"{asked.source.columns}"
+        )
     for name in ("preset", "backbone_sha256", "model", "train", "split_sha256"):
         if getattr(found, name) != getattr(asked, name):
             raise RunError(
@@ -196,7 +202,7 @@ def evaluate(arguments: Any) -> int:
     metrics = write_results(out, table, predicted, name, notes)
     Console().print(metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures"))
     if not (out / "quality.png").exists():
-        _say("no plots: install them with pip install 'dcmpl-agiqa[plots]'")
+        _say("no plots: pip install matplotlib brings them")
     print(f"results: {out}/metrics.json, predictions.csv")
     return 0
 

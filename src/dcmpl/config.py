@@ -50,6 +50,13 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.normalization not in ("imagenet", "clip"):
+            raise UsageError(f"expected normalization imagenet or clip, got {self.normalization!r}")
+        if not all(type(n) is int and n <= 4096 for n in (self.n_context, self.adapter_reduction)):
+            raise UsageError(
+                "expected whole numbers of at most 4096 for n_context and adapter_reduction, "
+                f"got {self.n_context} and {self.adapter_reduction}"
+            )
         if self.n_context < 1 or self.adapter_reduction < 1 or not 0 <= self.adapter_ratio <= 1:
             raise UsageError(
                 "expected n_context and adapter_reduction of at least 1 and adapter_ratio from 0 "
@@ -78,6 +85,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_views(self.views)
+        if self.schedule not in ("constant", "cosine") or self.precision not in ("fp32", "bf16"):
+            raise UsageError(
+                "expected the schedule constant or cosine and the precision fp32 or bf16, "
+                f"got {self.schedule!r} and {self.precision!r}"
+            )
         least = {"epochs": 1, "batch_size": 1, "crops": 1, "crop_step": 1, "patience": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)

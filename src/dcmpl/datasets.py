@@ -162,6 +162,9 @@ def _read_csv(file: Path) -> pd.DataFrame:
             f"expected as many cells as columns in every row of {file}, got more: "
             "quote cells that hold commas"
         )
+    if frame.isna().any(axis=None):
+        line = int(frame.isna().any(axis=1).to_numpy().argmax()) + 2
+        raise DataError(f"expected as many cells as columns in {file}, got fewer in line {line}")
     if frame.empty:
         raise DataError(f"expected at least one row in {file}, got none")
     return frame

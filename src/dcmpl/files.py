@@ -106,10 +106,8 @@ def score_file(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], N
             yield write
         os.replace(part, path)
     except OSError as error:
-        raise RunError(
-            f"expected to write {path}, got: {error.strerror or error}; "
-            f"the rows scored so far are in {part}"
-        ) from error
+        kept = f"; the rows scored so far are in {part}" if part.is_file() else ""
+        raise RunError(f"expected to write {path}, got: {error.strerror or error}{kept}") from error
 
 
 @contextmanager
