@@ -95,7 +95,7 @@ class DCMPL(nn.Module):
         alignment = self.clip.text(self.alignment_ids, self.alignment_end, auxiliary_text)
         return Condition(
             prompts=[torch.stack(pair) for pair in zip(main_visual, auxiliary_visual, strict=True)],
-            text_features=F.normalize(torch.stack([quality, alignment]), dim=-1),
+            text_features=F.normalize(torch.stack([quality, alignment]).float(), dim=-1),
         )
 
     def embed(self, images: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "b t width"]:
@@ -114,9 +114,11 @@ class DCMPL(nn.Module):
         refined = torch.stack(
             [self.quality_adapter(embedding[0]), self.alignment_adapter(embedding[1])]
         )
-        cosine = F.normalize(refined.float(), dim=-1) @ condition.text_features.mT.float()
-        logits = self.clip.logit_scale.exp() * cosine
-        quality, alignment = logits.softmax(dim=-1)[..., 0]
+        # Whatever the towers' precision: a logit of 100 times a cosine needs more than 3 digits.
+        with torch.autocast(refined.device.type, enabled=False):
+            cosine = F.normalize(refined.float(), dim=-1) @ condition.text_features.mT
+            logits = self.clip.logit_scale.float().exp() * cosine
+            quality, alignment = logits.softmax(dim=-1)[..., 0]
         return Scores(quality, alignment)
 
     def forward(
