@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcmpl.weights import EMBEDDED
+from dcmpl.config import EMBEDDED
 
 # Small tensors gain nothing from a second thread, and on a busy machine two wait for one another.
 torch.set_num_threads(1)

@@ -17,7 +17,6 @@ from dcmpl.checkpoint import (
     Source,
     as_json,
     load_learned,
-    read_metadata,
     read_run,
     read_split,
     save_learned,
@@ -36,7 +35,7 @@ RUN = Run(
     preset="dcmpl",
     backbone="tiny",
     backbone_sha256="0" * 64,
-    source=Source("/data/scores.csv", "scores", MosScale(1, 5), {"image": "file"}),
+    source=Source("/data/scores.csv", "scores", MosScale(1, 5), "1" * 64, {"image": "file"}),
     model=ModelConfig(n_context=3, quality_words=WordPair("fine", "poor")),
     train=TrainConfig(epochs=3, lr=0.01, patience=None, views="grid-2"),
     split_sha256=SPLIT.digest,
@@ -61,7 +60,7 @@ def new_model(backbone: Backbone) -> NewModel:
 @pytest.fixture
 def saved(new_model: NewModel, tmp_path: Path) -> Path:
     """The learned tensors of the model of seed 1."""
-    save_learned(tmp_path / "model.safetensors", new_model(1), {"epoch": "7"})
+    save_learned(tmp_path / "model.safetensors", new_model(1), RUN)
     return tmp_path / "model.safetensors"
 
 
@@ -141,7 +140,7 @@ def test_other_backbone_is_refused(backbone: Backbone) -> None:
 
 def test_learned_tensors_round_trip_bit_for_bit(saved: Path, new_model: NewModel) -> None:
     model = new_model(2)
-    load_learned(saved, model)
+    load_learned(saved, model, RUN)
     wanted = trainable_parameters(new_model(1))
     found = trainable_parameters(model)
     assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
@@ -151,14 +150,56 @@ def test_file_holds_the_learned_tensors_and_nothing_else(saved: Path, new_model:
     assert load_file(saved).keys() == trainable_parameters(new_model(1)).keys()
 
 
-def test_words_beside_the_tensors_are_kept(saved: Path) -> None:
-    assert read_metadata(saved) == {"epoch": "7"}
+def test_history_beside_the_tensors_comes_back(saved: Path, new_model: NewModel) -> None:
+    assert load_learned(saved, new_model(2), RUN) == (RUN.history, {})
+
+
+DECIDES = {
+    "preset": "other",
+    "backbone_sha256": "2" * 64,
+    "split_sha256": "3" * 64,
+    "source": replace(RUN.source, sha256="4" * 64),
+    "model": replace(RUN.model, n_context=4),
+    "train": replace(RUN.train, lr=0.02),
+}
+
+
+@pytest.mark.parametrize("name", DECIDES)
+def test_tensors_of_another_run_are_refused(saved: Path, new_model: NewModel, name: str) -> None:
+    with pytest.raises(RunError, match="got those of another run"):
+        load_learned(saved, new_model(2), replace(RUN, **{name: DECIDES[name]}))
+
+
+def test_run_that_moved_and_went_on_keeps_its_tensors(saved: Path, new_model: NewModel) -> None:
+    moved = replace(RUN.source, path="/elsewhere/scores.csv", name="other")
+    later = replace(RUN, source=moved, history=(), best_epoch=1, finished=True, version="99")
+    load_learned(saved, new_model(2), later)
+
+
+@pytest.mark.parametrize("history", ["{", "null", "5", "[5]", '[{"loss": "x"}]', "[[]]"])
+def test_history_of_other_content_is_refused(
+    saved: Path, new_model: NewModel, history: str
+) -> None:
+    record = f'{{"run": "{RUN.identity}", "history": {history}}}'
+    save_file(load_file(saved), saved, {"dcmpl": record})
+    with pytest.raises(RunError, match="expected learned tensors at "):
+        load_learned(saved, new_model(2), RUN)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tensor_that_is_not_finite_is_refused(
+    saved: Path, new_model: NewModel, value: float
+) -> None:
+    name = change(saved, lambda tensors: tensors[first(tensors)].view(-1)[-1:].fill_(value))
+    with pytest.raises(RunError, match="expected finite numbers") as caught:
+        load_learned(saved, new_model(2), RUN)
+    assert name in str(caught.value)
 
 
 def test_state_of_the_optimizer_comes_back(tmp_path: Path, new_model: NewModel) -> None:
     state = {"a/step": torch.tensor(3.0), "a/exp_avg": torch.arange(4.0)}
-    save_learned(tmp_path / "last.safetensors", new_model(1), {}, state)
-    found = load_learned(tmp_path / "last.safetensors", new_model(2))
+    save_learned(tmp_path / "last.safetensors", new_model(1), RUN, state)
+    _, found = load_learned(tmp_path / "last.safetensors", new_model(2), RUN)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
 
@@ -168,7 +209,7 @@ def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> str
     tensors = load_file(path)
     name = min(tensors)
     edit(tensors)
-    save_file(tensors, path)
+    save_file(tensors, path, {"dcmpl": json.dumps({"run": RUN.identity, "history": []})})
     return name
 
 
@@ -187,39 +228,36 @@ WRONG = {
 def test_wrong_tensor_is_named(saved: Path, new_model: NewModel, kind: str) -> None:
     name = change(saved, WRONG[kind])
     with pytest.raises(RunError, match="expected exactly the ") as caught:
-        load_learned(saved, new_model(2))
+        load_learned(saved, new_model(2), RUN)
     assert name in str(caught.value)
 
 
 def test_foreign_tensor_is_named(saved: Path, new_model: NewModel) -> None:
     change(saved, lambda tensors: tensors.update({"clip.logit_scale": torch.zeros(())}))
     with pytest.raises(RunError, match=r"1 differ, clip\.logit_scale among them"):
-        load_learned(saved, new_model(2))
+        load_learned(saved, new_model(2), RUN)
 
 
 def test_refused_file_leaves_the_model_as_it_was(saved: Path, new_model: NewModel) -> None:
     change(saved, lambda tensors: tensors.update({"zzz": torch.zeros(())}))
     model = new_model(2)
     with pytest.raises(RunError):
-        load_learned(saved, model)
+        load_learned(saved, model, RUN)
     wanted = trainable_parameters(new_model(2))
     found = trainable_parameters(model)
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
-@pytest.mark.parametrize("read", [read_metadata, None])
-def test_truncated_file_is_refused(
-    saved: Path, new_model: NewModel, keep: int, read: Callable[[Path], object] | None
-) -> None:
+def test_truncated_file_is_refused(saved: Path, new_model: NewModel, keep: int) -> None:
     saved.write_bytes(saved.read_bytes()[:keep])
     with pytest.raises(RunError, match="expected learned tensors at "):
-        read(saved) if read else load_learned(saved, new_model(2))
+        load_learned(saved, new_model(2), RUN)
 
 
 def test_missing_file_is_refused(tmp_path: Path, new_model: NewModel) -> None:
     with pytest.raises(RunError, match="expected learned tensors at "):
-        load_learned(tmp_path / "model.safetensors", new_model(2))
+        load_learned(tmp_path / "model.safetensors", new_model(2), RUN)
 
 
 def test_content_is_written_whole(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_value_out_of_range_is_wrong_usage(
 
 
 def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str]) -> None:
-    assert refused(capsys, 1, *train, "--backbone", "foo") == (
+    assert refused(capsys, 2, *train, "--backbone", "foo") == (
         "expected a backbone (tiny), a folder or a Hugging Face id such as "
         "openai/clip-vit-base-patch32, got 'foo'"
     )
@@ -145,8 +145,10 @@ def test_missing_data_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
     )
 
 
-def test_data_without_a_scale_fails(capsys: Capture, picture_data: Path, tmp_path: Path) -> None:
-    told = refused(capsys, 1, "train", "--data", picture_data, "--out", tmp_path / "run")
+def test_data_without_a_scale_is_wrong_usage(
+    capsys: Capture, picture_data: Path, tmp_path: Path
+) -> None:
+    told = refused(capsys, 2, "train", "--data", picture_data, "--out", tmp_path / "run")
     assert told.endswith("add --mos-scale LOW HIGH, for example --mos-scale 1 5")
 
 
@@ -174,6 +176,48 @@ def test_finished_run_is_resumed_without_work(
     assert main([*train_words, "--out", str(trained_run), "--resume"]) == 0
     assert "is finished" in capsys.readouterr().err
     assert {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()} == before
+
+
+def test_finished_run_that_lost_its_model_is_not_called_finished(
+    capsys: Capture, train_words: list[str], trained_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    (run / "model.safetensors").unlink()
+    told = refused(capsys, 1, *train_words, "--out", run, "--resume")
+    assert told.startswith(f"expected model.safetensors in {run}")
+
+
+def test_resume_with_other_opinions_fails(
+    capsys: Capture, train_words: list[str], trained_run: Path, picture_data: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(picture_data.parent, tmp_path / "other")) / "scores.csv"
+    frame = pd.read_csv(other)
+    frame.assign(mos_quality=frame["mos_quality"].round(1)).to_csv(other, index=False)
+    words = [*train_words, "--out", trained_run, "--resume", "--data", other]
+    told = refused(capsys, 1, *words)
+    assert told.startswith(f"expected to resume {trained_run} with the table it was started with")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--columns", "moss_quality=x"], "did you mean mos_quality?"),
+        (["--backbone", "./nowhere"], "got './nowhere'"),
+        (["--mos-scale", "5", "1"], "expected --mos-scale LOW HIGH with LOW below HIGH, got 5 1"),
+    ],
+)
+def test_mistake_is_told_without_importing_torch(
+    train: list[str], words: list[str], told: str
+) -> None:
+    code = (
+        "import sys; from dcmpl.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(99 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *train, *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
 
 
 def test_resume_with_other_settings_fails(
@@ -207,7 +251,7 @@ def test_flags_reach_the_record(trained_run: Path) -> None:
 
 
 def test_flags_that_are_not_given_have_the_value_of_the_recipe(picture_data: Path) -> None:
-    words = ["train", "--data", str(picture_data), "--out", "x", "--backbone", "tiny"]
+    words = ["train", "--data", str(picture_data), "--mos-scale", "1", "5", "--out", "x"]
     assert TrainConfig(**parse(words).recipe) == RECIPES["tiny"]
 
 

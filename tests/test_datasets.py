@@ -1,5 +1,6 @@
 """Data sets are read as they lie on disk, and faults are named."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
-from dcmpl.errors import DataError
+from dcmpl.errors import DataError, UsageError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "agiqa-3k-dev"
 
@@ -35,7 +36,7 @@ def one_table(tmp_path: Path) -> OneTable:
 
 def fault(path: Path, scale: MosScale | None = None, **columns: str) -> str:
     """The message with which ``path`` is refused."""
-    with pytest.raises(DataError) as caught:
+    with pytest.raises((DataError, UsageError)) as caught:
         load_table(path, scale, columns)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -208,6 +209,24 @@ def test_missing_scale_says_what_to_add(one_table: OneTable) -> None:
         f"expected the ends of the MOS scale of {file}, got none: add --mos-scale LOW HIGH, "
         "for example --mos-scale 1 5"
     )
+
+
+def test_table_without_any_opinion_is_refused(one_table: OneTable) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,")
+    with pytest.raises(DataError, match=r"expected opinions in .*, got none"):
+        load_table(file, MosScale(1, 5))
+
+
+def test_digest_is_that_of_opinions_and_scale_wherever_they_lie(
+    one_table: OneTable, tmp_path: Path
+) -> None:
+    file = one_table("image,prompt,mos_quality", "a.png,a fox,3")
+    moved = Path(shutil.copy(file, tmp_path / "moved.csv"))
+    digest = load_table(file, MosScale(1, 5)).digest
+    assert load_table(moved, MosScale(1, 5)).digest == digest
+    assert load_table(file, MosScale(1, 6)).digest != digest
+    moved.write_text(moved.read_text().replace("fox,3", "fox,4"))
+    assert load_table(moved, MosScale(1, 5)).digest != digest
 
 
 @pytest.mark.parametrize("cell", ["7", "0.99", "five", "nan", "inf", "-1", "1,5"])

@@ -139,13 +139,13 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_part_that_is_asked_for_is_measured(run: Path, part: str) -> None:
     assert main(["evaluate", str(run), "--split", part]) == 0
-    frame = pd.read_csv(run / f"scores-{part}" / "predictions.csv")
+    frame = pd.read_csv(run / part / "predictions.csv")
     assert set(frame["group"]) == set(getattr(read_split(run, read_run(run)), part))
 
 
 def test_all_measures_every_row(run: Path) -> None:
     assert main(["evaluate", str(run), "--split", "all"]) == 0
-    assert metrics_in(run / "scores-all")["quality"]["n"] == 48
+    assert metrics_in(run / "all")["quality"]["n"] == 48
 
 
 def test_test_part_is_written_into_the_run(run: Path) -> None:
@@ -157,13 +157,13 @@ def test_validation_srcc_is_that_of_the_best_epoch(run: Path) -> None:
     assert main(["evaluate", str(run), "--split", "val"]) == 0
     record = read_run(run)
     told = record.history[record.best_epoch - 1]["quality_srcc"]
-    found = metrics_in(run / "scores-val")["quality"]["srcc"]["value"]
+    found = metrics_in(run / "val")["quality"]["srcc"]["value"]
     assert found == pytest.approx(told, abs=TOLERANCE)
 
 
 def test_interval_that_is_undefined_is_null(run: Path) -> None:
     assert main(["evaluate", str(run), "--split", "val"]) == 0  # one prompt: nothing to redraw
-    assert metrics_in(run / "scores-val")["quality"]["srcc"]["low"] is None
+    assert metrics_in(run / "val")["quality"]["srcc"]["low"] is None
 
 
 OtherData = Callable[[str], Path]
@@ -191,14 +191,47 @@ def evaluate_other(run: Path, data: Path) -> int:
 
 def test_all_rows_of_another_data_set_are_measured(run: Path, other_data: OtherData) -> None:
     assert evaluate_other(run, other_data("new.csv")) == 0
-    metrics = metrics_in(run / "new-all")
+    (folder,) = run.glob("new-*-all")
+    metrics = metrics_in(folder)
     assert (metrics["split"], metrics["quality"]["n"]) == ("all", 12)
 
 
 def test_another_data_set_of_the_same_file_name_is_another_data_set(
     run: Path, other_data: OtherData
 ) -> None:
+    before = (run / "metrics.json").exists()
     assert evaluate_other(run, other_data("scores.csv")) == 0
+    assert len(list(run.glob("scores-*-all"))) == 1
+    assert (run / "metrics.json").exists() == before
+
+
+def test_data_of_known_prompts_but_other_opinions_is_another_data_set(
+    run: Path, picture_data: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
+    frame = pd.read_csv(moved)
+    frame.assign(mos_quality=3.0 + frame["mos_quality"] / 10).to_csv(moved, index=False)
+    assert evaluate_other(run, moved) == 0
+    (folder,) = run.glob("scores-*-all")
+    assert metrics_in(folder)["protocol"].startswith("not clean")
+
+
+def test_own_table_that_changed_is_refused(
+    run: Path, picture_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
+    record = json.loads((run / "run.json").read_text())
+    record["source"]["path"] = str(moved)
+    (run / "run.json").write_text(json.dumps(record))
+    moved.write_text(moved.read_text().replace("prompt 3", "prompt three"))
+    assert main(["evaluate", str(run)]) == 1
+    assert "its scale or rows have changed" in capsys.readouterr().err
+
+
+def test_plot_of_earlier_results_does_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "alignment.png").touch()
+    write_results(tmp_path, table(mos_alignment=np.nan), PREDICTED, "all", {})
+    assert not (tmp_path / "alignment.png").exists()
 
 
 def test_own_data_that_moved_is_still_split(run: Path, picture_data: Path, tmp_path: Path) -> None:

@@ -127,9 +127,27 @@ def test_prompt_is_found_by_the_file_name(prompts: Prompts) -> None:
     assert read_prompts(file, ["/x/a.png"]) == ({"/x/a.png": "a fox"}, [])
 
 
-def test_name_of_two_pictures_is_nobodys(prompts: Prompts) -> None:
+def test_one_picture_under_two_spellings_is_scored_once(tmp_path: Path) -> None:
+    names = [str(tmp_path / "a.png"), f"{tmp_path}/./a.png", str(tmp_path / "b.png")]
+    assert find_pictures(names) == [names[0], names[2]]
+
+
+def test_name_of_two_pictures_is_refused(prompts: Prompts) -> None:
     file = prompts("image,prompt", "a.png,a fox")
-    assert read_prompts(file, ["/x/a.png", "/y/a.png"]) == ({}, ["a.png"])
+    with pytest.raises(DataError) as caught:
+        read_prompts(file, ["/x/a.png", "/y/a.png"])
+    assert str(caught.value) == (
+        f"expected a.png in {file} to name one picture, it fits /x/a.png and /y/a.png: "
+        "write its path"
+    )
+
+
+def test_prompts_of_many_bytes_are_refused_unread(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcmpl.files.MAX_PROMPTS_BYTES", 20)
+    with pytest.raises(DataError, match="expected prompts of at most 20 bytes"):
+        read_prompts(prompts("image,prompt", "a.png,a fox"), ["a.png"])
 
 
 def test_row_of_no_picture_is_handed_back(prompts: Prompts) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.clip import Clip, ClipConfig, TowerConfig
-from dcmpl.config import ModelConfig
+from dcmpl.config import EMBEDDED, ModelConfig
 from dcmpl.model import DCMPL, is_trainable, trainable_parameters
 from dcmpl.tokenizer import Tokenizer
-from dcmpl.weights import EMBEDDED, Backbone, load_backbone
+from dcmpl.weights import Backbone, load_backbone
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 N_CONTEXT = 4
@@ -282,3 +282,20 @@ def test_nothing_of_clip_requires_gradients(vit_b_32: DCMPL) -> None:
     ]
     assert len(frozen) > 300  # 24 blocks of 12 tensors, and the rest
     assert not any(frozen)
+
+
+def test_scores_under_autocast_are_the_float32_function_of_the_embedding(
+    model: DCMPL, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The towers may run in bfloat16; what follows them keeps all its digits."""
+    embedding = torch.randn(8, 24, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for adapter in (model.quality_adapter, model.alignment_adapter):
+        monkeypatch.setattr(adapter, "forward", lambda x: x)
+    condition = model.condition()
+    monkeypatch.setattr(model.clip.visual, "encode", lambda *_: embedding)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.score_tokens(torch.zeros(4, 1, 64), condition)
+    cosine = F.normalize(embedding[:4].float(), dim=-1) @ condition.text_features[0].T
+    wanted = (model.clip.logit_scale.exp() * cosine).softmax(dim=-1)[:, 0]
+    assert found.quality.dtype == torch.float32
+    torch.testing.assert_close(found.quality, wanted, atol=1e-6, rtol=0)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dcmpl.checkpoint import Run, Source, read_run
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
-from dcmpl.errors import RunError
+from dcmpl.errors import DataError, RunError
 from dcmpl.images import read_image
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.splits import Split, make_split
@@ -73,7 +75,7 @@ def fit_in(small_backbone: Path, table: ImageTable, split: Split) -> Fit:
         backbone = load_backbone(str(small_backbone))
         model = DCMPL(backbone.clip, backbone.tokenizer, ModelConfig(), config.seed)
         spoil(model)
-        source = Source("scores.csv", "scores", MosScale(1, 5))
+        source = Source("scores.csv", "scores", MosScale(1, 5), "0" * 64)
         run = Run(
             "dcmpl", backbone.name, backbone.sha256, source, model.config, config, split.digest
         )
@@ -274,6 +276,38 @@ def test_last_file_holds_what_adam_knows_of_every_tensor(unbroken: Trained) -> N
         for entry in ("step", "exp_avg", "exp_avg_sq")
     }
     assert {name for name in names if name.startswith("optimizer/")} == wanted
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: t.pop(next(name for name in t if name.endswith("/exp_avg"))),
+        lambda t: t.update({"optimizer/foo/step": torch.zeros(())}),
+        lambda t: t.update({next(n for n in t if n.endswith("/exp_avg")): torch.zeros(3)}),
+    ],
+    ids=["missing", "foreign", "of another shape"],
+)
+def test_state_of_adam_that_does_not_fit_is_refused(
+    fitted: Fit, unbroken: Trained, edit: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    folder = fitted("run", replace(QUICK, epochs=1)).folder
+    shutil.copy(unbroken.folder / "last.safetensors", folder)
+    with safe_open(folder / "last.safetensors", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(folder / "last.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "last.safetensors", metadata)
+    with pytest.raises(RunError, match="expected Adam's state of all"):
+        fitted()
+
+
+def test_targets_of_training_without_a_validation_are_refused(
+    fitted: Fit, table: ImageTable, split: Split
+) -> None:
+    frame = table.frame.copy()
+    frame.loc[frame["group"].isin(split.val), "mos_alignment"] = math.nan
+    with pytest.raises(DataError, match="expected opinions on the same targets"):
+        fitted(data=ImageTable(table.name, table.scale, frame))
 
 
 def test_folder_holds_nothing_but_what_it_names(unbroken: Trained) -> None:

@@ -10,6 +10,7 @@ the old one or the new one, whole.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dcmpl import __version__
-from dcmpl.config import ModelConfig, TrainConfig, WordPair
+from dcmpl.config import RECORD, SPLIT, ModelConfig, TrainConfig, WordPair
 from dcmpl.datasets import MosScale
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.model import trainable_parameters
@@ -33,22 +34,25 @@ from dcmpl.weights import Backbone
 
 __all__ = ["Run", "Source", "load_learned", "read_run", "write_atomically"]
 
-RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
+
+History = tuple[dict[str, float], ...]
+"""One entry per epoch: the loss and what validation found."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the opinions came from, enough to read them again."""
+    """Where the opinions came from, enough to read them again; ``sha256`` is the table's."""
 
     path: str
     name: str
     scale: MosScale
+    sha256: str
     columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The record of a run; ``history`` has one entry per epoch."""
+    """The record of a run."""
 
     preset: str
     backbone: str
@@ -57,10 +61,17 @@ class Run:
     model: ModelConfig
     train: TrainConfig
     split_sha256: str
-    history: tuple[dict[str, float], ...] = ()
+    history: History = ()
     best_epoch: int = 0
     finished: bool = False
     version: str = __version__
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that decides what is learned; its tensors carry it."""
+        decides = self.preset, self.backbone_sha256, self.split_sha256, self.source.sha256
+        text = as_json([*decides, asdict(self.model), asdict(self.train)])
+        return hashlib.sha256(text).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Write ``run.json``."""
@@ -76,6 +87,17 @@ class Run:
             )
 
 
+UNREADABLE = ValueError, KeyError, TypeError, AttributeError, RecursionError
+
+
+def read_history(entries: Any) -> History:
+    """Epochs from JSON, where null is nan; raises one of ``UNREADABLE`` for anything else."""
+    return tuple(
+        {str(name): math.nan if value is None else float(value) for name, value in entry.items()}
+        for entry in entries
+    )
+
+
 def read_run(folder: Path) -> Run:
     """The record in a run folder; raises :class:`RunError` when it is not one."""
     path = folder / RECORD
@@ -89,10 +111,7 @@ def read_run(folder: Path) -> Run:
         for words in ("quality_words", "alignment_words"):
             model[words] = WordPair(**model[words])
         source["scale"] = MosScale(**source["scale"])
-        history = tuple(
-            {name: math.nan if value is None else value for name, value in entry.items()}
-            for entry in record.pop("history")
-        )
+        history = read_history(record.pop("history"))
         run = Run(
             model=ModelConfig(**model),
             train=TrainConfig(**record.pop("train")),
@@ -103,7 +122,7 @@ def read_run(folder: Path) -> Run:
         texts = run.backbone, run.backbone_sha256, run.split_sha256, run.source.path
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a backbone, a digest or a path that is no text")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DcmplError) as error:
+    except (*UNREADABLE, DcmplError) as error:
         raise RunError(f"expected the record of a run at {path}, got: {error}") from error
     return run
 
@@ -145,33 +164,38 @@ def write_atomically(path: Path, content: bytes) -> None:
 def save_learned(
     path: Path,
     model: nn.Module,
-    metadata: dict[str, str],
+    run: Run,
     optimizer_state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Learned tensors, and what Adam knows of them under ``optimizer/``."""
+    """Learned tensors, the run they are of, and what Adam knows of them under ``optimizer/``."""
     tensors = {
         name: p.detach().cpu().contiguous() for name, p in trainable_parameters(model).items()
     }
     for name, tensor in (optimizer_state or {}).items():
         tensors[f"optimizer/{name}"] = tensor.cpu().contiguous()
-    write_atomically(path, save(tensors, metadata))
+    # One entry: safetensors writes several in any order, and equal runs have equal files.
+    record = as_json({"run": run.identity, "history": run.history})
+    write_atomically(path, save(tensors, {"dcmpl": record.decode()}))
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The words that :func:`save_learned` wrote beside the tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"expected learned tensors at {path}, got: {error}") from error
+def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[str, Tensor]]:
+    """Put learned tensors into ``model``, strictly.
 
-
-def load_learned(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Put learned tensors into ``model``, strictly; returns Adam's state, if any is there."""
+    Returns the epochs they have seen and Adam's state, if any is there. Raises
+    :class:`RunError` where they are not tensors of ``run``, or not numbers.
+    """
     try:
         tensors = load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})["dcmpl"])
+        identity, history = str(record["run"]), read_history(record["history"])
+    except (OSError, SafetensorError, *UNREADABLE) as error:
         raise RunError(f"expected learned tensors at {path}, got: {error}") from error
+    if identity != run.identity:
+        raise RunError(
+            f"expected the tensors that {RECORD} beside {path} describes, got those of another "
+            "run: files of two runs do not mix"
+        )
     optimizer_state = {
         name.removeprefix("optimizer/"): tensors.pop(name)
         for name in list(tensors)
@@ -186,10 +210,13 @@ def load_learned(path: Path, model: nn.Module) -> dict[str, Tensor]:
             f"expected exactly the {len(parameters)} learned tensors of this model in {path}, "
             f"{len(wrong)} differ, {wrong[0]} among them"
         )
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise RunError(f"expected finite numbers in {path}, {broken[0]} has others")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    return optimizer_state
+    return history, optimizer_state
 
 
 def as_json(value: Any) -> bytes:

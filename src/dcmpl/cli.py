@@ -17,8 +17,9 @@ from typing import Any, Literal, Optional, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from dcmpl import __version__
-from dcmpl.config import PRESETS, RECIPES, TrainConfig, recipe_for
+from dcmpl.config import COLUMNS, PRESETS, RECIPES, RECORD, TrainConfig, check_backbone, recipe_for
 from dcmpl.errors import DcmplError, UsageError
+from dcmpl.files import FORMATS, find_pictures
 
 __all__ = ["build_parser", "main"]
 
@@ -68,7 +69,7 @@ def _add_data(parser: ArgumentParser, required: bool, what: str) -> None:
         nargs="+",
         default=[],
         metavar="OURS=THEIRS",
-        help="names of image, prompt, mos_quality, mos_alignment, generator in that CSV",
+        help=f"names of {', '.join(COLUMNS)} in that CSV",
     )
 
 
@@ -219,13 +220,30 @@ def _check_data(arguments: Namespace) -> None:
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
     arguments.columns = dict(pairs)
+    if unknown := [ours for ours in arguments.columns if ours not in COLUMNS]:
+        hint = _nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
+        raise UsageError(
+            f"expected --columns to map {', '.join(COLUMNS)}, got {unknown[0]}: {hint}"
+        )
 
 
 def _check_train(arguments: Namespace) -> None:
     _check_data(arguments)
     if arguments.preset not in PRESETS:
         raise UsageError(f"expected --preset of {', '.join(PRESETS)}, got {arguments.preset}")
-    recipe = recipe_for(arguments.backbone)
+    if Path(arguments.data).is_file() and arguments.mos_scale is None:
+        raise UsageError(
+            f"expected the ends of the MOS scale of {arguments.data}, got none: "
+            "add --mos-scale LOW HIGH, for example --mos-scale 1 5"
+        )
+    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise UsageError(f"expected a folder at --out {arguments.out}, found a file")
+    if (Path(arguments.out) / RECORD).exists() and not arguments.resume:
+        raise UsageError(
+            f"expected a new folder at --out {arguments.out}, found a run in it: "
+            "add --resume to go on with it, or choose another"
+        )
+    recipe = recipe_for(check_backbone(arguments.backbone))
     chosen = {f.name: arguments[f.name] for f in fields(TrainConfig)}
     # A flag that is not given keeps the recipe's value; its range is checked here, once.
     arguments.recipe = {
@@ -246,13 +264,13 @@ def _check_run(run: str) -> None:
 
 def _check_score(arguments: Namespace) -> None:
     _check_run(arguments.model)
-    suffixes = (".csv", ".jsonl", ".parquet")
-    if Path(arguments.out).suffix.lower() not in suffixes:
-        raise UsageError(f"expected -o to end in {', '.join(suffixes)}, got {arguments.out}")
+    if Path(arguments.out).suffix.lower() not in FORMATS:
+        raise UsageError(f"expected -o to end in {', '.join(FORMATS)}, got {arguments.out}")
     if Path(arguments.out).is_dir():
         raise UsageError(f"expected a file at -o {arguments.out}, found a folder")
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():
         raise UsageError(f"expected a CSV at --prompts {arguments.prompts}, found no file")
+    arguments.pictures = find_pictures(arguments.paths)
 
 
 CHECKS = {"train": _check_train, "evaluate": _check_evaluate, "score": _check_score}
@@ -272,8 +290,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"dcmpl: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("dcmpl: interrupted; what was written so far is whole", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        told = str(interrupt) or "what was written so far is whole"
+        print(f"dcmpl: interrupted; {told}", file=sys.stderr)
         return 130
     except Exception as error:
         if "--debug" in words:

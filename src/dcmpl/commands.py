@@ -9,28 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
-from dcmpl.checkpoint import (
-    LAST,
-    MODEL,
-    RECORD,
-    Run,
-    Source,
-    read_run,
-    read_split,
-    write_split,
-)
-from dcmpl.config import PRESETS, TrainConfig
+from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
+from dcmpl.config import EMBEDDED, LAST, MODEL, PRESETS, RECORD, TrainConfig
 from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
-from dcmpl.errors import DataError, RunError, UsageError
+from dcmpl.errors import DataError, DcmplError, RunError
 from dcmpl.evaluate import metrics_table, write_results
-from dcmpl.files import find_pictures, read_prompts, score_file
+from dcmpl.files import read_prompts, score_file
 from dcmpl.inference import predict_table
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.predict import Score, Scorer
 from dcmpl.progress import track
 from dcmpl.splits import PARTS, Split, make_split
 from dcmpl.train import EpochReport, fit
-from dcmpl.weights import EMBEDDED, Backbone, load_backbone
+from dcmpl.weights import Backbone, load_backbone
 
 __all__ = ["evaluate", "score", "train"]
 
@@ -47,54 +38,53 @@ def _warn_of_floor(backbone: str) -> None:
         )
 
 
-def _load(arguments: Any, source: Source | None = None) -> ImageTable:
-    """The table of ``--data``, or of a run's own data where that is not given."""
-    scale = MosScale(*arguments.mos_scale) if arguments.mos_scale else None
-    if source is None or arguments.data is not None:
-        return load_table(arguments.data, scale, arguments.columns)
-    if not Path(source.path).exists():
+def _mos_scale(arguments: Any) -> MosScale | None:
+    return MosScale(*arguments.mos_scale) if arguments.mos_scale else None
+
+
+def _table_to_measure(arguments: Any, source: Source) -> tuple[ImageTable, bool]:
+    """The table to measure on, and whether it is the run's own data, moved or not."""
+    path, scale, columns = arguments.data or source.path, _mos_scale(arguments), arguments.columns
+    if not Path(path).exists():
         raise DataError(
-            f"expected the run's data set at {source.path}, found nothing there: "
+            f"expected the run's data set at {path}, found nothing there: "
             "give its new place with --data"
         )
-    return load_table(source.path, scale or source.scale, arguments.columns or source.columns)
-
-
-def _load_for(arguments: Any, run: Run, split: Split) -> tuple[ImageTable, bool]:
-    """The table to measure on, and whether it is the run's own data, moved or not."""
     try:
-        table = _load(arguments, run.source)
-    except DataError:
-        if arguments.data is None or arguments.mos_scale:
+        # The run's own data in a new place has the run's own scale and columns.
+        table = load_table(path, scale or source.scale, columns or source.columns)
+    except DcmplError:
+        if arguments.data is None:
             raise
-        # The run's own data in a new place has the run's own scale and columns; if this
-        # is other data, what was wrong with it is said as before.
-        columns = arguments.columns or run.source.columns
-        moved = load_table(arguments.data, run.source.scale, columns)
-        if not split.groups >= set(moved.frame["group"]):
-            raise
-        return moved, True
-    return table, split.groups >= set(table.frame["group"])
+    else:
+        if table.digest == source.sha256:
+            return table, True
+        if arguments.data is None:
+            raise RunError(
+                f"expected the table the run was trained with at {path}, its scale or rows have "
+                f"changed: add --data {path} to measure on it as on another data set"
+            )
+    return load_table(path, scale, columns), False
 
 
 def train(arguments: Any) -> int:
     """``dcmpl train``."""
     folder = Path(arguments.out)
-    left = [name for name in (RECORD, LAST, MODEL) if (folder / name).exists()]
-    if left and RECORD not in left:
+    left = [name for name in (LAST, MODEL) if (folder / name).exists()]
+    if left and not (folder / RECORD).exists():
         raise RunError(
             f"expected {RECORD} beside {left[0]} in {folder}, found none: what stands there "
             "belongs to no known run, choose another --out"
         )
-    if left and not arguments.resume:
-        raise UsageError(
-            f"expected a new folder at --out {folder}, found a run in it: "
-            "add --resume to go on with it, or choose another"
-        )
-    table = _load(arguments)
+    table = load_table(arguments.data, _mos_scale(arguments), arguments.columns)
     backbone = load_backbone(arguments.backbone)
     run, split = _open_run(folder, arguments, table, backbone)
     if run.finished:
+        if MODEL not in left:
+            raise RunError(
+                f"expected {MODEL} in {folder}, whose {RECORD} says that it is finished, found "
+                "none: train anew with another --out"
+            )
         _say(f"{folder} is finished, best epoch {run.best_epoch}")
         return 0
     parts = {part: split.rows(table, part) for part in PARTS}
@@ -126,7 +116,11 @@ def _open_run(
     """The record to begin with, or that of the folder where it says the same."""
     split = make_split(table, arguments.recipe["seed"])
     source = Source(
-        str(Path(arguments.data).absolute()), table.name, table.scale, dict(arguments.columns)
+        str(Path(arguments.data).absolute()),
+        table.name,
+        table.scale,
+        table.digest,
+        dict(arguments.columns),
     )
     asked = Run(
         preset=arguments.preset,
@@ -145,6 +139,11 @@ def _open_run(
             f"expected to resume {folder} with the MOS scale and columns it was started with "
             f"({found.source.scale}, {found.source.columns}), got {asked.source.scale}, "
             f"{asked.source.columns}"
+        )
+    if found.source.sha256 != asked.source.sha256:
+        raise RunError(
+            f"expected to resume {folder} with the table it was started with, the rows of "
+            f"{arguments.data} have changed: begin anew with another --out"
         )
     for name in ("preset", "backbone_sha256", "model", "train", "split_sha256"):
         if getattr(found, name) != getattr(asked, name):
@@ -183,7 +182,7 @@ def evaluate(arguments: Any) -> int:
     folder = Path(arguments.run)
     run = read_run(folder)
     split = read_split(folder, run)
-    table, own = _load_for(arguments, run, split)
+    table, own = _table_to_measure(arguments, run.source)
     name = arguments.split or ("test" if own else "all")
     if name != "all":
         table = split.rows(table, name)
@@ -191,7 +190,8 @@ def evaluate(arguments: Any) -> int:
     _warn_of_floor(run.backbone)
     check_pictures(table)
     predicted = predict_table(scorer.model, table, scorer.views, "fp32", "scoring")
-    default = folder if own and name == "test" else folder / f"{table.name}-{name}"
+    own_place = folder if name == "test" else folder / name
+    default = own_place if own else folder / f"{table.name}-{table.digest[:6]}-{name}"
     out = Path(arguments.out) if arguments.out else default
     notes = {
         "protocol": _protocol(table, split),
@@ -220,7 +220,7 @@ COLUMNS = ("image", "prompt", "quality", "alignment", "status", "reason")
 
 def score(arguments: Any) -> int:
     """``dcmpl score``."""
-    pictures = find_pictures(arguments.paths)
+    pictures: list[str] = arguments.pictures
     prompts: dict[str, str] = {}
     if arguments.prompts is not None:
         prompts, strange = read_prompts(Path(arguments.prompts), pictures)
@@ -228,6 +228,11 @@ def score(arguments: Any) -> int:
             _say(
                 f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
                 f"{strange[0]!r} among them"
+            )
+        if without := [picture for picture in pictures if picture not in prompts]:
+            _say(
+                f"{len(without)} of {len(pictures)} pictures have no row in {arguments.prompts}, "
+                f"{without[0]!r} among them: they get no prompt"
             )
     scorer = Scorer.from_pretrained(arguments.model)
     _warn_of_floor(read_run(Path(arguments.model)).backbone)

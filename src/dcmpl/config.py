@@ -5,11 +5,41 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from dcmpl.errors import UsageError
 
-__all__ = ["PRESETS", "RECIPES", "ModelConfig", "TrainConfig", "WordPair", "recipe_for"]
+__all__ = [
+    "COLUMNS",
+    "EMBEDDED",
+    "PRESETS",
+    "RECIPES",
+    "ModelConfig",
+    "TrainConfig",
+    "WordPair",
+    "recipe_for",
+]
+
+EMBEDDED = {"tiny": Path(__file__).parent / "backbones" / "tiny"}
+"""Backbones that come with the package."""
+
+COLUMNS = ("image", "prompt", "mos_quality", "mos_alignment", "generator")
+"""Columns of a table of one's own; ``image``, ``prompt`` and one MOS are needed."""
+
+RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
+"""The files of a run folder; ``dcmpl.checkpoint`` says what is in them."""
+
+
+def check_backbone(name: str) -> str:
+    """``name`` itself where it may be a backbone's; raises :class:`UsageError` where not."""
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
+    if not (name in EMBEDDED or is_id or Path(name).is_dir()):
+        raise UsageError(
+            f"expected a backbone ({', '.join(EMBEDDED)}), a folder or a Hugging Face id "
+            f"such as openai/clip-vit-base-patch32, got {name!r}"
+        )
+    return name
 
 
 def check_views(views: str) -> str:

@@ -4,6 +4,7 @@ A reader takes a path and returns an :class:`ImageTable`. The MOS scale stands b
 reader that knows it, and only :meth:`ImageTable.targets` turns opinions into [0, 1].
 """
 
+import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,16 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dcmpl.errors import DataError
+from dcmpl.config import COLUMNS
+from dcmpl.errors import DataError, UsageError
 from dcmpl.images import decode, quiet_pillow
 from dcmpl.progress import track
 
-__all__ = ["COLUMNS", "TARGETS", "ImageTable", "MosScale", "check_pictures", "load_table"]
+__all__ = ["TARGETS", "ImageTable", "MosScale", "check_pictures", "load_table"]
 
 TARGETS = ("quality", "alignment")
-COLUMNS = ("image", "prompt", "mos_quality", "mos_alignment", "generator")
-"""Columns of a table of one's own; ``image``, ``prompt`` and one MOS are needed."""
-
 MAX_TABLE_BYTES = 256 * 2**20
 
 
@@ -62,6 +61,12 @@ class ImageTable:
         scaled: np.ndarray = (mos - self.scale.low) / (self.scale.high - self.scale.low)
         return scaled
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of scale and rows, wherever the pictures lie: equal digests, equal opinions."""
+        rows = self.frame.drop(columns="image").to_csv(index=False)
+        return hashlib.sha256(f"{self.scale}\n{rows}".encode()).hexdigest()
+
     def select(self, rows: "pd.Series[bool]") -> "ImageTable":
         """The rows for which ``rows`` is true, in their order."""
         return ImageTable(self.name, self.scale, self.frame[rows].reset_index(drop=True))
@@ -82,12 +87,17 @@ def load_table(
     if not path.exists():
         raise DataError(f"expected a data set at {path}, found nothing there")
     if path.is_file():
-        return _read_own(path, mos_scale, columns or {})
+        return _read_own(path.stem, path, mos_scale, columns or {})
     if (path / "data.csv").is_file():
         header = _read_csv(path / "data.csv").columns
         if set(AGIQA_3K) <= set(header) and not columns:
+            if mos_scale not in (None, AGIQA_3K_SCALE):
+                raise UsageError(
+                    f"expected no MOS scale for AGIQA-3K at {path}, whose own is 0 to 5, "
+                    f"got {mos_scale.low:g} to {mos_scale.high:g}: leave --mos-scale out"
+                )
             return _read_agiqa_3k(path)
-        return _read_own(path / "data.csv", mos_scale, columns or {})
+        return _read_own(path.absolute().name, path / "data.csv", mos_scale, columns or {})
     raise DataError(
         f"expected {path} to be a CSV file or a folder with data.csv and pictures, "
         f"found {len(list(path.iterdir()))} entries and no data.csv"
@@ -100,6 +110,7 @@ AGIQA_3K = {
     "mos_quality": "mos_quality",
     "mos_align": "mos_alignment",
 }
+AGIQA_3K_SCALE = MosScale(0, 5)
 
 
 def _read_agiqa_3k(folder: Path) -> ImageTable:
@@ -117,13 +128,15 @@ def _read_agiqa_3k(folder: Path) -> ImageTable:
         ),
         folder,
     )
-    return _table("AGIQA-3K", MosScale(0, 5), frame, pictures, folder / "data.csv")
+    return _table("AGIQA-3K", AGIQA_3K_SCALE, frame, pictures, folder / "data.csv")
 
 
-def _read_own(file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]) -> ImageTable:
+def _read_own(
+    name: str, file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]
+) -> ImageTable:
     frame = _read_csv(file)
-    unknown = [name for name in columns if name not in COLUMNS]
-    absent = [name for name in columns.values() if name not in frame]
+    unknown = [ours for ours in columns if ours not in COLUMNS]
+    absent = [theirs for theirs in columns.values() if theirs not in frame]
     if unknown or absent:
         raise DataError(
             f"expected --columns to map {', '.join(COLUMNS)} to columns of {file} "
@@ -131,7 +144,7 @@ def _read_own(file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]
         )
     frame = frame.drop(columns=set(columns) - set(columns.values()), errors="ignore")
     frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
-    missing = [name for name in ("image", "prompt") if name not in frame]
+    missing = [column for column in ("image", "prompt") if column not in frame]
     if not {"mos_quality", "mos_alignment"} & set(frame):
         missing.append("mos_quality")
     if missing:
@@ -141,11 +154,11 @@ def _read_own(file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]
             f"as in --columns {missing[0]}=THEIR_NAME"
         )
     if mos_scale is None:
-        raise DataError(
+        raise UsageError(
             f"expected the ends of the MOS scale of {file}, got none: "
             "add --mos-scale LOW HIGH, for example --mos-scale 1 5"
         )
-    return _table(file.stem, mos_scale, frame, file.parent, file)
+    return _table(name, mos_scale, frame, file.parent, file)
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
@@ -187,6 +200,8 @@ def _table(
     for target in TARGETS:
         column = f"mos_{target}"
         out[column] = _mos(frame[column], scale, source) if column in frame else np.nan
+    if out[[f"mos_{target}" for target in TARGETS]].isna().all(axis=None):
+        raise DataError(f"expected opinions in {source}, got none: every MOS cell is empty")
     return ImageTable(name, scale, out)
 
 

@@ -139,6 +139,10 @@ def write_results(
     metrics = measure(frame, table.scale)
     metrics |= {"split": split, "data": table.name, "version": __version__, **notes}
     write_atomically(folder / "metrics.json", as_json(metrics))
-    for name, png in scatter_plots(frame, table.scale).items():
-        write_atomically(folder / name, png)
+    plots = scatter_plots(frame, table.scale)
+    for name in (f"{target}.png" for target in TARGETS):
+        if name in plots:
+            write_atomically(folder / name, plots[name])
+        else:  # one of earlier results would pass for one of these
+            (folder / name).unlink(missing_ok=True)
     return metrics

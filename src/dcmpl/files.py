@@ -28,6 +28,7 @@ PICTURES = frozenset(
         ".ppm",
     ]
 )
+MAX_PROMPTS_BYTES = 256 * 2**20
 FORMATS = (".csv", ".jsonl", ".parquet")
 Row = Mapping[str, Any]
 
@@ -43,13 +44,16 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
         if Path(path).is_dir():
             inside = [str(p) for p in sorted(Path(path).rglob("*")) if _is_picture(p)]
         elif not Path(path).exists() and glob.has_magic(path):
-            inside = sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file())
+            inside = sorted(p for p in glob.glob(path, recursive=True) if _is_picture(Path(p)))
         else:
             inside = [path]
         if not inside:
             raise UsageError(f"expected pictures in {path}, found none: name a folder with some")
         found += inside
-    return list(dict.fromkeys(found))
+    each: dict[str, str] = {}
+    for path in found:
+        each.setdefault(os.path.abspath(path), path)
+    return list(each.values())
 
 
 def _is_picture(path: Path) -> bool:
@@ -60,9 +64,12 @@ def read_prompts(file: Path, pictures: Sequence[str]) -> tuple[dict[str, str], l
     """Picture -> prompt from a CSV with the columns image and prompt.
 
     A row means the picture of that path (as it is, or beside the CSV) or else of that file
-    name. Returns the prompts and the rows' images that are none of ``pictures``.
+    name. Returns the prompts and the rows' images that are none of ``pictures``. Raises
+    :class:`DataError` where the file is no such CSV, or a row fits several pictures.
     """
     try:
+        if file.stat().st_size > MAX_PROMPTS_BYTES:
+            raise DataError(f"expected prompts of at most {MAX_PROMPTS_BYTES} bytes, got {file}")
         with file.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             if not {"image", "prompt"} <= set(reader.fieldnames or ()):
@@ -83,7 +90,12 @@ def read_prompts(file: Path, pictures: Sequence[str]) -> tuple[dict[str, str], l
         beside = by_path.get(os.path.abspath(file.parent / image))
         exact = by_path.get(os.path.abspath(image)) or beside
         named = [exact] if exact else by_name.get(os.path.basename(image), [])
-        if len(named) != 1:
+        if len(named) > 1:
+            raise DataError(
+                f"expected {image} in {file} to name one picture, it fits {named[0]} and "
+                f"{named[1]}: write its path"
+            )
+        if not named:
             strange.append(image)
         elif prompts.setdefault(named[0], prompt) != prompt:
             raise DataError(f"expected one prompt for {image} in {file}, got two different ones")
@@ -95,9 +107,15 @@ def score_file(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], N
     """A function that appends rows; the file appears at ``path`` when all are written.
 
     Until then rows are in ``path`` + ``.part``, each there as soon as it is known. Raises
-    :class:`RunError` where the disk does not take them.
+    :class:`RunError` where the disk does not take them, or rows of an earlier scoring that
+    was broken off stand there.
     """
     part = path.with_name(path.name + ".part")
+    if part.exists():
+        raise RunError(
+            f"expected no {part}, found the rows of a scoring that was broken off: "
+            "move or delete it first"
+        )
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -105,6 +123,8 @@ def score_file(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], N
         with WRITERS[path.suffix.lower()](part, columns) as write:
             yield write
         os.replace(part, path)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the rows scored so far are in {part}") from None
     except OSError as error:
         kept = f"; the rows scored so far are in {part}" if part.is_file() else ""
         raise RunError(f"expected to write {path}, got: {error.strerror or error}{kept}") from error

@@ -97,8 +97,10 @@ def _decoded(image: Image.Image, what: str) -> UInt8[Tensor, "3 height width"]:
         )
     image.load()
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        raise DataError(f"expected whole numbers for pixels, got fractions in {what}: save as PNG")
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float32)
         image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

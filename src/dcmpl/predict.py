@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcmpl.checkpoint import MODEL, load_learned, read_run
+from dcmpl.checkpoint import load_learned, read_run
+from dcmpl.config import MODEL
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images import from_pil, read_image
 from dcmpl.inference import score_pictures
@@ -70,7 +71,7 @@ class Scorer:
         frozen = load_backbone(backbone or record.backbone)
         record.check_backbone(frozen)
         model = DCMPL(frozen.clip, frozen.tokenizer, record.model, record.train.seed)
-        load_learned(folder / MODEL, model)
+        load_learned(folder / MODEL, model, record)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(model, record.train.views)
 

@@ -6,7 +6,6 @@ numbers of one that never stopped. Only validation chooses the epoch; the test p
 split is a type this file does not take.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from dcmpl.checkpoint import LAST, MODEL, Run, load_learned, read_metadata, save_learned
-from dcmpl.config import TrainConfig
+from dcmpl.checkpoint import History, Run, load_learned, save_learned
+from dcmpl.config import LAST, MODEL, TrainConfig
 from dcmpl.datasets import TARGETS, ImageTable
-from dcmpl.errors import RunError
+from dcmpl.errors import DataError, RunError
 from dcmpl.images import random_window, read_image, to_unit_range
 from dcmpl.inference import precision_context, predict_table
 from dcmpl.metrics import plcc, srcc
@@ -116,7 +115,7 @@ def validate(model: DCMPL, part: ValidationPart, config: TrainConfig) -> dict[st
     return found
 
 
-def best_epoch(history: tuple[dict[str, float], ...]) -> int:
+def best_epoch(history: History) -> int:
     """The epoch (from 1) of the best validation SRCC; the first of equals."""
 
     def merit(entry: dict[str, float]) -> float:
@@ -138,15 +137,23 @@ def fit(
 
     Goes on from ``last.safetensors`` where that is in the folder. At the end the model
     holds the tensors of the best epoch on validation.
-    Raises :class:`RunError` where the loss is no number any more.
+    Raises :class:`RunError` where the loss is no number any more, :class:`DataError` where
+    training and validation do not have opinions on the same targets.
     """
+    learned, chosen_by = _asked(training.table), _asked(validation.table)
+    if learned != chosen_by:
+        raise DataError(
+            f"expected opinions on the same targets in training and validation, got "
+            f"{' and '.join(learned) or 'none'} there and {' and '.join(chosen_by) or 'none'} "
+            "here: take another --seed or more prompts"
+        )
     config, accelerator = run.train, Accelerator()
     parameters = trainable_parameters(model)
     optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
-    history: tuple[dict[str, float], ...] = ()
+    history: History = ()
     if (folder / LAST).is_file():
-        _restore_adam(optimizer, parameters, load_learned(folder / LAST, model))
-        history = tuple(json.loads(read_metadata(folder / LAST)["history"]))
+        history, adam = load_learned(folder / LAST, model, run)
+        _restore_adam(optimizer, parameters, adam, folder / LAST)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     for epoch in range(len(history) + 1, config.epochs + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
@@ -162,16 +169,21 @@ def fit(
         run = replace(run, history=history, best_epoch=best_epoch(history))
         if accelerator.is_main_process:
             if run.best_epoch == epoch:
-                save_learned(folder / MODEL, model, {"epoch": str(epoch)})
-            adam = _adam_state(optimizer, parameters)
-            save_learned(folder / LAST, model, {"history": json.dumps(history)}, adam)
+                save_learned(folder / MODEL, model, run)
+            save_learned(folder / LAST, model, run, _adam_state(optimizer, parameters))
             run.write(folder)
         report(EpochReport(epoch, config.epochs, loss, found, run.best_epoch == epoch))
     run = replace(run, history=history, best_epoch=best_epoch(history), finished=True)
     if accelerator.is_main_process:
         run.write(folder)
-    load_learned(folder / MODEL, model)
+    load_learned(folder / MODEL, model, run)
     return run
+
+
+def _asked(table: ImageTable) -> list[str]:
+    """The targets that have opinions."""
+    known = np.isfinite(table.targets()).any(axis=0)
+    return [target for target, some in zip(TARGETS, known, strict=True) if some]
 
 
 def _train_epoch(
@@ -232,7 +244,18 @@ def _restore_adam(
     optimizer: torch.optim.Optimizer,
     parameters: dict[str, torch.nn.Parameter],
     state: dict[str, Tensor],
+    path: Path,
 ) -> None:
+    shapes = {
+        f"{name}/{entry}": torch.Size(()) if entry == "step" else parameter.shape
+        for name, parameter in parameters.items()
+        for entry in ("step", "exp_avg", "exp_avg_sq")
+    }
+    if {key: value.shape for key, value in state.items()} != shapes:
+        raise RunError(
+            f"expected Adam's state of all {len(parameters)} learned tensors in {path}, got "
+            "another: begin anew with another --out"
+        )
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
         optimizer.state[parameters[name]][entry] = value

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dcmpl.clip import ACTIVATIONS, Clip, ClipConfig, TowerConfig
+from dcmpl.config import EMBEDDED, check_backbone
 from dcmpl.errors import WeightsError
 from dcmpl.tokenizer import Tokenizer
 
-__all__ = ["EMBEDDED", "Backbone", "load_backbone"]
+__all__ = ["Backbone", "load_backbone"]
 
-EMBEDDED = {"tiny": Path(__file__).parent / "backbones" / "tiny"}
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 MOST_LAYERS, MOST_WIDTH = 200, 20_000
 
@@ -70,15 +70,10 @@ def load_backbone(name: str) -> Backbone:
 
 def _find(name: str) -> Path:
     """The folder that holds a backbone; the hub's cache where ``name`` is an id."""
-    if name in EMBEDDED:
+    if check_backbone(name) in EMBEDDED:
         return EMBEDDED[name]
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise WeightsError(
-            f"expected a backbone ({', '.join(EMBEDDED)}), a folder or a Hugging Face id "
-            f"such as openai/clip-vit-base-patch32, got {name!r}"
-        )
     from huggingface_hub import snapshot_download  # slow to import, and only needed here
 
     try:
