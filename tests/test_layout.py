@@ -35,6 +35,7 @@ ORDER = [
     "files",
     "predict",
     "commands",
+    "usage",
     "cli",
 ]
 """A module imports only what stands before it."""

@@ -5,11 +5,9 @@ codes: 0 done, 1 failed, 2 wrong usage, 3 done but for some pictures, 130 interr
 """
 
 import argparse
-import difflib
-import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Optional, get_type_hints
@@ -20,6 +18,7 @@ from dcmpl import __version__
 from dcmpl.config import COLUMNS, PRESETS, RECIPES, RECORD, TrainConfig, check_backbone, recipe_for
 from dcmpl.errors import DcmplError, UsageError
 from dcmpl.files import FORMATS, find_pictures
+from dcmpl.usage import Words, explain, flag, nearest
 
 __all__ = ["build_parser", "main"]
 
@@ -32,10 +31,6 @@ def _parser(**options: Any) -> ArgumentParser:
         formatter_class=argparse.HelpFormatter,
         **options,
     )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _recipe_defaults(name: str) -> str:
@@ -94,7 +89,7 @@ def _train_parser() -> ArgumentParser:
     types = get_type_hints(TrainConfig)
     for field in fields(TrainConfig):
         about = f"{field.metadata['help']} ({_recipe_defaults(field.name)})"
-        parser.add_argument(_flag(field.name), type=Optional[types[field.name]], help=about)
+        parser.add_argument(flag(field.name), type=Optional[types[field.name]], help=about)
     return parser
 
 
@@ -154,48 +149,17 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def _nearest(word: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f"did you mean {near[0]}?" if near else otherwise
-
-
 def _wrong_usage(error: Exception, argv: Sequence[str]) -> UsageError:
     """What the parser found wrong, in one sentence, with the nearest word there is."""
-    told = " ".join(str(error).split())
     command = next((word for word in argv if word in COMMANDS), None)
     if command is None:
         word = next((w for w in argv if not w.startswith("-")), "")
-        hint = _nearest(word, COMMANDS, "see dcmpl --help")
+        hint = nearest(word, COMMANDS, "see dcmpl --help")
         return UsageError(
             f"expected a command ({', '.join(COMMANDS)}), got {word or 'none'}: {hint}"
         )
-    if unknown := re.search(r"[Uu]nrecognized arguments: (.*)", told):
-        words = unknown[1].split()
-        word = next((w for w in words if w.startswith("-")), words[0]).split("=")[0]
-        flags = COMMANDS[command][0]()._option_string_actions
-        hint = _nearest(word, flags, f"see dcmpl {command} --help")
-        return UsageError(f"expected a flag of dcmpl {command}, got {word}: {hint}")
-    if missing := re.search(r"arguments are required: (.*)", told):
-        names = [name.strip().removeprefix(f"{command}.") for name in missing[1].split(",")]
-        wanted = [POSITIONAL.get(name) or _flag(name) for name in names]
-        return UsageError(
-            f"expected {', '.join(wanted)} for dcmpl {command}, got none; "
-            f"see dcmpl {command} --help"
-        )
-    if broken := re.search(r"Problems parsing config: (.*)", told):
-        file = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else ""
-        return UsageError(f"expected a YAML file at --config {file}, got: {broken[1]}")
-    if value := re.search(
-        r'Parser key "(?:\w+\.)?(\w+)"[^:]*:.*(?:Given value|Got value): (.*)$', told
-    ):
-        kinds = re.search(r"Literal\[([^\]]*)\]", told) or re.search(r"class '(\w+)'", told)
-        kind = (
-            {"int": "a whole number", "float": "a number"}.get(kinds[1], kinds[1]) if kinds else ""
-        )
-        return UsageError(
-            f"expected {kind or 'another value'} for {_flag(value[1])}, got {value[2]}"
-        )
-    return UsageError(f"expected other arguments for dcmpl {command}: {told}")
+    flags = list(COMMANDS[command][0]()._option_string_actions)
+    return UsageError(explain(str(error), Words(argv, command, flags, POSITIONAL)))
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -221,7 +185,7 @@ def _check_data(arguments: Namespace) -> None:
         raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
     arguments.columns = dict(pairs)
     if unknown := [ours for ours in arguments.columns if ours not in COLUMNS]:
-        hint = _nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
+        hint = nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
         raise UsageError(
             f"expected --columns to map {', '.join(COLUMNS)}, got {unknown[0]}: {hint}"
         )
