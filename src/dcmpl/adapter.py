@@ -8,23 +8,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dcmpl.config import AdapterConfig
+
 __all__ = ["ImageAdapter"]
 
 
 class ImageAdapter(nn.Module):
     """f* = ratio A(f) + (1 - ratio) f with A = ReLU(W2 ReLU(W1 f)).
 
-    ``residual_ratio`` lies in [0, 1]; 0 leaves every embedding as it was, bit for bit.
+    A fixed ratio of 0 leaves every embedding as it was, bit for bit. A learned one is kept
+    in [0, 1].
     """
 
-    def __init__(self, width: int, reduction: int, residual_ratio: float) -> None:
+    def __init__(self, width: int, config: AdapterConfig) -> None:
         super().__init__()
-        self.residual_ratio = residual_ratio
-        self.down = nn.Linear(width, width // reduction, bias=False)
-        self.up = nn.Linear(width // reduction, width, bias=False)
+        self.config = config
+        bottleneck = max(1, width // config.reduction)
+        self.down = nn.Linear(width, bottleneck, bias=False)
+        self.up = nn.Linear(bottleneck, width, bias=False)
+        self.ratio: float | nn.Parameter = config.ratio
+        if config.learnable_ratio:
+            self.ratio = nn.Parameter(torch.tensor(config.ratio))
 
     def forward(self, embedding: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        if self.residual_ratio == 0:
+        if self.config.ratio == 0 and not self.config.learnable_ratio:
             return embedding
-        refined = torch.relu(self.up(torch.relu(self.down(embedding))))
-        return self.residual_ratio * refined + (1 - self.residual_ratio) * embedding
+        ratio = self.ratio.clamp(0, 1) if isinstance(self.ratio, Tensor) else self.ratio
+        refined = self.up(torch.relu(self.down(embedding)))
+        if self.config.final_relu:
+            refined = torch.relu(refined)
+        mixed: Tensor = ratio * refined + (1 - ratio) * embedding
+        return mixed

@@ -25,7 +25,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dcmpl import __version__
-from dcmpl.config import RECORD, SPLIT, ModelConfig, TrainConfig, WordPair
+from dcmpl.config import (
+    RECORD,
+    SPLIT,
+    AdapterConfig,
+    FusionConfig,
+    ModelConfig,
+    MpaConfig,
+    TrainConfig,
+)
 from dcmpl.datasets import MosScale
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.model import trainable_parameters
@@ -98,6 +106,20 @@ def read_history(entries: Any) -> History:
     )
 
 
+def _model_config(record: dict[str, Any]) -> ModelConfig:
+    words = {
+        task: tuple((str(good), str(bad)) for good, bad in pairs)
+        for task, pairs in record.pop("words").items()
+    }
+    return ModelConfig(
+        words=words,
+        mpa=MpaConfig(**record.pop("mpa")),
+        fusion=FusionConfig(**record.pop("fusion")),
+        adapter=AdapterConfig(**record.pop("adapter")),
+        **record,
+    )
+
+
 def read_run(folder: Path) -> Run:
     """The record in a run folder; raises :class:`RunError` when it is not one."""
     path = folder / RECORD
@@ -108,12 +130,10 @@ def read_run(folder: Path) -> Run:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         model, source = dict(record.pop("model")), dict(record.pop("source"))
-        for words in ("quality_words", "alignment_words"):
-            model[words] = WordPair(**model[words])
         source["scale"] = MosScale(**source["scale"])
         history = read_history(record.pop("history"))
         run = Run(
-            model=ModelConfig(**model),
+            model=_model_config(model),
             train=TrainConfig(**record.pop("train")),
             source=Source(**source),
             history=history,

@@ -15,9 +15,10 @@ from typing import Any, Literal, Optional, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from dcmpl import __version__
-from dcmpl.config import COLUMNS, PRESETS, RECIPES, RECORD, TrainConfig, check_backbone, recipe_for
+from dcmpl.config import COLUMNS, RECIPES, RECORD, TrainConfig, check_backbone, recipe_for
 from dcmpl.errors import DcmplError, UsageError
 from dcmpl.files import FORMATS, find_pictures
+from dcmpl.presets import PRESETS, with_settings
 from dcmpl.usage import Words, explain, flag, nearest
 
 __all__ = ["build_parser", "main"]
@@ -84,6 +85,14 @@ def _train_parser() -> ArgumentParser:
         type=str,
         default="tiny",
         help="tiny, a folder, or a Hugging Face id (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="model.FIELD=VALUE",
+        help="change fields of the preset, as in model.mpa.form=joint; dcmpl presets lists them",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     types = get_type_hints(TrainConfig)
@@ -194,7 +203,11 @@ def _check_data(arguments: Namespace) -> None:
 def _check_train(arguments: Namespace) -> None:
     _check_data(arguments)
     if arguments.preset not in PRESETS:
-        raise UsageError(f"expected --preset of {', '.join(PRESETS)}, got {arguments.preset}")
+        hint = nearest(arguments.preset, PRESETS, "see dcmpl presets")
+        raise UsageError(
+            f"expected --preset of {', '.join(PRESETS)}, got {arguments.preset}: {hint}"
+        )
+    with_settings(PRESETS[arguments.preset].model, arguments.set)
     if Path(arguments.data).is_file() and arguments.mos_scale is None:
         raise UsageError(
             f"expected the ends of the MOS scale of {arguments.data}, got none: "

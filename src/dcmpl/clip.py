@@ -10,7 +10,7 @@ MaPLe (arXiv:2210.03117). Without prompts the towers are plain CLIP.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dcmpl.stem import PatchStem, StatisticsStem
 
-__all__ = ["Clip", "ClipConfig", "TextTower", "TowerConfig", "VisionTower"]
+__all__ = ["Clip", "ClipConfig", "TextTower", "TowerConfig", "VisionTower", "put"]
 
 Activation = Literal["gelu", "quick_gelu"]
 Prompts = Sequence[Tensor | None]
@@ -145,12 +145,12 @@ class Transformer(nn.Module):
         """
         for index, block in enumerate(self.resblocks):
             if 0 < index <= len(deep_prompts):
-                x = _put(x, deep_prompts[index - 1], start)
+                x = put(x, deep_prompts[index - 1], start)
             x = block(x, causal)
         return x
 
 
-def _put(x: Tensor, prompt: Tensor | None, start: int) -> Tensor:
+def put(x: Tensor, prompt: Tensor | None, start: int) -> Tensor:
     """``x`` with its slots from ``start`` on replaced by ``prompt``."""
     if prompt is None:
         return x
@@ -187,15 +187,20 @@ class VisionTower(nn.Module):
         cls = self.class_embedding + summary
         return torch.cat([cls[:, None], patches], dim=1) + self.positional_embedding
 
+    def begin(
+        self, tokens: Float[Tensor, "batch tokens width"], prompt: Tensor | None
+    ) -> Float[Tensor, "batch slots width"]:
+        """What enters the first block: ``tokens``, and behind them the slots of ``prompt``."""
+        if prompt is not None:
+            tokens = torch.cat([tokens, prompt.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)
+        return cast(Tensor, self.ln_pre(tokens))
+
     def encode(
         self, tokens: Float[Tensor, "batch tokens width"], prompts: Prompts = ()
     ) -> Float[Tensor, "batch joint"]:
         """Run the blocks; ``prompts`` has one entry per block, each (n, width) or batched."""
-        start = tokens.shape[1]
-        if prompts and prompts[0] is not None:
-            shallow = prompts[0].to(tokens.dtype).expand(len(tokens), -1, -1)
-            tokens = torch.cat([tokens, shallow], dim=1)
-        x = self.transformer(self.ln_pre(tokens), prompts[1:], start)
+        x = self.begin(tokens, prompts[0] if prompts else None)
+        x = self.transformer(x, prompts[1:], tokens.shape[1])
         embedding: Tensor = self.ln_post(x[:, 0]) @ self.proj
         return embedding
 
@@ -218,6 +223,13 @@ class TextTower(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
+    def begin(
+        self, ids: Int[Tensor, "texts length"], prompt: Tensor | None
+    ) -> Float[Tensor, "texts length width"]:
+        """What enters the first block: words, ``prompt`` in its slots, and positions."""
+        x = put(self.token_embedding(ids), prompt, 1)
+        return x + self.positional_embedding[: ids.shape[1]]
+
     def forward(
         self,
         ids: Int[Tensor, "texts length"],
@@ -230,10 +242,7 @@ class TextTower(nn.Module):
         changes no result.
         """
         ids = ids[:, : int(end.max()) + 1]
-        x = self.token_embedding(ids)
-        if prompts:
-            x = _put(x, prompts[0], 1)
-        x = x + self.positional_embedding[: ids.shape[1]]
+        x = self.begin(ids, prompts[0] if prompts else None)
         x = self.transformer(x, prompts[1:], 1, causal=True)
         rows = torch.arange(len(ids), device=ids.device)
         embedding: Tensor = self.ln_final(x[rows, end]) @ self.text_projection

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
-from dcmpl.config import EMBEDDED, LAST, MODEL, PRESETS, RECORD, TrainConfig
+from dcmpl.config import EMBEDDED, LAST, MODEL, RECORD, TrainConfig
 from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
 from dcmpl.errors import DataError, DcmplError, RunError
 from dcmpl.evaluate import metrics_table, write_results
@@ -18,6 +18,7 @@ from dcmpl.files import read_prompts, score_file
 from dcmpl.inference import predict_table
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.predict import Score, Scorer
+from dcmpl.presets import PRESETS, with_settings
 from dcmpl.progress import track
 from dcmpl.splits import PARTS, Split, make_split
 from dcmpl.train import EpochReport, fit
@@ -127,7 +128,7 @@ def _open_run(
         backbone=_portable(arguments.backbone),
         backbone_sha256=backbone.sha256,
         source=source,
-        model=PRESETS[arguments.preset],
+        model=with_settings(PRESETS[arguments.preset].model, arguments.set),
         train=TrainConfig(**arguments.recipe),
         split_sha256=split.digest,
     )
@@ -165,14 +166,14 @@ def _epoch_printer(done: int) -> Callable[[EpochReport], None]:
     start = time.monotonic()
 
     def show(report: EpochReport) -> None:
-        found = "  ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in report.validation.items())
+        found = "  ".join(
+            f"{k.replace('_', ' ')} {v:.{4 if k == 'loss' else 3}f}"
+            for k, v in report.found.items()
+        )
         each = (time.monotonic() - start) / (report.epoch - done)
         left = timedelta(seconds=round(each * (report.epochs - report.epoch)))
         mark = "  best" if report.best else ""
-        _say(
-            f"epoch {report.epoch:3d}/{report.epochs}  loss {report.loss:.4f}  {found}  "
-            f"left {left}{mark}"
-        )
+        _say(f"epoch {report.epoch:3d}/{report.epochs}  {found}  left {left}{mark}")
 
     return show
 

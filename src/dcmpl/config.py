@@ -4,20 +4,22 @@
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dcmpl.errors import UsageError
 
 __all__ = [
     "COLUMNS",
     "EMBEDDED",
-    "PRESETS",
     "RECIPES",
+    "AdapterConfig",
+    "FusionConfig",
     "ModelConfig",
+    "MpaConfig",
     "TrainConfig",
-    "WordPair",
+    "WordPairs",
     "recipe_for",
 ]
 
@@ -56,45 +58,175 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-@dataclass(frozen=True)
-class WordPair:
-    """The two ends of a score, e.g. "good photo" and "bad photo"."""
+WordPairs = tuple[tuple[str, str], ...]
+"""The two ends of a score, positive first; the score is the mean over several pairs."""
 
-    positive: str
-    negative: str
+CLIP_AGIQA_WORDS: dict[str, WordPairs] = {
+    "quality": (("good photo", "bad photo"),),
+    "alignment": (("aligned photo", "misaligned photo"),),
+}
+
+
+@dataclass(frozen=True)
+class MpaConfig:
+    """Multimodal prompt attention: the auxiliary prompts of a layer make those of the next."""
+
+    form: Literal["cmpa", "cmpa_no_mlp", "swapped_query", "joint", "none"] = option(
+        "cmpa",
+        "the block: CMPA's, without its MLPs, with query and keys swapped, one "
+        "self-attention over both, or none (free prompts in every layer)",
+    )
+    share: Literal["shared", "per_layer"] = option("shared", "one block for all layers, or each")
+    source: Literal["input_prompts", "encoder_outputs"] = option(
+        "input_prompts", "it reads the prompts that entered a layer, or what the layer made of them"
+    )
+    deep: Literal["generated", "generated_plus_free", "independent"] = option(
+        "generated",
+        "prompts behind layer 1: made from the last, with free ones added, or made "
+        "from free ones of their own",
+    )
+    depth: int | None = option(None, "layers with prompts; none: all")
+    identity_start: bool = option(False, "begin as the identity: output projections at zero")
+    directions: Literal["both", "text_to_vision", "vision_to_text"] = option(
+        "both", "which prompts it changes"
+    )
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Layers F: the main visual prompts, guided by the auxiliary ones."""
+
+    on: bool = option(True, "whether there are fusion layers")
+    depth: int | None = option(None, "layers with fusion; none: all")
+    aux_tap: Literal["same_layer", "first_layer"] = option(
+        "same_layer", "which auxiliary prompt layer l is given"
+    )
+    clone_start: bool = option(True, "all fusion layers start equal")
+    detach_aux: bool = option(False, "keep the main loss away from the auxiliary prompts")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The image adapter."""
+
+    where: Literal["both", "main", "aux", "none"] = option("both", "tasks that have one")
+    shared: bool = option(False, "one adapter for both tasks")
+    ratio: float = option(0.2, "share of the adapter in the image embedding, 0 to 1")
+    learnable_ratio: bool = option(False, "learn the ratio, one number per adapter")
+    reduction: int = option(4, "its bottleneck is 1/this of the joint width")
+    final_relu: bool = option(True, "ReLU behind its second layer")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """DCMPL's own sizes; those of the towers are read from the backbone."""
+    """DCMPL's own sizes and forms; the sizes of the towers are read from the backbone.
 
+    The first task is the main one; the others share the auxiliary prompts. A field that
+    nothing reads must keep its default.
+    """
+
+    words: dict[str, WordPairs] = field(
+        default_factory=lambda: dict(CLIP_AGIQA_WORDS),
+        metadata={"help": "tasks, the main one first, each with its pairs of words"},
+    )
+    readout: Literal["words", "linear"] = option("words", "word pairs, or a linear map")
     n_context: int = option(8, "prompt tokens in every block of both towers")
-    adapter_reduction: int = option(4, "the adapter's bottleneck is 1/this of the joint width")
-    adapter_ratio: float = option(0.2, "share of the adapter in the image embedding, 0 to 1")
+    text_depth: int | None = option(None, "layers with free text prompts; none: all")
+    vision_depth: int | None = option(None, "layers with free visual prompts; none: all")
+    vision_source: Literal["free", "text"] = option(
+        "free", "visual prompts are free, or a linear map of the text prompts (MaPLe)"
+    )
     normalization: Literal["imagenet", "clip"] = option(
         "imagenet", "mean and deviation that pictures are normalised with"
     )
-    quality_words: WordPair = option(WordPair("good photo", "bad photo"), "ends of quality")
-    alignment_words: WordPair = option(
-        WordPair("aligned photo", "misaligned photo"), "ends of alignment"
-    )
+    round_prompts: bool = option(False, "round prompts through float16, as CLIP-AGIQA does")
+    mpa: MpaConfig = field(default_factory=MpaConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of what is scored, the main task first."""
+        return tuple(self.words)
+
+    @property
+    def has_visual_prompts(self) -> bool:
+        """Whether anything that is learned reaches into the image tower."""
+        coupled = len(self.words) > 1 and self.mpa.form != "none"
+        return self.vision_depth != 0 or coupled
 
     def __post_init__(self) -> None:
-        if self.normalization not in ("imagenet", "clip"):
-            raise UsageError(f"expected normalization imagenet or clip, got {self.normalization!r}")
-        if not all(type(n) is int and n <= 4096 for n in (self.n_context, self.adapter_reduction)):
+        _check_choices(self)
+        if not self.words or set(self.words) - set(CLIP_AGIQA_WORDS):
             raise UsageError(
-                "expected whole numbers of at most 4096 for n_context and adapter_reduction, "
-                f"got {self.n_context} and {self.adapter_reduction}"
+                f"expected tasks of {', '.join(CLIP_AGIQA_WORDS)} in words, "
+                f"got {', '.join(self.words) or 'none'}"
             )
-        if self.n_context < 1 or self.adapter_reduction < 1 or not 0 <= self.adapter_ratio <= 1:
+        if not all(
+            pairs and all(len(pair) == 2 for pair in pairs) for pairs in self.words.values()
+        ):
+            raise UsageError("expected pairs of a positive and a negative word for every task")
+        _check_count("n_context", self.n_context, 1, 4096)
+        _check_count("adapter.reduction", self.adapter.reduction, 1, 4096)
+        _check_count("text_depth", self.text_depth, 0)
+        _check_count("vision_depth", self.vision_depth, 0)
+        _check_count("mpa.depth", self.mpa.depth, 1)
+        _check_count("fusion.depth", self.fusion.depth, 1)
+        if not 0 <= self.adapter.ratio <= 1:
+            raise UsageError(f"expected adapter.ratio from 0 to 1, got {self.adapter.ratio}")
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Raises :class:`UsageError` for a field that was set and that nothing reads."""
+        alone, no_mpa = len(self.words) == 1, self.mpa.form == "none"
+        no_prompts = no_mpa and self.text_depth == 0 and self.vision_depth == 0
+        no_text_or_visual = self.text_depth == 0 or self.vision_depth == 0
+        linear, where = self.readout == "linear", self.adapter.where
+        unread = {
+            "mpa.directions": self.mpa.form == "joint" and self.mpa.directions != "both",
+            "mpa.source": self.mpa.deep == "independent" and self.mpa.source != "input_prompts",
+            "adapter.shared": self.adapter.shared and (alone or where != "both"),
+            "adapter.where": (where == "aux" and alone) or (where != "none" and linear),
+            "n_context": self.n_context != 8 and no_prompts,
+            "vision_source": self.vision_source == "text" and no_text_or_visual,
+            "text_depth": linear and not no_prompts,
+        }
+        unused = [name for name, unread_here in unread.items() if unread_here]
+        if alone or no_mpa:
+            unused += _changed("mpa", self.mpa, MpaConfig(form="none"))
+        if alone or not self.fusion.on or self.vision_depth == 0:
+            unused += _changed("fusion", self.fusion, FusionConfig(on=False))
+        if where == "none":
+            unused += _changed("adapter", self.adapter, AdapterConfig(where="none"))
+        if unused:
             raise UsageError(
-                "expected n_context and adapter_reduction of at least 1 and adapter_ratio from 0 "
-                f"to 1, got {self.n_context}, {self.adapter_reduction} and {self.adapter_ratio}"
+                "expected only fields that this model reads, got "
+                f"{', '.join(unused)}: leave them at their defaults"
             )
 
 
-PRESETS: dict[str, ModelConfig] = {"dcmpl": ModelConfig()}
+def _check_choices(config: Any, prefix: str = "") -> None:
+    """Types and literals of all fields, also of those below; records of runs are untrusted."""
+    for name, kind in get_type_hints(type(config)).items():
+        value, where = getattr(config, name), f"{prefix}{name}"
+        if is_dataclass(value):
+            _check_choices(value, f"{where}.")
+        elif get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise UsageError(f"expected {where} of {', '.join(get_args(kind))}, got {value!r}")
+        elif kind is bool and not isinstance(value, bool):
+            raise UsageError(f"expected {where} to be true or false, got {value!r}")
+
+
+def _check_count(name: str, value: int | None, low: int, high: int = 1000) -> None:
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise UsageError(f"expected {name} from {low} to {high}, got {value!r}")
+
+
+def _changed(section: str, config: Any, plain: Any) -> list[str]:
+    """Fields of ``config`` that differ from ``plain``."""
+    names = (f.name for f in fields(config))
+    return [f"{section}.{n}" for n in names if getattr(config, n) != getattr(plain, n)]
 
 
 @dataclass(frozen=True)
@@ -105,8 +237,15 @@ class TrainConfig:
     batch_size: int = option(64, "windows per step")
     lr: float = option(1e-4, "learning rate of Adam")
     schedule: Literal["constant", "cosine"] = option("constant", "learning rate over time")
-    crops: int = option(1, "random windows of each picture per epoch")
-    crop_step: int = option(1, "they start at multiples of this; 8 keeps JPEG's blocks in phase")
+    windows: Literal["auto", "random", "views"] = option(
+        "auto",
+        "windows to train on: random, anew in every epoch, or those of the views, whose "
+        "frozen part is computed once; auto: the views where nothing visual is learned",
+    )
+    crops: int = option(1, "windows of each picture per epoch")
+    crop_step: int = option(
+        1, "random ones start at multiples of this; 8 keeps JPEG's blocks in phase"
+    )
     alignment_weight: float = option(0.1, "weight of the alignment loss beside quality's 1")
     patience: int | None = option(15, "stop after this many epochs without a better validation")
     views: str = option("windows", "views whose scores are averaged: windows, center, grid-N")
@@ -115,11 +254,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_views(self.views)
-        if self.schedule not in ("constant", "cosine") or self.precision not in ("fp32", "bf16"):
-            raise UsageError(
-                "expected the schedule constant or cosine and the precision fp32 or bf16, "
-                f"got {self.schedule!r} and {self.precision!r}"
-            )
+        _check_choices(self)
         least = {"epochs": 1, "batch_size": 1, "crops": 1, "crop_step": 1, "patience": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)

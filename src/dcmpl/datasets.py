@@ -71,6 +71,11 @@ class ImageTable:
         """The rows for which ``rows`` is true, in their order."""
         return ImageTable(self.name, self.scale, self.frame[rows].reset_index(drop=True))
 
+    def joined(self, other: "ImageTable") -> "ImageTable":
+        """The rows of both."""
+        frame = pd.concat([self.frame, other.frame], ignore_index=True)
+        return ImageTable(self.name, self.scale, frame)
+
 
 def load_table(
     path: str | Path,

@@ -1,11 +1,11 @@
-"""DCMPL: a frozen CLIP, prompts in every block, and two scores per picture.
+"""DCMPL: a frozen CLIP, prompts in its blocks, and one score per picture and task.
 
 Paper: Lu et al., Displays 91, 103208 (2025). The auxiliary task (alignment) and the main
 task (quality) run through the same frozen towers with prompts of their own; the visual
-prompts of the main task are guided by the auxiliary ones.
+prompts of the main task are guided by the auxiliary ones. Every rival of its line is a
+configuration of the same parts (``dcmpl.presets``).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from dcmpl.adapter import ImageAdapter
 from dcmpl.clip import Clip
-from dcmpl.config import ModelConfig, WordPair
-from dcmpl.prompts import AuxiliaryPrompts, MainPrompts
+from dcmpl.config import ModelConfig
+from dcmpl.coupling import prompts_from_outputs
+from dcmpl.errors import UsageError
+from dcmpl.prompts import CoupledPrompts, FreePrompts, Fusion, LayerPrompts
 from dcmpl.tokenizer import Tokenizer
 
 __all__ = ["DCMPL", "Condition", "Scores", "is_trainable", "trainable_parameters"]
@@ -29,22 +31,40 @@ NORMALIZATION = {
 
 @dataclass(frozen=True)
 class Scores:
-    """One number per picture and task, each in [0, 1], higher is better."""
+    """One number per task and picture, each in [0, 1], higher is better."""
 
-    quality: Float[Tensor, " batch"]
-    alignment: Float[Tensor, " batch"]
+    tasks: tuple[str, ...]
+    values: Float[Tensor, "tasks batch"]
+
+    def __getitem__(self, task: str) -> Float[Tensor, " batch"]:
+        if task not in self.tasks:
+            raise UsageError(
+                f"expected one of this model's tasks ({', '.join(self.tasks)}), got {task}"
+            )
+        return self.values[self.tasks.index(task)]
+
+    @property
+    def quality(self) -> Float[Tensor, " batch"]:
+        """How good it looks; raises :class:`UsageError` for a model without that task."""
+        return self["quality"]
+
+    @property
+    def alignment(self) -> Float[Tensor, " batch"]:
+        """How well it follows its text; raises :class:`UsageError` likewise."""
+        return self["alignment"]
 
 
 @dataclass(frozen=True)
 class Condition:
     """All that a score needs and that no picture changes.
 
-    ``prompts[l]`` (2, n, width) holds layer l's visual prompts of quality and alignment;
-    ``text_features`` (2, 2, joint) are unit vectors, (task, positive / negative).
+    ``visual[b][l]`` (n, width) is layer l's visual prompt of the main branch (b = 0) or the
+    auxiliary one; ``words[t]`` (2 pairs, joint) are task t's unit text vectors, each
+    positive word before its negative.
     """
 
-    prompts: list[Float[Tensor, "tasks n width"]]
-    text_features: Float[Tensor, "tasks words joint"]
+    visual: list[list[Float[Tensor, "n width"]]]
+    words: list[Float[Tensor, "words joint"]]
 
 
 def is_trainable(name: str) -> bool:
@@ -63,69 +83,167 @@ class DCMPL(nn.Module):
 
     def __init__(self, clip: Clip, tokenizer: Tokenizer, config: ModelConfig, seed: int) -> None:
         super().__init__()
-        sizes = clip.config
+        text, vision = clip.config.text, clip.config.vision
         self.config = config
         self.clip = clip
+        self.auxiliary: CoupledPrompts | FreePrompts | None = None
+        self.fusion: Fusion | None = None
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.alignment_prompts = AuxiliaryPrompts(sizes.text, sizes.vision, config.n_context)
-            self.quality_prompts = MainPrompts(sizes.text, sizes.vision, config.n_context)
-            self.quality_adapter, self.alignment_adapter = (
-                ImageAdapter(sizes.embed_dim, config.adapter_reduction, config.adapter_ratio)
-                for _ in range(2)
+            if len(config.tasks) > 1:
+                kind = FreePrompts if config.mpa.form == "none" else CoupledPrompts
+                self.auxiliary = kind(text, vision, config)
+            self.main = FreePrompts(text, vision, config)
+            if config.fusion.on:
+                self.fusion = Fusion(vision.layers, vision.width, config.fusion)
+            self.adapters = nn.ModuleDict(
+                {
+                    task: ImageAdapter(clip.config.embed_dim, config.adapter)
+                    for task in self._adapted
+                }
             )
+        if config.readout == "linear":
+            self.linear = nn.Linear(clip.config.embed_dim, len(config.tasks))
+            for parameter in self.linear.parameters():
+                nn.init.zeros_(parameter)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_trainable(name))
         for name, value in zip(("mean", "std"), NORMALIZATION[config.normalization], strict=True):
             self.register_buffer(name, torch.tensor(value)[:, None, None], persistent=False)
-        for task, words in self._word_pairs():
-            tokens = tokenizer([f"{words.positive}.", f"{words.negative}."], config.n_context)
+        for task, pairs in config.words.items():
+            slots = config.n_context if len(self._branch(task).text) else 0
+            tokens = tokenizer([f"{word}." for pair in pairs for word in pair], slots)
             self.register_buffer(f"{task}_ids", tokens.ids, persistent=False)
             self.register_buffer(f"{task}_end", tokens.end, persistent=False)
 
-    def _word_pairs(self) -> Iterator[tuple[str, WordPair]]:
-        yield "quality", self.config.quality_words
-        yield "alignment", self.config.alignment_words
+    @property
+    def _adapted(self) -> tuple[str, ...]:
+        """The tasks that have an adapter of their own; a shared one is the first task's."""
+        tasks, where = self.config.tasks, self.config.adapter
+        chosen = {"both": tasks, "main": tasks[:1], "aux": tasks[1:], "none": ()}[where.where]
+        return chosen[:1] if where.shared else chosen
 
-    def condition(self) -> Condition:
-        """Prompts and text features for the present weights."""
-        auxiliary_text, auxiliary_visual = self.alignment_prompts()
-        main_text, main_visual = self.quality_prompts(auxiliary_visual)
-        quality = self.clip.text(self.quality_ids, self.quality_end, main_text)
-        alignment = self.clip.text(self.alignment_ids, self.alignment_end, auxiliary_text)
-        return Condition(
-            prompts=[torch.stack(pair) for pair in zip(main_visual, auxiliary_visual, strict=True)],
-            text_features=F.normalize(torch.stack([quality, alignment]).float(), dim=-1),
-        )
+    def _branch(self, task: str) -> CoupledPrompts | FreePrompts:
+        if self.auxiliary is None or task == self.config.tasks[0]:
+            return self.main
+        return self.auxiliary
 
-    def embed(self, images: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "b t width"]:
-        """Tokens of the pictures before the first block; nothing in them is learned here."""
+    @property
+    def reads_batch(self) -> bool:
+        """Whether its prompts depend on the pictures, so that no :meth:`condition` serves all."""
+        return self.auxiliary is not None and self.config.mpa.source == "encoder_outputs"
+
+    def frozen(self, images: Float[Tensor, "batch 3 size size"]) -> Tensor:
+        """What a picture gives before anything learned touches it.
+
+        Tokens before the first block, (N, tokens, width); where no visual prompt is learned,
+        the image embedding, (N, joint).
+        """
         with torch.no_grad():
             tokens: Tensor = self.clip.visual.embed((images - self.mean) / self.std)
-        return tokens
+            return tokens if self.config.has_visual_prompts else self.clip.visual.encode(tokens)
 
-    def score_tokens(
-        self, tokens: Float[Tensor, "batch tokens width"], condition: Condition
-    ) -> Scores:
-        """Both tasks' scores; the two image passes run as one batch."""
-        n = len(tokens)
-        prompts = [layer.repeat_interleave(n, dim=0) for layer in condition.prompts]
-        embedding = self.clip.visual.encode(tokens.repeat(2, 1, 1), prompts).unflatten(0, (2, n))
-        refined = torch.stack(
-            [self.quality_adapter(embedding[0]), self.alignment_adapter(embedding[1])]
-        )
+    def prompts(self, tokens: Tensor | None = None) -> list[LayerPrompts]:
+        """The prompts of the main branch and, where there is one, of the auxiliary branch.
+
+        ``tokens`` are needed only by a model that :attr:`reads_batch`.
+        """
+        main = self.main()
+        if self.auxiliary is None:
+            return [main]
+        if isinstance(self.auxiliary, CoupledPrompts) and self.reads_batch:
+            if tokens is None:
+                raise UsageError("expected pictures: the prompts of this model depend on them")
+            ids = getattr(self, f"{self.config.tasks[1]}_ids")
+            auxiliary = prompts_from_outputs(self.auxiliary, self.clip, ids, tokens)
+        else:
+            auxiliary = self.auxiliary()
+        if self.fusion is not None:
+            main = LayerPrompts(main.text, self.fusion(main.visual, auxiliary.visual))
+        return [main, auxiliary]
+
+    def condition(self, tokens: Tensor | None = None) -> Condition:
+        """Visual prompts and text vectors for the present weights."""
+        branches = self.prompts(tokens)
+        if self.config.round_prompts:
+            branches = [_rounded(branch) for branch in branches]
+        words = []
+        if self.config.readout == "words":
+            for index, task in enumerate(self.config.tasks):
+                ids, end = getattr(self, f"{task}_ids"), getattr(self, f"{task}_end")
+                text = self.clip.text(ids, end, branches[min(index, len(branches) - 1)].text)
+                words.append(F.normalize(text.float(), dim=-1))
+        return Condition([branch.visual for branch in branches], words)
+
+    def score(self, frozen: Tensor, condition: Condition | None = None) -> Scores:
+        """Every task's scores for what :meth:`frozen` gave."""
+        if condition is None:
+            condition = self.condition(frozen if self.reads_batch else None)
+        embeddings = self.image_embeddings(frozen, condition)
         # Whatever the towers' precision: a logit of 100 times a cosine needs more than 3 digits.
-        with torch.autocast(refined.device.type, enabled=False):
-            cosine = F.normalize(refined.float(), dim=-1) @ condition.text_features.mT
-            logits = self.clip.logit_scale.float().exp() * cosine
-            quality, alignment = logits.softmax(dim=-1)[..., 0]
-        return Scores(quality, alignment)
+        with torch.autocast(frozen.device.type, enabled=False):
+            if self.config.readout == "linear":
+                values = self.linear(embeddings[0].float()).clamp(0, 1).T
+                return Scores(self.config.tasks, values)
+            values = torch.stack(
+                [
+                    self._read(embeddings[t].float(), words)
+                    for t, words in enumerate(condition.words)
+                ]
+            )
+        return Scores(self.config.tasks, values)
+
+    def _read(self, embedding: Float[Tensor, "batch joint"], words: Tensor) -> Tensor:
+        """The softmax weight of the positive word, averaged over a task's pairs."""
+        cosine = F.normalize(embedding, dim=-1) @ words.T
+        logits = self.clip.logit_scale.float().exp() * cosine
+        weights: Tensor = logits.unflatten(-1, (-1, 2)).softmax(dim=-1)[..., 0]
+        return weights.mean(-1)
+
+    def image_embeddings(
+        self, frozen: Tensor, condition: Condition
+    ) -> list[Float[Tensor, "batch joint"]]:
+        """Each task's image embedding behind its adapter; branches run as one batch."""
+        of_branch = self._encoded(frozen, condition.visual)
+        found = []
+        for index, task in enumerate(self.config.tasks):
+            embedding = of_branch[min(index, len(of_branch) - 1)]
+            adapter = self._adapted[0] if self.config.adapter.shared else task
+            found.append(
+                self.adapters[adapter](embedding) if adapter in self.adapters else embedding
+            )
+        return found
+
+    def _encoded(self, frozen: Tensor, visual: list[list[Tensor]]) -> list[Tensor]:
+        if not self.config.has_visual_prompts:
+            return [frozen]
+        depths = {len(prompts) for prompts in visual}
+        if len(depths) > 1:  # slots that one branch renews and the other keeps
+            return [self.clip.visual.encode(frozen, prompts) for prompts in visual]
+        n, branches = len(frozen), len(visual)
+        layers = [torch.stack(b).repeat_interleave(n, dim=0) for b in zip(*visual, strict=True)]
+        both = self.clip.visual.encode(frozen.repeat(branches, 1, 1), layers)
+        return list(both.unflatten(0, (branches, n)))
 
     def forward(
-        self, images: Float[Tensor, "batch 3 size size"], condition: Condition | None = None
+        self, images: Tensor, condition: Condition | None = None, frozen: bool = False
     ) -> Scores:
-        """Score ``images``; pass a :meth:`condition` to compute it once for many batches."""
-        return self.score_tokens(self.embed(images), condition or self.condition())
+        """Score ``images``; pass a :meth:`condition` to compute it once for many batches.
+
+        With ``frozen`` the first argument is what :meth:`frozen` gave for them.
+        """
+        return self.score(images if frozen else self.frozen(images), condition)
+
+
+def _rounded(prompts: LayerPrompts) -> LayerPrompts:
+    """What CLIP-AGIQA's code makes of prompts: all but the first text prompt pass float16."""
+
+    def half(prompt: Tensor) -> Tensor:
+        return prompt.half().to(prompt.dtype)
+
+    return LayerPrompts(
+        [*prompts.text[:1], *map(half, prompts.text[1:])], list(map(half, prompts.visual))
+    )
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -28,7 +28,8 @@ Picture = Union[str, Path, Image.Image, np.ndarray]
 class Score:
     """One picture's row. ``quality`` and ``alignment`` lie in [0, 1], higher is better.
 
-    Where the picture could not be read both are None and ``reason`` says why. Alignment is
+    Where the picture could not be read both are None and ``reason`` says why; a task that the
+    model has not is None as well. Alignment is
     judged from the picture alone, as in the paper: ``prompt`` is carried along, not read.
     """
 
@@ -113,7 +114,7 @@ class Scorer:
         for found in score_pictures(self.model, readable(), self.views, self.batch_size):
             # By now all pictures up to the one that was scored have been decoded.
             yield from rows(len(taken))
-            yield Score(*taken[index], found.quality, found.alignment)
+            yield Score(*taken[index], found.get("quality"), found.get("alignment"))
             index += 1
         yield from rows(len(taken))
 

@@ -1,34 +1,35 @@
-"""What is learned besides the adapters: prompts of both towers and how they are coupled.
+"""Context tokens of both towers, layer by layer, and how they are coupled.
 
 Paper: Lu et al., *A Deep Cross-modal Prompt Learning Network for Artificial Intelligence
 Generated Image Quality Assessment*, Displays 91, 103208 (2025); its figure and abstract.
-The block of prompt attention follows the equations of CMPA, Liu et al., *Deeply Coupled
-Cross-Modal Prompt Learning*, arXiv:2305.17903, eqs. 4-7; the fusion layers follow
-CLIP-AGIQA, Fu et al., arXiv:2406.16641.
+The fusion layers follow CLIP-AGIQA, Fu et al., arXiv:2406.16641; visual prompts made from
+text are MaPLe's, Khattak et al., arXiv:2210.03117.
 
-Differs from CMPA: it reads the prompts that entered a block, not what the block made of
-them (the figure of the paper draws it so), and the text branch is updated as well.
+Differs from CMPA: by default MPA reads the prompts that entered a layer, not what the
+layer made of them (the figure of the paper draws it so), and text prompts change as well.
 """
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcmpl.clip import MLP, Attention, TowerConfig
+from dcmpl.attention import prompt_attention
+from dcmpl.clip import TowerConfig
+from dcmpl.config import FusionConfig, ModelConfig
 
-__all__ = [
-    "AuxiliaryPrompts",
-    "CrossModalBlock",
-    "Fusion",
-    "MainPrompts",
-    "PromptAttention",
-    "context_tokens",
-]
+__all__ = ["CoupledPrompts", "FreePrompts", "Fusion", "LayerPrompts", "context_tokens"]
 
 
-def _heads(width: int) -> int:
-    """CLIP's and CMPA's width / 64; one head where that is no whole number."""
-    return 1 if width % 64 else width // 64
+@dataclass(frozen=True)
+class LayerPrompts:
+    """``text[l]`` (n, text width) and ``visual[l]`` (n, vision width) go in before block l.
+
+    Behind the last of them a tower goes on with what its blocks made of them.
+    """
+
+    text: list[Tensor]
+    visual: list[Tensor]
 
 
 def context_tokens(layers: int, n_context: int, width: int) -> nn.ParameterList:
@@ -36,100 +37,99 @@ def context_tokens(layers: int, n_context: int, width: int) -> nn.ParameterList:
     return nn.ParameterList(torch.randn(n_context, width) * 0.02 for _ in range(layers))
 
 
-class CrossModalBlock(nn.Module):
-    """Half of prompt attention: the prompts of one modality, asked by the other's.
+def _equal_layers(count: int, into: int, out: int, equal: bool = True) -> nn.ModuleList:
+    """Linear layers; ``equal``: they start as copies of the first, and train apart."""
+    layers = nn.ModuleList(nn.Linear(into, out) for _ in range(count))
+    for layer in layers[1:] if equal else ():
+        layer.load_state_dict(layers[0].state_dict())
+    return layers
 
-    own' = own + MHA(q = LN1(W other), k = v = LN1(own));  out = own' + MLP(LN2(own')).
-    """
 
-    def __init__(self, width: int, other_width: int) -> None:
+def _upto(depth: int | None, layers: int) -> int:
+    return layers if depth is None else min(depth, layers)
+
+
+class FreePrompts(nn.Module):
+    """Prompts of their own in every layer; the visual ones may be maps of the text ones."""
+
+    def __init__(self, text: TowerConfig, vision: TowerConfig, config: ModelConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(other_width, width)
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, _heads(width))
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, 4 * width, "quick_gelu")
+        n, text_depth = config.n_context, _upto(config.text_depth, text.layers)
+        visual_depth = _upto(config.vision_depth, vision.layers)
+        self.text = context_tokens(text_depth, n, text.width)
+        self.from_text = None
+        if config.vision_source == "text":
+            visual_depth = min(visual_depth, text_depth)
+            self.from_text = _equal_layers(visual_depth, text.width, vision.width)
+            visual_depth = 0
+        self.visual = context_tokens(visual_depth, n, vision.width)
 
-    def forward(
-        self, own: Float[Tensor, "n width"], other: Float[Tensor, "n other_width"]
-    ) -> Float[Tensor, "n width"]:
-        query = self.ln_1(self.proj(other))
-        own = own + self.attn(query[None], self.ln_1(own)[None])[0]
-        out: Tensor = own + self.mlp(self.ln_2(own))
-        return out
+    def forward(self) -> LayerPrompts:
+        visual = list(self.visual)
+        if self.from_text is not None:
+            visual = [layer(t) for layer, t in zip(self.from_text, self.text, strict=False)]
+        return LayerPrompts(list(self.text), visual)
 
 
-class PromptAttention(nn.Module):
-    """Multimodal prompt attention (MPA): the prompts of layer l to those of layer l + 1.
+class CoupledPrompts(nn.Module):
+    """Prompts of the auxiliary task: free in layer 1, from there on made by MPA."""
 
-    Both halves read the old prompts of the other modality.
-    """
-
-    def __init__(self, text_width: int, vision_width: int) -> None:
+    def __init__(self, text: TowerConfig, vision: TowerConfig, config: ModelConfig) -> None:
         super().__init__()
-        self.text = CrossModalBlock(text_width, vision_width)
-        self.visual = CrossModalBlock(vision_width, text_width)
+        self.config = config.mpa
+        self.depths = tuple(_upto(config.mpa.depth, t.layers) for t in (text, vision))
+        applications = max(self.depths) - 1
+        free = 1 if self.config.deep == "generated" else 1 + applications
+        self.text = context_tokens(free, config.n_context, text.width)
+        self.visual = context_tokens(free, config.n_context, vision.width)
+        blocks = applications if self.config.share == "per_layer" else min(1, applications)
+        self.attention = nn.ModuleList(
+            prompt_attention(text.width, vision.width, self.config) for _ in range(blocks)
+        )
 
-    def forward(
-        self, text: Float[Tensor, "n text_width"], visual: Float[Tensor, "n vision_width"]
-    ) -> tuple[Float[Tensor, "n text_width"], Float[Tensor, "n vision_width"]]:
-        return self.text(text, visual), self.visual(visual, text)
+    def first(self) -> tuple[Tensor, Tensor]:
+        """The text and visual prompts of layer 1."""
+        return self.text[0], self.visual[0]
 
+    def following(self, layer: int, text: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """The prompts behind ``layer`` (from 1), given that layer's own."""
+        attention = self.attention[layer - 1 if self.config.share == "per_layer" else 0]
+        if self.config.deep == "independent":
+            text, visual = self.text[layer], self.visual[layer]
+        made: tuple[Tensor, Tensor] = attention(text, visual)
+        if self.config.deep == "generated_plus_free":
+            return made[0] + self.text[layer], made[1] + self.visual[layer]
+        return made
 
-class AuxiliaryPrompts(nn.Module):
-    """Prompts of the alignment task: free in layer 1, from there on made by MPA."""
-
-    def __init__(self, text: TowerConfig, vision: TowerConfig, n_context: int) -> None:
-        super().__init__()
-        self.depths = text.layers, vision.layers
-        self.text = context_tokens(1, n_context, text.width)
-        self.visual = context_tokens(1, n_context, vision.width)
-        self.attention = PromptAttention(text.width, vision.width)
-
-    def forward(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The text prompts and the visual prompts of every layer.
-
-        The recursion goes as deep as the deeper tower.
-        """
-        text, visual = [self.text[0]], [self.visual[0]]
-        for _ in range(max(self.depths) - 1):
-            next_text, next_visual = self.attention(text[-1], visual[-1])
-            text.append(next_text)
-            visual.append(next_visual)
-        return text[: self.depths[0]], visual[: self.depths[1]]
+    def forward(self) -> LayerPrompts:
+        """All layers' prompts; the recursion goes as deep as the deeper tower."""
+        made = [self.first()]
+        for layer in range(1, max(self.depths)):
+            made.append(self.following(layer, *made[-1]))
+        text, visual = (list(prompts) for prompts in zip(*made, strict=True))
+        return LayerPrompts(text[: self.depths[0]], visual[: self.depths[1]])
 
 
 class Fusion(nn.Module):
-    """Layers F_1..F_L: the main visual prompt of a layer, guided by the auxiliary one.
+    """Layers F_1..F_L: the main visual prompt of a layer, guided by an auxiliary one.
 
-    P_l = F_l([V^m_l ; V^a_l]), linear 2 d_v -> d_v. All start equal and train apart.
-    Nothing is detached: the main loss trains the auxiliary prompts too.
+    P_l = F_l([V^m_l ; V^a_l]), linear 2 d_v -> d_v. Where there is no auxiliary prompt to
+    guide it, the main one stays as it is.
     """
 
-    def __init__(self, layers: int, vision_width: int) -> None:
+    def __init__(self, layers: int, vision_width: int, config: FusionConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(2 * vision_width, vision_width) for _ in range(layers)
-        )
-        for layer in self.layers[1:]:
-            layer.load_state_dict(self.layers[0].state_dict())
+        self.config = config
+        count = _upto(config.depth, layers)
+        self.layers = _equal_layers(count, 2 * vision_width, vision_width, config.clone_start)
 
     def forward(self, main: list[Tensor], auxiliary: list[Tensor]) -> list[Tensor]:
-        return [
+        if self.config.aux_tap == "first_layer":
+            auxiliary = [auxiliary[0] for _ in main]
+        if self.config.detach_aux:
+            auxiliary = [prompt.detach() for prompt in auxiliary]
+        fused = [
             layer(torch.cat([m, a], dim=-1))
-            for layer, m, a in zip(self.layers, main, auxiliary, strict=True)
+            for layer, m, a in zip(self.layers, main, auxiliary, strict=False)
         ]
-
-
-class MainPrompts(nn.Module):
-    """Prompts of the quality task: free in every layer, the visual ones fused."""
-
-    def __init__(self, text: TowerConfig, vision: TowerConfig, n_context: int) -> None:
-        super().__init__()
-        self.text = context_tokens(text.layers, n_context, text.width)
-        self.visual = context_tokens(vision.layers, n_context, vision.width)
-        self.fusion = Fusion(vision.layers, vision.width)
-
-    def forward(self, auxiliary_visual: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The text prompts and the fused visual prompts of every layer."""
-        return list(self.text), self.fusion(list(self.visual), auxiliary_visual)
+        return [*fused, *main[len(fused) :]]

@@ -21,14 +21,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from dcmpl.checkpoint import History, Run, load_learned, save_learned
-from dcmpl.config import LAST, MODEL, TrainConfig
+from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
 from dcmpl.datasets import TARGETS, ImageTable
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import random_window, read_image, to_unit_range
-from dcmpl.inference import precision_context, predict_table
+from dcmpl.inference import (
+    FrozenTable,
+    freeze_table,
+    precision_context,
+    predict_frozen,
+    predict_table,
+)
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model import DCMPL, Scores, trainable_parameters
 from dcmpl.progress import progress_bar
+from dcmpl.ridge import fit_ridge
 from dcmpl.splits import TrainPart, ValidationPart
 
 __all__ = ["EpochReport", "fit"]
@@ -42,35 +49,51 @@ class EpochReport:
 
     epoch: int
     epochs: int
-    loss: float
-    validation: dict[str, float]
+    found: dict[str, float]
     best: bool
 
 
 class _EpochWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Row -> ``crops`` random windows of that picture, as this epoch draws them."""
+    """Row -> ``crops`` windows of that picture, as this epoch draws them.
 
-    def __init__(self, table: ImageTable, size: int, config: TrainConfig, epoch: int) -> None:
+    Pixels from anywhere in the picture, or, with ``frozen``, some of its windows in there.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        size: int,
+        config: TrainConfig,
+        epoch: int,
+        frozen: FrozenTable | None,
+    ) -> None:
         self.paths = list(table.frame["image"])
         self.targets = torch.from_numpy(table.targets())
-        self.size, self.config, self.epoch = size, config, epoch
+        self.size, self.config, self.epoch, self.frozen = size, config, epoch, frozen
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.config.seed, self.epoch, row])
-        picture = read_image(self.paths[row])
+        crops = self._crops(self.paths[row], rng)
+        return crops, self.targets[row].expand(len(crops), -1)
+
+    def _crops(self, path: str, rng: np.random.Generator) -> Tensor:
         step, count = self.config.crop_step, self.config.crops
+        if self.frozen is not None:
+            known = self.frozen[path]
+            return known[torch.from_numpy(rng.integers(len(known), size=count))].float()
+        picture = read_image(path)
         crops = [random_window(picture, self.size, rng, step) for _ in range(count)]
-        return torch.stack(crops), self.targets[row].expand(len(crops), -1)
+        return to_unit_range(torch.stack(crops))
 
 
 def _epoch_loader(
-    table: ImageTable, size: int, config: TrainConfig, epoch: int, workers: int
+    data: _EpochWindows, config: TrainConfig, epoch: int, workers: int
 ) -> "DataLoader[tuple[Tensor, Tensor]]":
     """The epoch's batches of ``batch_size`` windows, in the epoch's order."""
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(table)).tolist()
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(data)).tolist()
     pictures = max(1, config.batch_size // config.crops)
     batches = [order[i : i + pictures] for i in range(0, len(order), pictures)]
 
@@ -78,20 +101,19 @@ def _epoch_loader(
         crops, targets = zip(*items, strict=True)
         return torch.cat(crops), torch.cat(targets)
 
-    data = _EpochWindows(table, size, config, epoch)
     return DataLoader(data, batch_sampler=batches, collate_fn=joined, num_workers=workers)
 
 
 def task_loss(scores: Scores, targets: Tensor, alignment_weight: float) -> Tensor:
-    """MSE(quality) + ``alignment_weight`` MSE(alignment); a missing target counts nothing.
+    """MSE of the main task + ``alignment_weight`` MSE of each other; missing targets count nothing.
 
-    ``targets`` (N, 2) in [0, 1], NaN where missing.
+    ``targets`` (N, 2) in [0, 1], columns as in ``TARGETS``, NaN where missing.
     """
-    both = torch.stack([scores.quality, scores.alignment], dim=1)
-    known = targets.isfinite()
-    squared = torch.where(known, both - targets.nan_to_num(), 0.0).square()
-    weights = targets.new_tensor([1.0, alignment_weight])
-    return (squared.sum(0) / known.sum(0).clamp(min=1) * weights).sum()
+    columns = targets[:, [TARGETS.index(task) for task in scores.tasks]].T
+    known = columns.isfinite()
+    squared = torch.where(known, scores.values - columns.nan_to_num(), 0.0).square()
+    weights = targets.new_tensor([1.0, *(alignment_weight for _ in scores.tasks[1:])])
+    return (squared.sum(1) / known.sum(1).clamp(min=1) * weights).sum()
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
@@ -102,16 +124,22 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def validate(model: DCMPL, part: ValidationPart, config: TrainConfig) -> dict[str, float]:
-    """SRCC and PLCC of every target that has opinions."""
+def validate(
+    model: DCMPL, part: ValidationPart, config: TrainConfig, frozen: FrozenTable | None = None
+) -> dict[str, float]:
+    """SRCC and PLCC of every task that has opinions."""
     targets = part.table.targets()
-    predicted = predict_table(model, part.table, config.views, config.precision, "validating")
+    if frozen is None:
+        predicted = predict_table(model, part.table, config.views, config.precision, "validating")
+    else:
+        predicted = predict_frozen(model, part.table, frozen, config.precision)
     found = {}
-    for column, target in enumerate(TARGETS):
+    for task in model.config.tasks:
+        column = TARGETS.index(task)
         known = np.isfinite(targets[:, column])
         if known.any():
             pair = predicted[known, column], targets[known, column]
-            found[f"{target}_srcc"], found[f"{target}_plcc"] = srcc(*pair), plcc(*pair)
+            found[f"{task}_srcc"], found[f"{task}_plcc"] = srcc(*pair), plcc(*pair)
     return found
 
 
@@ -132,47 +160,50 @@ def fit(
     run: Run,
     folder: Path,
     report: Callable[[EpochReport], None] = lambda _: None,
+    frozen: FrozenTable | None = None,
 ) -> Run:
     """Train ``model`` as ``run`` says, writing to ``folder``; returns the finished record.
 
     Goes on from ``last.safetensors`` where that is in the folder. At the end the model
-    holds the tensors of the best epoch on validation.
+    holds the tensors of the best epoch on validation. ``frozen`` saves computing what the
+    frozen part makes of both parts' pictures, where the windows to train on are the views'.
     Raises :class:`RunError` where the loss is no number any more, :class:`DataError` where
-    training and validation do not have opinions on the same targets.
+    training and validation do not have opinions on the same of the model's tasks.
     """
-    learned, chosen_by = _asked(training.table), _asked(validation.table)
-    if learned != chosen_by:
-        raise DataError(
-            f"expected opinions on the same targets in training and validation, got "
-            f"{' and '.join(learned) or 'none'} there and {' and '.join(chosen_by) or 'none'} "
-            "here: take another --seed or more prompts"
-        )
     config, accelerator = run.train, Accelerator()
+    _check_targets(model, training.table, validation.table)
+    model.to(accelerator.device)
+    if frozen is None and trains_on_views(run.model, config):
+        both = training.table.joined(validation.table)
+        frozen = freeze_table(model, both, config.views, config.precision)
     parameters = trainable_parameters(model)
-    optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
+    stepwise = bool(parameters) and run.model.readout == "words"
+    optimizer = torch.optim.Adam(parameters.values() if stepwise else [torch.zeros(1)], config.lr)
     history: History = ()
     if (folder / LAST).is_file():
         history, adam = load_learned(folder / LAST, model, run)
         _restore_adam(optimizer, parameters, adam, folder / LAST)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    for epoch in range(len(history) + 1, config.epochs + 1):
+    for epoch in range(len(history) + 1, (config.epochs if stepwise else 1) + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
-        loss = _train_epoch(prepared, optimizer, accelerator, training.table, config, epoch)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"expected a finite loss, got {loss} in epoch {epoch}: lower --lr; "
-                f"the epochs before it are kept in {folder}"
+        if stepwise:
+            data = _EpochWindows(
+                training.table, model.clip.config.image_size, config, epoch, frozen
             )
-        found = validate(model, validation, config)
-        history = (*history, {"loss": loss, **found})
+            entry = {"loss": _train_epoch(prepared, optimizer, accelerator, data, config, epoch)}
+            _check_finite(entry["loss"], epoch, folder)
+        else:
+            entry = _fit_at_once(model, training.table, validation.table, frozen)
+        entry |= validate(model, validation, config, frozen)
+        history = (*history, entry)
         run = replace(run, history=history, best_epoch=best_epoch(history))
         if accelerator.is_main_process:
             if run.best_epoch == epoch:
                 save_learned(folder / MODEL, model, run)
             save_learned(folder / LAST, model, run, _adam_state(optimizer, parameters))
             run.write(folder)
-        report(EpochReport(epoch, config.epochs, loss, found, run.best_epoch == epoch))
+        report(EpochReport(epoch, config.epochs, entry, run.best_epoch == epoch))
     run = replace(run, history=history, best_epoch=best_epoch(history), finished=True)
     if accelerator.is_main_process:
         run.write(folder)
@@ -180,35 +211,65 @@ def fit(
     return run
 
 
-def _asked(table: ImageTable) -> list[str]:
-    """The targets that have opinions."""
-    known = np.isfinite(table.targets()).any(axis=0)
-    return [target for target, some in zip(TARGETS, known, strict=True) if some]
+def _check_finite(loss: float, epoch: int, folder: Path) -> None:
+    if not math.isfinite(loss):
+        raise RunError(
+            f"expected a finite loss, got {loss} in epoch {epoch}: lower --lr; "
+            f"the epochs before it are kept in {folder}"
+        )
+
+
+def _fit_at_once(
+    model: DCMPL, training: ImageTable, validation: ImageTable, frozen: FrozenTable | None
+) -> dict[str, float]:
+    """A linear readout is solved; a model that learns nothing is left as it is."""
+    if model.config.readout == "linear" and frozen is not None:
+        fit_ridge(model, training, validation, frozen)
+    return {}
+
+
+def trains_on_views(model: ModelConfig, config: TrainConfig) -> bool:
+    """Whether training takes the windows that are scored, whose frozen part is computed once."""
+    if model.readout == "linear":
+        return True
+    return config.windows == "views" or (config.windows == "auto" and not model.has_visual_prompts)
+
+
+def _check_targets(model: DCMPL, training: ImageTable, validation: ImageTable) -> None:
+    here, there = (
+        [task for task in model.config.tasks if t.frame[f"mos_{task}"].notna().any()]
+        for t in (training, validation)
+    )
+    if here != there or not here:
+        raise DataError(
+            f"expected opinions on the same of this model's tasks in training and validation, got "
+            f"{' and '.join(here) or 'none'} and {' and '.join(there) or 'none'}: "
+            "take another --seed, more prompts or another --preset"
+        )
 
 
 def _train_epoch(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    table: ImageTable,
+    data: _EpochWindows,
     config: TrainConfig,
     epoch: int,
 ) -> float:
     """One pass over the epoch's windows; returns the mean loss, nan as soon as one is."""
     on_cpu = accelerator.device.type == "cpu"
-    size = accelerator.unwrap_model(model).clip.config.image_size
-    loader = _epoch_loader(table, size, config, epoch, workers=0 if on_cpu else 4)
+    loader = _epoch_loader(data, config, epoch, workers=0 if on_cpu else 4)
     losses = []
     with progress_bar() as bar, _fast_float32():
         batches = bar.track(accelerator.prepare(loader), description=f"epoch {epoch}")
-        for step, (pixels, targets) in enumerate(batches):
+        for step, (inputs, targets) in enumerate(batches):
             progress = (epoch - 1 + step / len(loader)) / config.epochs
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
             # On CPUs the plain formula's gradient is faster than the fused kernel's.
             kernel = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
             with kernel, precision_context(accelerator.device, config.precision):
-                scores = model(to_unit_range(pixels))
+                scores = model(inputs, frozen=data.frozen is not None)
             loss = task_loss(scores, targets, config.alignment_weight)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
@@ -251,9 +312,13 @@ def _restore_adam(
         for name, parameter in parameters.items()
         for entry in ("step", "exp_avg", "exp_avg_sq")
     }
-    if {key: value.shape for key, value in state.items()} != shapes:
+    # A tensor that no step has reached has no state: then all three entries are missing.
+    whole = all(
+        len([k for k in state if k.rpartition("/")[0] == name]) in (0, 3) for name in parameters
+    )
+    if not whole or any(shapes.get(key) != value.shape for key, value in state.items()):
         raise RunError(
-            f"expected Adam's state of all {len(parameters)} learned tensors in {path}, got "
+            f"expected Adam's state of the {len(parameters)} learned tensors in {path}, got "
             "another: begin anew with another --out"
         )
     for key, value in state.items():

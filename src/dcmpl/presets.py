@@ -1,0 +1,146 @@
+"""The published variants, each one configuration of the same model."""
+
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from dcmpl.config import (
+    CLIP_AGIQA_WORDS,
+    AdapterConfig,
+    FusionConfig,
+    ModelConfig,
+    MpaConfig,
+    WordPairs,
+)
+from dcmpl.errors import UsageError
+from dcmpl.usage import nearest
+
+__all__ = ["PRESETS", "Preset", "differences", "with_settings"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration, where it comes from, and what it is in a few words."""
+
+    model: ModelConfig
+    paper: str
+    about: str
+
+
+DCMPL = ModelConfig()
+NO_MPA, NO_FUSION, NO_ADAPTER = (
+    MpaConfig(form="none"),
+    FusionConfig(on=False),
+    AdapterConfig(where="none"),
+)
+QUALITY = {"quality": CLIP_AGIQA_WORDS["quality"]}
+
+IVLP = ModelConfig(words=QUALITY, mpa=NO_MPA, fusion=NO_FUSION, adapter=NO_ADAPTER)
+"""Independent prompts in both towers, one task: what the single-task rivals start from."""
+
+ZERO_SHOT = replace(IVLP, text_depth=0, vision_depth=0)
+"""No prompts at all."""
+
+ANTONYMS: WordPairs = (
+    ("good photo", "bad photo"),
+    ("sharp photo", "blurry photo"),
+    ("clean photo", "noisy photo"),
+    ("bright photo", "dark photo"),
+)
+
+DISPLAYS = "Lu et al., Displays 91, 103208 (2025)"
+CLIP_AGIQA = "Fu et al., arXiv:2406.16641"
+MAPLE = "Khattak et al., arXiv:2210.03117"
+COOP = "Zhou et al., arXiv:2109.01134"
+VPT = "Jia et al., arXiv:2203.12119"
+
+PRESETS: dict[str, Preset] = {
+    "dcmpl": Preset(DCMPL, DISPLAYS, "the whole method"),
+    "dcmpl-no-mpa": Preset(
+        replace(DCMPL, mpa=NO_MPA), DISPLAYS, "auxiliary prompts free in every layer"
+    ),
+    "dcmpl-no-adapter": Preset(replace(DCMPL, adapter=NO_ADAPTER), DISPLAYS, "no image adapter"),
+    "dcmpl-no-aux": Preset(
+        replace(IVLP, adapter=AdapterConfig(where="main")), DISPLAYS, "quality alone"
+    ),
+    "dcmpl-no-fusion": Preset(
+        replace(DCMPL, fusion=NO_FUSION), DISPLAYS, "two tasks that share nothing"
+    ),
+    "clip-agiqa": Preset(
+        replace(DCMPL, mpa=NO_MPA, adapter=NO_ADAPTER),
+        CLIP_AGIQA,
+        "two tasks, free prompts in every layer, fused",
+    ),
+    "maple": Preset(
+        replace(IVLP, vision_source="text"), MAPLE, "text prompts make the visual ones, linearly"
+    ),
+    "ivlp": Preset(IVLP, MAPLE, "independent prompts in every layer of both towers"),
+    "coop": Preset(
+        replace(IVLP, text_depth=1, vision_depth=0), COOP, "text prompts in layer 1 only"
+    ),
+    "coop-deep": Preset(replace(IVLP, vision_depth=0), COOP, "text prompts in every layer"),
+    "vpt-shallow": Preset(
+        replace(IVLP, text_depth=0, vision_depth=1), VPT, "visual prompts in layer 1 only"
+    ),
+    "vpt-deep": Preset(replace(IVLP, text_depth=0), VPT, "visual prompts in every layer"),
+    "clip-adapter": Preset(
+        replace(ZERO_SHOT, adapter=AdapterConfig(where="main")),
+        "Gao et al., arXiv:2110.04544",
+        "the image adapter alone",
+    ),
+    "clip-iqa": Preset(
+        replace(ZERO_SHOT, words={"quality": ANTONYMS}),
+        "Wang et al., arXiv:2207.12396",
+        "nothing is learned: pairs of antonyms, averaged",
+    ),
+    "linear-probe": Preset(
+        replace(ZERO_SHOT, words=dict(CLIP_AGIQA_WORDS), readout="linear"),
+        "Radford et al., arXiv:2103.00020",
+        "ridge regression on the frozen image embedding: the baseline to beat",
+    ),
+}
+
+
+def with_settings(model: ModelConfig, settings: Sequence[str]) -> ModelConfig:
+    """``model`` with fields changed by ``model.mpa.form=joint`` and the like.
+
+    Raises :class:`UsageError` for unknown fields, values and fields that nothing reads.
+    """
+    parser = _parser(model)
+    known = [name.removeprefix("--") for name in parser._option_string_actions]
+    for setting in settings:
+        name, given, _ = setting.partition("=")
+        if not given or name not in known:
+            raise UsageError(
+                f"expected --set model.FIELD=VALUE, as in model.mpa.form=joint, got {setting}: "
+                f"{nearest(name, known, 'dcmpl presets lists the fields')}"
+            )
+    try:
+        found = parser.parse_args([f"--{setting}" for setting in settings])
+        changed: ModelConfig = parser.instantiate(found).model
+    except (ArgumentError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise UsageError(f"expected values that fit after --set, got: {told}") from error
+    return changed
+
+
+def _parser(model: ModelConfig) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=ModelConfig, default=model)
+    return parser
+
+
+def differences(model: ModelConfig, base: ModelConfig = DCMPL) -> dict[str, Any]:
+    """Fields in which ``model`` differs from ``base``, by their dotted names."""
+    found: dict[str, Any] = {}
+    for field in fields(base):
+        ours, theirs = getattr(model, field.name), getattr(base, field.name)
+        if is_dataclass(ours):
+            below = ((f.name, getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(ours))
+            found |= {f"{field.name}.{n}": mine for n, mine, other in below if mine != other}
+        elif ours != theirs:
+            found[field.name] = ours
+    return found
