@@ -94,8 +94,9 @@ class DCMPL(nn.Module):
                 kind = FreePrompts if config.mpa.form == "none" else CoupledPrompts
                 self.auxiliary = kind(text, vision, config)
             self.main = FreePrompts(text, vision, config)
-            if config.fusion.on:
-                self.fusion = Fusion(vision.layers, vision.width, config.fusion)
+            if config.fusion.on and self.auxiliary is not None:
+                depths = self.main.depths[1], self.auxiliary.depths[1]
+                self.fusion = Fusion(*depths, vision.width, config.fusion)
             self.adapters = nn.ModuleDict(
                 {
                     task: ImageAdapter(clip.config.embed_dim, config.adapter)

@@ -63,6 +63,7 @@ class FreePrompts(nn.Module):
             self.from_text = _equal_layers(visual_depth, text.width, vision.width)
             visual_depth = 0
         self.visual = context_tokens(visual_depth, n, vision.width)
+        self.depths = text_depth, len(self.from_text or self.visual)
 
     def forward(self) -> LayerPrompts:
         visual = list(self.visual)
@@ -117,10 +118,12 @@ class Fusion(nn.Module):
     guide it, the main one stays as it is.
     """
 
-    def __init__(self, layers: int, vision_width: int, config: FusionConfig) -> None:
+    def __init__(self, main: int, auxiliary: int, vision_width: int, config: FusionConfig) -> None:
+        """``main`` and ``auxiliary`` are the layers for which there are such prompts."""
         super().__init__()
         self.config = config
-        count = _upto(config.depth, layers)
+        both = main if config.aux_tap == "first_layer" else min(main, auxiliary)
+        count = _upto(config.depth, both)
         self.layers = _equal_layers(count, 2 * vision_width, vision_width, config.clone_start)
 
     def forward(self, main: list[Tensor], auxiliary: list[Tensor]) -> list[Tensor]:
