@@ -23,7 +23,7 @@ from dcmpl.checkpoint import (
     write_atomically,
     write_split,
 )
-from dcmpl.config import ModelConfig, TrainConfig, WordPair
+from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
 from dcmpl.datasets import MosScale
 from dcmpl.errors import RunError
 from dcmpl.model import DCMPL, trainable_parameters
@@ -36,7 +36,12 @@ RUN = Run(
     backbone="tiny",
     backbone_sha256="0" * 64,
     source=Source("/data/scores.csv", "scores", MosScale(1, 5), "1" * 64, {"image": "file"}),
-    model=ModelConfig(n_context=3, quality_words=WordPair("fine", "poor")),
+    model=ModelConfig(
+        n_context=3,
+        words={"quality": (("fine", "poor"), ("sharp", "dull")), "alignment": (("so", "not"),)},
+        mpa=MpaConfig(form="joint", depth=2),
+        adapter=AdapterConfig(ratio=0.5),
+    ),
     train=TrainConfig(epochs=3, lr=0.01, patience=None, views="grid-2"),
     split_sha256=SPLIT.digest,
     history=({"loss": 0.5, "quality_srcc": 0.25}, {"loss": 0.25, "quality_srcc": 0.5}),

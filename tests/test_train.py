@@ -356,14 +356,14 @@ def test_adapter_of_a_target_that_nobody_judged_stays(
 ) -> None:
     found = fitted(data=without_alignment(table, slice(None)))
     now = dict(found.model.named_parameters())
-    names = [name for name in start if name.startswith("alignment_adapter.")]
+    names = [name for name in start if name.startswith("adapters.alignment.")]
     assert names
     assert all(torch.equal(start[name], now[name]) for name in names)
 
 
 def spoil_adapter(model: DCMPL) -> None:
     with torch.no_grad():
-        model.quality_adapter.up.weight.fill_(float("nan"))
+        model.adapters["quality"].up.weight.fill_(float("nan"))
 
 
 def test_loss_that_is_no_number_is_a_run_error(fitted: Fit, tmp_path: Path) -> None:
