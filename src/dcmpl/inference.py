@@ -1,6 +1,6 @@
 """Pictures in, one score per task and picture out: the only scoring loop.
 
-Validation, evaluation and the scorer all run it; only validation may run in bfloat16. Windows of
+Validation, evaluation and the scorer all run it; only validation may run its towers in bfloat16. Windows of
 several pictures share a batch; a picture's score is the mean over its windows.
 """
 
