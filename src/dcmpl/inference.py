@@ -1,7 +1,8 @@
 """Pictures in, one score per picture and task out: the only scoring loop.
 
-Validation, evaluation and the scorer all run it; only validation may run in bfloat16. Windows of
-several pictures share a batch; a picture's score is the mean over its windows.
+Validation, evaluation and the scorer all run it; only validation may run the towers in
+bfloat16. Windows of several pictures share a batch; a picture's score is the mean over its
+windows.
 """
 
 from collections.abc import Callable, Iterable, Iterator
