@@ -3,7 +3,9 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,10 @@ import torch
 from PIL import Image
 
 from dcmpl.config import EMBEDDED
+
+if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go unchecked
+    from dcmpl.model import DCMPL
+    from dcmpl.weights import Backbone
 
 # Small tensors gain nothing from a second thread, and on a busy machine two wait for one another.
 torch.set_num_threads(1)
@@ -100,6 +106,40 @@ def randomise() -> Callable[[torch.nn.Module, int], None]:
                     parameter.copy_(float(is_scale) + 0.1 * noise)
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def random_backbone(
+    small_backbone: Path, randomise: Callable[[torch.nn.Module, int], None]
+) -> "Backbone":
+    """The small backbone with nothing left at one or zero."""
+    from dcmpl.weights import load_backbone
+
+    backbone = load_backbone(str(small_backbone))
+    randomise(backbone.clip, 6)
+    return backbone
+
+
+@pytest.fixture(scope="session")
+def build(
+    random_backbone: "Backbone", randomise: Callable[[torch.nn.Module, int], None]
+) -> Callable[..., "DCMPL"]:
+    """A preset on the small backbone, with fields of its configuration replaced.
+
+    It is far from its start, where small mistakes would show, unless ``fresh``.
+    """
+    from dcmpl.model import DCMPL
+    from dcmpl.presets import PRESETS
+
+    def build(preset: str = "dcmpl", seed: int = 0, fresh: bool = False, **fields: Any) -> DCMPL:
+        config = replace(PRESETS[preset].model, **fields)
+        model = DCMPL(random_backbone.clip, random_backbone.tokenizer, config, seed)
+        for index, (name, module) in enumerate(model.named_children()):
+            if name != "clip" and not fresh:
+                randomise(module, 10 * seed + index)
+        return model
+
+    return build
 
 
 @pytest.fixture(scope="session")

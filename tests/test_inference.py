@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dcmpl.config import ModelConfig, MpaConfig
-from dcmpl.images import read_image, to_unit_range, windows
 from dcmpl.datasets import ImageTable, MosScale, load_table
+from dcmpl.images import read_image, to_unit_range, windows
 from dcmpl.inference import (
     FrozenTable,
     freeze_table,

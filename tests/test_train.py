@@ -21,10 +21,12 @@ from safetensors.torch import load_file, save_file
 from dcmpl.checkpoint import Run, Source, read_run
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
-from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
+from dcmpl.datasets import TARGETS, ImageTable, MosScale, check_pictures, load_table
 from dcmpl.errors import DataError, RunError
-from dcmpl.images import read_image
+from dcmpl.images import read_image, to_unit_range, windows
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
+from dcmpl.presets import PRESETS
+from dcmpl.ridge import STRENGTHS
 from dcmpl.splits import Split, make_split
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights import load_backbone
@@ -297,7 +299,7 @@ def test_state_of_adam_that_does_not_fit_is_refused(
     tensors = load_file(folder / "last.safetensors")
     edit(tensors)
     save_file(tensors, folder / "last.safetensors", metadata)
-    with pytest.raises(RunError, match="expected Adam's state of all"):
+    with pytest.raises(RunError, match="expected Adam's state of the"):
         fitted()
 
 
@@ -306,7 +308,7 @@ def test_targets_of_training_without_a_validation_are_refused(
 ) -> None:
     frame = table.frame.copy()
     frame.loc[frame["group"].isin(split.val), "mos_alignment"] = math.nan
-    with pytest.raises(DataError, match="expected opinions on the same targets"):
+    with pytest.raises(DataError, match="expected opinions on the same of"):
         fitted(data=ImageTable(table.name, table.scale, frame))
 
 
@@ -376,7 +378,7 @@ def test_loss_that_is_no_number_is_a_run_error(fitted: Fit, tmp_path: Path) -> N
 
 
 def scores(*pairs: tuple[float, float]) -> Scores:
-    return Scores(*torch.tensor(pairs, requires_grad=True).unbind(1))
+    return Scores(TARGETS, torch.tensor(pairs, requires_grad=True).T)
 
 
 def test_loss_is_the_weighted_sum_of_two_squared_errors() -> None:
@@ -393,9 +395,15 @@ def test_missing_target_counts_nothing() -> None:
 
 def test_missing_targets_give_gradients_of_zero() -> None:
     values = torch.tensor([[0.5, 0.5]], requires_grad=True)
-    task_loss(Scores(*values.unbind(1)), torch.full((1, 2), float("nan")), 0.1).backward()
+    task_loss(Scores(TARGETS, values.T), torch.full((1, 2), float("nan")), 0.1).backward()
     assert values.grad is not None
     assert values.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_loss_of_one_task_reads_its_own_column() -> None:
+    targets = torch.tensor([[0.5, 0.1], [1.0, 0.9]])
+    only = Scores(("alignment",), torch.tensor([[0.1, 0.4]]))
+    assert task_loss(only, targets, 0.1).item() == pytest.approx(0.125, abs=1e-7)  # float32
 
 
 def test_constant_schedule_stays() -> None:
@@ -477,7 +485,7 @@ def test_no_patience_is_endless_patience(
 def test_every_epoch_is_reported(fitted: Fit) -> None:
     reports: list[EpochReport] = []
     found = fitted(report=reports.append)
-    assert [(r.epoch, r.epochs, r.loss) for r in reports] == [
+    assert [(r.epoch, r.epochs, r.found["loss"]) for r in reports] == [
         (i + 1, 3, entry["loss"]) for i, entry in enumerate(found.run.history)
     ]
 
@@ -502,3 +510,82 @@ def test_history_of_the_record_is_plain_json(unbroken: Trained) -> None:
 )
 def test_option_trains_and_repeats(fitted: Fit, config: TrainConfig) -> None:
     assert fitted("one", config).content() == fitted("two", config).content()
+
+
+@pytest.fixture
+def fit_preset(
+    small_backbone: Path, table: ImageTable, split: Split, tmp_path: Path
+) -> Callable[..., Trained]:
+    """Train a preset in a folder of its own."""
+
+    def work(preset: str, config: TrainConfig = QUICK, name: str = "run") -> Trained:
+        backbone = load_backbone(str(small_backbone))
+        model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS[preset].model, config.seed)
+        source = Source("scores.csv", "scores", MosScale(1, 5), "0" * 64)
+        run = Run(
+            preset, backbone.name, backbone.sha256, source, model.config, config, split.digest
+        )
+        parts = split.train_part(table), split.validation_part(table)
+        folder = tmp_path / name
+        return Trained(model, fit(model, *parts, run, folder), folder)
+
+    return work
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_and_is_read_back(
+    fit_preset: Callable[..., Trained], preset: str
+) -> None:
+    trained = fit_preset(preset, replace(QUICK, epochs=1))
+    assert trained.run.finished
+    assert read_run(trained.folder) == trained.run
+    assert f"{trained.model.config.tasks[0]}_srcc" in trained.run.history[0]
+
+
+@pytest.mark.parametrize("preset", ["coop-deep", "clip-adapter", "linear-probe"])
+def test_pictures_are_read_once_where_nothing_visual_is_learned(
+    fit_preset: Callable[..., Trained], preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: str) -> torch.Tensor:
+        read.append(path)
+        return read_image(path)
+
+    for reader in READERS:
+        monkeypatch.setattr(reader, counted)
+    fit_preset(preset)
+    assert len(read) == len(set(read)) == 40  # training and validation
+
+
+def test_views_may_be_trained_on_where_visual_prompts_are_learned(
+    fit_preset: Callable[..., Trained],
+) -> None:
+    config = replace(QUICK, windows="views")
+    one, two = (fit_preset("dcmpl", config, name) for name in ("one", "two"))
+    assert one.content() == two.content()
+
+
+def test_ridge_is_the_closed_form(fit_preset: Callable[..., Trained], table: ImageTable) -> None:
+    """The stored map minimises the penalised squares for one of the tried penalties."""
+    trained = fit_preset("linear-probe")
+    split = make_split(table, 0)
+    rows = split.rows(table, "train")
+    with torch.inference_mode():
+        x = torch.stack(
+            [
+                trained.model.frozen(
+                    to_unit_range(torch.stack(list(windows(read_image(p), 32, "center"))))
+                ).mean(0)
+                for p in rows.frame["image"]
+            ]
+        ).double()
+    scale = x.std(0, correction=0)
+    standard = (x - x.mean(0)) / scale
+    y = torch.from_numpy(rows.targets()[:, 0]).double()
+    found = trained.model.linear.weight[0].double().detach() * scale
+    residual = standard.T @ (y - y.mean() - standard @ found)
+    # At the minimum the gradient of the squares is the penalty times the weights.
+    penalty = (residual @ found) / (found @ found)
+    torch.testing.assert_close(residual, penalty * found, atol=1e-4, rtol=1e-3)
+    assert any(abs(penalty.item() / strength - 1) < 0.02 for strength in STRENGTHS)

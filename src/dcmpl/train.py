@@ -8,6 +8,7 @@ split is a type this file does not take.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -50,6 +51,7 @@ class EpochReport:
     epoch: int
     epochs: int
     found: dict[str, float]
+    seconds_per_step: float
     best: bool
 
 
@@ -191,9 +193,11 @@ def fit(
             data = _EpochWindows(
                 training.table, model.clip.config.image_size, config, epoch, frozen
             )
-            entry = {"loss": _train_epoch(prepared, optimizer, accelerator, data, config, epoch)}
-            _check_finite(entry["loss"], epoch, folder)
+            loss, seconds = _train_epoch(prepared, optimizer, accelerator, data, config, epoch)
+            _check_finite(loss, epoch, folder)
+            entry = {"loss": loss}
         else:
+            seconds = 0.0
             entry = _fit_at_once(model, training.table, validation.table, frozen)
         entry |= validate(model, validation, config, frozen)
         history = (*history, entry)
@@ -203,7 +207,7 @@ def fit(
                 save_learned(folder / MODEL, model, run)
             save_learned(folder / LAST, model, run, _adam_state(optimizer, parameters))
             run.write(folder)
-        report(EpochReport(epoch, config.epochs, entry, run.best_epoch == epoch))
+        report(EpochReport(epoch, config.epochs, entry, seconds, run.best_epoch == epoch))
     run = replace(run, history=history, best_epoch=best_epoch(history), finished=True)
     if accelerator.is_main_process:
         run.write(folder)
@@ -255,14 +259,18 @@ def _train_epoch(
     data: _EpochWindows,
     config: TrainConfig,
     epoch: int,
-) -> float:
-    """One pass over the epoch's windows; returns the mean loss, nan as soon as one is."""
+) -> tuple[float, float]:
+    """One pass over the epoch's windows.
+
+    Returns the mean loss, nan as soon as one is, and the median seconds of a step.
+    """
     on_cpu = accelerator.device.type == "cpu"
     loader = _epoch_loader(data, config, epoch, workers=0 if on_cpu else 4)
-    losses = []
+    losses, seconds = [], []
     with progress_bar() as bar, _fast_float32():
         batches = bar.track(accelerator.prepare(loader), description=f"epoch {epoch}")
         for step, (inputs, targets) in enumerate(batches):
+            start = time.perf_counter()
             progress = (epoch - 1 + step / len(loader)) / config.epochs
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
@@ -273,11 +281,12 @@ def _train_epoch(
             loss = task_loss(scores, targets, config.alignment_weight)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                return math.nan
+                return math.nan, 0.0
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
-    return float(np.mean(losses))
+            seconds.append(time.perf_counter() - start)
+    return float(np.mean(losses)), float(np.median(seconds))
 
 
 @contextmanager
