@@ -1,4 +1,4 @@
-"""The published variants: what each is, its size, what holds for all; and settings over them."""
+"""The published variants: what each is, how much it learns, and what holds for all."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -164,7 +164,6 @@ def test_learned_parameters_are_those_of_the_papers() -> None:
         (MpaConfig(identity_start=True), 0),
         (MpaConfig(form="swapped_query"), 0),
     ],
-    ids=str,
 )
 def test_options_of_attention_cost_what_they_name(
     vit_b_32: Callable[[ModelConfig], int], mpa: MpaConfig, more: int
@@ -259,16 +258,17 @@ def unequal_clip(text: int, vision: int) -> Clip:
         return Clip(sizes)
 
 
+BARE = PRESETS["dcmpl-no-adapter"].model
 UNEQUAL = {
-    "dcmpl": DCMPL_MODEL,
+    "dcmpl": BARE,
     "clip-agiqa": CLIP_AGIQA,
     "maple": PRESETS["maple"].model,
-    "per layer": replace(DCMPL_MODEL, mpa=MpaConfig(share="per_layer")),
-    "plus free": replace(DCMPL_MODEL, mpa=MpaConfig(deep="generated_plus_free")),
-    "outputs": replace(DCMPL_MODEL, mpa=MpaConfig(source="encoder_outputs")),
-    "outputs, per layer": replace(
-        DCMPL_MODEL, mpa=MpaConfig(source="encoder_outputs", share="per_layer")
-    ),
+    "first layer": replace(BARE, fusion=FusionConfig(aux_tap="first_layer")),
+    "per layer": replace(BARE, mpa=MpaConfig(share="per_layer")),
+    "plus free": replace(BARE, mpa=MpaConfig(deep="generated_plus_free")),
+    "independent": replace(BARE, mpa=MpaConfig(deep="independent")),
+    "outputs": replace(BARE, mpa=MpaConfig(source="encoder_outputs")),
+    "outputs, per layer": replace(BARE, mpa=MpaConfig(source="encoder_outputs", share="per_layer")),
 }
 
 

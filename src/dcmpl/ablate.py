@@ -70,7 +70,10 @@ def read_grid(file: Path, recipe: TrainConfig, flags: Mapping[str, Any]) -> list
         if preset not in PRESETS:
             raise UsageError(f"expected a preset for {name} in {file}, got {preset!r}")
         fields = _mapping(entry.get("model") or {}, f"{name}: model", None, file)
-        settings = [f"model.{key}={json.dumps(value)}" for key, value in fields.items()]
+        settings = [
+            f"model.{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in fields.items()
+        ]
         chosen = {**(common.get("train") or {}), **(entry.get("train") or {}), **flags}
         try:
             train = replace(recipe, **chosen)
@@ -106,14 +109,15 @@ class _FrozenParts:
             return None
         part = "tokens" if model.config.has_visual_prompts else "embedding"
         common = model.config.normalization, config.views, config.precision
-        if (part, *common) not in self.known:
+        key = (part, *common)
+        if key not in self.known:
             tokens = self.known.get(("tokens", *common))
-            self.known[part, *common] = (
+            self.known[key] = (
                 freeze_table(model, self.table, config.views, config.precision)
                 if tokens is None
                 else tokens.mapped(lambda batch: model.clip.visual.encode(batch.float()))
             )
-        return self.known[part, *common]
+        return self.known[key]
 
 
 def ablate(
