@@ -36,10 +36,13 @@ ORDER = [
     "ridge",
     "checkpoint",
     "train",
+    "ablate",
+    "ablation_report",
     "evaluate",
     "files",
     "predict",
     "commands",
+    "checks",
     "cli",
 ]
 """A module imports only what stands before it."""

@@ -9,16 +9,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal, Optional, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from dcmpl import __version__
-from dcmpl.config import COLUMNS, RECIPES, RECORD, TrainConfig, check_backbone, recipe_for
+from dcmpl.checks import CHECKS
+from dcmpl.config import COLUMNS, RECIPES, TrainConfig
 from dcmpl.errors import DcmplError, UsageError
-from dcmpl.files import FORMATS, find_pictures
-from dcmpl.presets import PRESETS, with_settings
+from dcmpl.presets import PRESETS
 from dcmpl.usage import Words, explain, flag, nearest
 
 __all__ = ["build_parser", "main"]
@@ -69,6 +68,23 @@ def _add_data(parser: ArgumentParser, required: bool, what: str) -> None:
     )
 
 
+def _add_backbone(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--backbone",
+        type=str,
+        default="tiny",
+        help="tiny, a folder, or a Hugging Face id (default: %(default)s)",
+    )
+
+
+def _add_recipe(parser: ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    types = get_type_hints(TrainConfig)
+    for field in fields(TrainConfig):
+        if field.name not in leave_out:
+            about = f"{field.metadata['help']} ({_recipe_defaults(field.name)})"
+            parser.add_argument(flag(field.name), type=Optional[types[field.name]], help=about)
+
+
 def _train_parser() -> ArgumentParser:
     parser = _parser(description="Train on a data set; writes a run folder.")
     _add_common(parser)
@@ -80,12 +96,7 @@ def _train_parser() -> ArgumentParser:
         default="dcmpl",
         help=f"of {', '.join(PRESETS)} (default: %(default)s)",
     )
-    parser.add_argument(
-        "--backbone",
-        type=str,
-        default="tiny",
-        help="tiny, a folder, or a Hugging Face id (default: %(default)s)",
-    )
+    _add_backbone(parser)
     parser.add_argument(
         "--set",
         type=str,
@@ -95,10 +106,33 @@ def _train_parser() -> ArgumentParser:
         help="change fields of the preset, as in model.mpa.form=joint; dcmpl presets lists them",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    types = get_type_hints(TrainConfig)
-    for field in fields(TrainConfig):
-        about = f"{field.metadata['help']} ({_recipe_defaults(field.name)})"
-        parser.add_argument(flag(field.name), type=Optional[types[field.name]], help=about)
+    _add_recipe(parser)
+    return parser
+
+
+def _ablate_parser() -> ArgumentParser:
+    parser = _parser(
+        description="Train and test presets and options on the same prompt-grouped splits."
+    )
+    _add_common(parser)
+    _add_data(parser, True, "folder of AGIQA-3K, or a CSV: image, prompt, mos_quality, ...")
+    parser.add_argument(
+        "--grid", type=str, required=True, metavar="FILE", help="YAML file of the variants"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="splits, of seeds 0, 1, ... (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=str, required=True, metavar="DIR", help="results; what is there is kept"
+    )
+    _add_backbone(parser)
+    _add_recipe(parser, leave_out=("seed",))
+    return parser
+
+
+def _presets_parser() -> ArgumentParser:
+    parser = _parser(description="List the presets and the fields that --set may change.")
+    _add_common(parser)
     return parser
 
 
@@ -142,6 +176,8 @@ COMMANDS = {
     "train": (_train_parser, "learn from human scores"),
     "evaluate": (_evaluate_parser, "measure a run on prompts it has never seen"),
     "score": (_score_parser, "score pictures"),
+    "presets": (_presets_parser, "list the published variants"),
+    "ablate": (_ablate_parser, "compare variants over repeated splits"),
 }
 
 
@@ -181,76 +217,6 @@ def parse(argv: Sequence[str]) -> Namespace:
     chosen.command = arguments.command
     CHECKS[arguments.command](chosen)
     return chosen
-
-
-def _check_data(arguments: Namespace) -> None:
-    if arguments.data is not None and not Path(arguments.data).exists():
-        raise UsageError(f"expected a data set at --data {arguments.data}, found nothing there")
-    if arguments.mos_scale and not arguments.mos_scale[0] < arguments.mos_scale[1]:
-        low, high = arguments.mos_scale
-        raise UsageError(f"expected --mos-scale LOW HIGH with LOW below HIGH, got {low:g} {high:g}")
-    pairs = [column.split("=", 1) for column in arguments.columns]
-    if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
-    arguments.columns = dict(pairs)
-    if unknown := [ours for ours in arguments.columns if ours not in COLUMNS]:
-        hint = nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
-        raise UsageError(
-            f"expected --columns to map {', '.join(COLUMNS)}, got {unknown[0]}: {hint}"
-        )
-
-
-def _check_train(arguments: Namespace) -> None:
-    _check_data(arguments)
-    if arguments.preset not in PRESETS:
-        hint = nearest(arguments.preset, PRESETS, "see dcmpl presets")
-        raise UsageError(
-            f"expected --preset of {', '.join(PRESETS)}, got {arguments.preset}: {hint}"
-        )
-    with_settings(PRESETS[arguments.preset].model, arguments.set)
-    if Path(arguments.data).is_file() and arguments.mos_scale is None:
-        raise UsageError(
-            f"expected the ends of the MOS scale of {arguments.data}, got none: "
-            "add --mos-scale LOW HIGH, for example --mos-scale 1 5"
-        )
-    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
-        raise UsageError(f"expected a folder at --out {arguments.out}, found a file")
-    if (Path(arguments.out) / RECORD).exists() and not arguments.resume:
-        raise UsageError(
-            f"expected a new folder at --out {arguments.out}, found a run in it: "
-            "add --resume to go on with it, or choose another"
-        )
-    recipe = recipe_for(check_backbone(arguments.backbone))
-    chosen = {f.name: arguments[f.name] for f in fields(TrainConfig)}
-    # A flag that is not given keeps the recipe's value; its range is checked here, once.
-    arguments.recipe = {
-        name: getattr(recipe, name) if value is None else value for name, value in chosen.items()
-    }
-    TrainConfig(**arguments.recipe)
-
-
-def _check_evaluate(arguments: Namespace) -> None:
-    _check_data(arguments)
-    _check_run(arguments.run)
-
-
-def _check_run(run: str) -> None:
-    if not Path(run).is_dir():
-        raise UsageError(f"expected a run folder made by dcmpl train, found none at {run}")
-
-
-def _check_score(arguments: Namespace) -> None:
-    _check_run(arguments.model)
-    if Path(arguments.out).suffix.lower() not in FORMATS:
-        raise UsageError(f"expected -o to end in {', '.join(FORMATS)}, got {arguments.out}")
-    if Path(arguments.out).is_dir():
-        raise UsageError(f"expected a file at -o {arguments.out}, found a folder")
-    if arguments.prompts is not None and not Path(arguments.prompts).is_file():
-        raise UsageError(f"expected a CSV at --prompts {arguments.prompts}, found no file")
-    arguments.pictures = find_pictures(arguments.paths)
-
-
-CHECKS = {"train": _check_train, "evaluate": _check_evaluate, "score": _check_score}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
+from dcmpl.ablate import ablate as run_ablation
+from dcmpl.ablate import read_grid, summary
+from dcmpl.ablation_report import write_report
 from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
-from dcmpl.config import EMBEDDED, LAST, MODEL, RECORD, TrainConfig
+from dcmpl.config import EMBEDDED, LAST, MODEL, RECORD, TrainConfig, recipe_for
 from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
 from dcmpl.errors import DataError, DcmplError, RunError
 from dcmpl.evaluate import metrics_table, write_results
 from dcmpl.files import read_prompts, score_file
 from dcmpl.inference import predict_table
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model import DCMPL, count_of_vit_b_32, trainable_parameters
 from dcmpl.predict import Score, Scorer
-from dcmpl.presets import PRESETS, with_settings
+from dcmpl.presets import PRESETS, differences, model_fields, with_settings
 from dcmpl.progress import track
 from dcmpl.splits import PARTS, Split, make_split
 from dcmpl.train import EpochReport, fit
 from dcmpl.weights import Backbone, load_backbone
 
-__all__ = ["evaluate", "score", "train"]
+__all__ = ["ablate", "evaluate", "presets", "score", "train"]
 
 
 def _say(text: str) -> None:
@@ -111,18 +115,60 @@ def train(arguments: Any) -> int:
     return 0
 
 
-def _open_run(
-    folder: Path, arguments: Any, table: ImageTable, backbone: Backbone
-) -> tuple[Run, Split]:
-    """The record to begin with, or that of the folder where it says the same."""
-    split = make_split(table, arguments.recipe["seed"])
-    source = Source(
+def _source(arguments: Any, table: ImageTable) -> Source:
+    return Source(
         str(Path(arguments.data).absolute()),
         table.name,
         table.scale,
         table.digest,
         dict(arguments.columns),
     )
+
+
+def ablate(arguments: Any) -> int:
+    """``dcmpl ablate``."""
+    recipe = recipe_for(arguments.backbone)
+    variants = read_grid(Path(arguments.grid), recipe, arguments.recipe)
+    table = load_table(arguments.data, _mos_scale(arguments), arguments.columns)
+    backbone = load_backbone(arguments.backbone)
+    _warn_of_floor(arguments.backbone)
+    check_pictures(table)
+    out, seeds = Path(arguments.out), range(arguments.repeats)
+    _say(f"{len(variants)} variants on {len(seeds)} splits of {table.name}, {len(table)} pictures")
+    results = run_ablation(table, _source(arguments, table), backbone, variants, seeds, out, _say)
+    title = f"{table.name} with {arguments.backbone}"
+    names = write_report(summary(results, variants), out, title)
+    print((out / "ablation.md").read_text(encoding="utf-8"))
+    print(f"results: {out}/{', '.join(names)}")
+    return 0
+
+
+def presets(arguments: Any) -> int:
+    """``dcmpl presets``."""
+    listed = Table("preset", "learns, ViT-B/32", "what it is", "differs from dcmpl in", "paper")
+    for name, preset in PRESETS.items():
+        changes = ", ".join(
+            f"{field} {'+'.join(value) if isinstance(value, dict) else value}"
+            for field, value in differences(preset.model).items()
+        )
+        listed.add_row(
+            name, f"{count_of_vit_b_32(preset.model):,}", preset.about, changes, preset.paper
+        )
+    console = Console()
+    console.print(listed)
+    fields_of = Table("--set", "values", "default", "what it is")
+    for name, kind, default, about in model_fields():
+        fields_of.add_row(f"model.{name}", kind, default, about)
+    console.print(fields_of)
+    return 0
+
+
+def _open_run(
+    folder: Path, arguments: Any, table: ImageTable, backbone: Backbone
+) -> tuple[Run, Split]:
+    """The record to begin with, or that of the folder where it says the same."""
+    split = make_split(table, arguments.recipe["seed"])
+    source = _source(arguments, table)
     asked = Run(
         preset=arguments.preset,
         backbone=_portable(arguments.backbone),

@@ -14,14 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.adapter import ImageAdapter
-from dcmpl.clip import Clip
-from dcmpl.config import ModelConfig
+from dcmpl.clip import Clip, ClipConfig, TowerConfig
+from dcmpl.config import EMBEDDED, ModelConfig
 from dcmpl.coupling import prompts_from_outputs
 from dcmpl.errors import UsageError
 from dcmpl.prompts import CoupledPrompts, FreePrompts, Fusion, LayerPrompts
 from dcmpl.tokenizer import Tokenizer
 
-__all__ = ["DCMPL", "Condition", "Scores", "is_trainable", "trainable_parameters"]
+__all__ = [
+    "DCMPL",
+    "Condition",
+    "Scores",
+    "count_of_vit_b_32",
+    "is_trainable",
+    "trainable_parameters",
+]
 
 NORMALIZATION = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -250,3 +257,21 @@ def _rounded(prompts: LayerPrompts) -> LayerPrompts:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The learned tensors by name."""
     return {name: p for name, p in model.named_parameters() if is_trainable(name)}
+
+
+def count_of_vit_b_32(config: ModelConfig) -> int:
+    """How many numbers a model of that configuration learns on CLIP ViT-B/32."""
+    sizes = ClipConfig(
+        vision=TowerConfig(768, 12, 12, 3072, "quick_gelu"),
+        text=TowerConfig(512, 12, 8, 2048, "quick_gelu"),
+        embed_dim=512,
+        image_size=224,
+        patch_size=32,
+        vocab_size=49408,
+        context_length=77,
+    )
+    with torch.device("meta"):
+        clip = Clip(sizes)
+    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 77)
+    model = DCMPL(clip, tokenizer, config, 0)
+    return sum(parameter.numel() for parameter in trainable_parameters(model).values())

@@ -1,9 +1,9 @@
 """The published variants, each one configuration of the same model."""
 
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -18,7 +18,7 @@ from dcmpl.config import (
 from dcmpl.errors import UsageError
 from dcmpl.usage import nearest
 
-__all__ = ["PRESETS", "Preset", "differences", "with_settings"]
+__all__ = ["PRESETS", "Preset", "differences", "model_fields", "with_settings"]
 
 
 @dataclass(frozen=True)
@@ -144,3 +144,23 @@ def differences(model: ModelConfig, base: ModelConfig = DCMPL) -> dict[str, Any]
         elif ours != theirs:
             found[field.name] = ours
     return found
+
+
+def model_fields() -> Iterator[tuple[str, str, str, str]]:
+    """Name, values, default and explanation of every field of :class:`ModelConfig`."""
+    yield from _fields_of(DCMPL, "")
+
+
+def _fields_of(config: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    kinds = get_type_hints(type(config))
+    for field in fields(config):
+        value, kind = getattr(config, field.name), kinds[field.name]
+        if is_dataclass(value):
+            yield from _fields_of(value, f"{prefix}{field.name}.")
+            continue
+        named = {bool: "true, false", int: "a whole number", float: "a number"}.get(kind)
+        if get_origin(kind) is Literal:
+            named = ", ".join(get_args(kind))
+        told = "none" if value is None else str(value).lower() if kind is bool else str(value)
+        named = named or ("a whole number or none" if value is None else "")
+        yield f"{prefix}{field.name}", named, told, field.metadata["help"]
