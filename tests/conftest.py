@@ -51,7 +51,7 @@ def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.torch import save_file
 
     from dcmpl.clip import Clip
-    from dcmpl.weights import read_config
+    from dcmpl.formats import read_config
 
     folder = tmp_path_factory.mktemp("small-clip")
     (folder / "config.json").write_text(json.dumps(SMALL))

@@ -14,8 +14,10 @@ import pytest
 
 from dcmpl.checkpoint import read_run
 from dcmpl.cli import main, parse
+from dcmpl.commands import COMMANDS
 from dcmpl.config import RECIPES, TrainConfig
 from dcmpl.metrics import bootstrap
+from dcmpl.presets import PRESETS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -65,13 +67,15 @@ def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
 
 def test_unknown_command_names_the_nearest(capsys: Capture) -> None:
     assert refused(capsys, 2, "trian") == (
-        "expected a command (train, evaluate, score), got trian: did you mean train?"
+        "expected a command (train, evaluate, score, presets, ablate, import), got trian: "
+        "did you mean train?"
     )
 
 
 def test_no_command_names_them_all(capsys: Capture) -> None:
     assert refused(capsys, 2) == (
-        "expected a command (train, evaluate, score), got none: see dcmpl --help"
+        "expected a command (train, evaluate, score, presets, ablate, import), got none: "
+        "see dcmpl --help"
     )
 
 
@@ -112,7 +116,7 @@ def test_value_out_of_range_is_wrong_usage(
 
 def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str]) -> None:
     assert refused(capsys, 2, *train, "--backbone", "foo") == (
-        "expected a backbone (tiny), a folder or a Hugging Face id such as "
+        "expected a backbone (tiny), a folder, a .pt file of OpenAI's or a Hugging Face id such as "
         "openai/clip-vit-base-patch32, got 'foo'"
     )
 
@@ -492,7 +496,7 @@ def test_interruption_has_exit_code_130(
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dcmpl.commands.evaluate", interrupted)
+    monkeypatch.setitem(COMMANDS, "evaluate", interrupted)
     assert refused(capsys, 130, "evaluate", tmp_path).startswith("interrupted")
 
 
@@ -502,10 +506,46 @@ def test_fault_of_ours_is_one_sentence(
     def faulty(_: object) -> int:
         raise ValueError("a\nb")
 
-    monkeypatch.setattr("dcmpl.commands.evaluate", faulty)
+    monkeypatch.setitem(COMMANDS, "evaluate", faulty)
     assert refused(capsys, 1, "evaluate", tmp_path) == (
         "unexpected ValueError: a b; run again with --debug for the traceback"
     )
+
+
+def test_presets_are_listed_with_what_they_learn(capsys: Capture) -> None:
+    assert main(["presets"]) == 0
+    told = capsys.readouterr().out
+    assert all(name[:8] in told for name in PRESETS)
+    assert "25,588,224" in told
+
+
+def test_preset_and_settings_are_in_the_record(train: list[str], tmp_path: Path) -> None:
+    settings = ["--preset", "clip-agiqa", "--set", "model.n_context=3", "model.fusion.depth=2"]
+    assert main([*train, *settings, "--epochs", "1"]) == 0
+    run = read_run(tmp_path / "run")
+    assert (run.preset, run.model.mpa.form) == ("clip-agiqa", "none")
+    assert (run.model.n_context, run.model.fusion.depth) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("model.mpa.frm=joint", "did you mean model.mpa.form?"),
+        ("mpa.form=joint", "did you mean model.mpa.form?"),
+        ("model.mpa.form=foo", "Got value: foo"),
+        ("model.adapter.ratio=2", "expected adapter.ratio from 0 to 1, got 2.0"),
+        ("model.mpa.form=none model.mpa.depth=2", "got mpa.depth: leave them at their defaults"),
+    ],
+)
+def test_setting_that_does_not_fit_is_wrong_usage(
+    capsys: Capture, train: list[str], setting: str, told: str
+) -> None:
+    assert refused(capsys, 2, *train, "--set", *setting.split()).endswith(told)
+
+
+def test_unknown_preset_names_the_nearest(capsys: Capture, train: list[str]) -> None:
+    told = refused(capsys, 2, *train, "--preset", "clip-agqia")
+    assert told.endswith("got clip-agqia: did you mean clip-agiqa?")
 
 
 def test_version_is_that_of_the_package(capsys: Capture) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dcmpl.clip import Clip, Transformer
 from dcmpl.config import EMBEDDED
-from dcmpl.weights import load_backbone, read_config
+from dcmpl.formats import read_config
+from dcmpl.weights import load_backbone
 
 END = 639  # the highest id: transformers finds the end by argmax or by eos_token_id
 BASE = {"width": (768, 512), "layers": 12, "heads": (12, 8), "hidden": (3072, 2048)}

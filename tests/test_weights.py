@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcmpl.errors import UsageError, WeightsError
-from dcmpl.weights import FILES, load_backbone, read_config
+from dcmpl.formats import read_config
+from dcmpl.weights import FILES, load_backbone
 
 State = dict[str, Tensor]
 

@@ -60,12 +60,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Run:
-    """The record of a run."""
+    """The record of a run; one that was imported has no source and no split."""
 
     preset: str
     backbone: str
     backbone_sha256: str
-    source: Source
+    source: Source | None
     model: ModelConfig
     train: TrainConfig
     split_sha256: str
@@ -77,7 +77,8 @@ class Run:
     @property
     def identity(self) -> str:
         """SHA-256 of all that decides what is learned; its tensors carry it."""
-        decides = self.preset, self.backbone_sha256, self.split_sha256, self.source.sha256
+        data = self.source.sha256 if self.source else ""
+        decides = self.preset, self.backbone_sha256, self.split_sha256, data
         text = as_json([*decides, asdict(self.model), asdict(self.train)])
         return hashlib.sha256(text).hexdigest()
 
@@ -129,17 +130,17 @@ def read_run(folder: Path) -> Run:
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        model, source = dict(record.pop("model")), dict(record.pop("source"))
-        source["scale"] = MosScale(**source["scale"])
+        model, source = dict(record.pop("model")), record.pop("source")
         history = read_history(record.pop("history"))
         run = Run(
             model=_model_config(model),
             train=TrainConfig(**record.pop("train")),
-            source=Source(**source),
+            source=source and Source(**{**source, "scale": MosScale(**source["scale"])}),
             history=history,
             **record,
         )
-        texts = run.backbone, run.backbone_sha256, run.split_sha256, run.source.path
+        texts = [run.backbone, run.backbone_sha256, run.split_sha256]
+        texts += [run.source.path, run.source.sha256] if run.source else []
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a backbone, a digest or a path that is no text")
     except (*UNREADABLE, DcmplError) as error:
@@ -147,8 +148,13 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def read_split(folder: Path, run: Run) -> Split:
-    """The split of a run; raises :class:`RunError` where it is not the one it was made with."""
+def read_split(folder: Path, run: Run) -> Split | None:
+    """The split of a run, None for an imported one.
+
+    Raises :class:`RunError` where it is not the one the run was made with.
+    """
+    if run.source is None:
+        return None
     path = folder / SPLIT
     if not path.is_file():
         raise RunError(f"expected the split of the run at {path}, found no file")

@@ -98,11 +98,26 @@ def _check_ablate(arguments: Namespace) -> None:
     TrainConfig(**arguments.recipe)
 
 
+def _check_import(arguments: Namespace) -> None:
+    check_backbone(arguments.backbone)
+    for name in ("aux", "main"):
+        file = arguments[name]
+        if file is not None and not Path(file).is_file():
+            raise UsageError(f"expected a checkpoint at --{name} {file}, found no file")
+    if Path(arguments.out).exists() and not _is_empty(Path(arguments.out)):
+        raise UsageError(f"expected a new folder at --out {arguments.out}, found something there")
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 CHECKS: dict[str, Callable[[Namespace], None]] = {
     "train": _check_train,
     "evaluate": _check_evaluate,
     "score": _check_score,
     "presets": lambda _: None,
     "ablate": _check_ablate,
+    "import": _check_import,
 }
 """By command: raises :class:`UsageError`, and fills in what the words imply."""

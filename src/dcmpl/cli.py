@@ -130,6 +130,18 @@ def _ablate_parser() -> ArgumentParser:
     return parser
 
 
+def _import_parser() -> ArgumentParser:
+    parser = _parser(description="Make a run of the files that CLIP-AGIQA's script saved.")
+    _add_common(parser)
+    parser.add_argument(
+        "--aux", type=str, required=True, metavar="FILE", help="auxiliary learner, ..._aux_best.pth"
+    )
+    parser.add_argument("--main", type=str, metavar="FILE", help="main learner, ..._tar_best.pth")
+    _add_backbone(parser)
+    parser.add_argument("--out", type=str, required=True, metavar="RUN", help="run folder to make")
+    return parser
+
+
 def _presets_parser() -> ArgumentParser:
     parser = _parser(description="List the presets and the fields that --set may change.")
     _add_common(parser)
@@ -178,6 +190,7 @@ COMMANDS = {
     "score": (_score_parser, "score pictures"),
     "presets": (_presets_parser, "list the published variants"),
     "ablate": (_ablate_parser, "compare variants over repeated splits"),
+    "import": (_import_parser, "make a run of CLIP-AGIQA's published files"),
 }
 
 
@@ -224,10 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = parse(words)
-        from dcmpl import commands  # imports torch
+        from dcmpl import commands, studies  # import torch
 
-        code: int = getattr(commands, arguments.command)(arguments)
-        return code
+        return {**commands.COMMANDS, **studies.COMMANDS}[arguments.command](arguments)
     except DcmplError as error:
         if "--debug" in words:
             traceback.print_exc()

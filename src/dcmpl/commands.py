@@ -1,4 +1,4 @@
-"""The three commands, from parsed words to files and printed results."""
+"""The three main commands, from parsed words to files and printed results."""
 
 import sys
 import time
@@ -8,48 +8,48 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from dcmpl.ablate import ablate as run_ablation
-from dcmpl.ablate import read_grid, summary
-from dcmpl.ablation_report import write_report
 from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
-from dcmpl.config import EMBEDDED, LAST, MODEL, RECORD, TrainConfig, recipe_for
-from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
-from dcmpl.errors import DataError, DcmplError, RunError
+from dcmpl.config import EMBEDDED, LAST, MODEL, RECORD, TrainConfig
+from dcmpl.datasets import TARGETS, ImageTable, MosScale, check_pictures, load_table
+from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.evaluate import metrics_table, write_results
 from dcmpl.files import read_prompts, score_file
 from dcmpl.inference import predict_table
-from dcmpl.model import DCMPL, count_of_vit_b_32, trainable_parameters
+from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.predict import Score, Scorer
-from dcmpl.presets import PRESETS, differences, model_fields, with_settings
+from dcmpl.presets import PRESETS, with_settings
 from dcmpl.progress import track
 from dcmpl.splits import PARTS, Split, make_split
 from dcmpl.train import EpochReport, fit
 from dcmpl.weights import Backbone, load_backbone
 
-__all__ = ["ablate", "evaluate", "presets", "score", "train"]
+__all__ = ["COMMANDS", "mos_scale", "portable", "say", "source_of", "warn_of_floor"]
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _warn_of_floor(backbone: str) -> None:
+def warn_of_floor(backbone: str) -> None:
     if backbone in EMBEDDED:
-        _say(
+        say(
             f"note: {backbone} is a small backbone trained on drawings; its scores of real "
             "pictures are a floor, a pretrained CLIP (--backbone) judges better"
         )
 
 
-def _mos_scale(arguments: Any) -> MosScale | None:
+def mos_scale(arguments: Any) -> MosScale | None:
     return MosScale(*arguments.mos_scale) if arguments.mos_scale else None
 
 
-def _table_to_measure(arguments: Any, source: Source) -> tuple[ImageTable, bool]:
+def _table_to_measure(arguments: Any, source: Source | None) -> tuple[ImageTable, bool]:
     """The table to measure on, and whether it is the run's own data, moved or not."""
-    path, scale, columns = arguments.data or source.path, _mos_scale(arguments), arguments.columns
+    if source is None:
+        if arguments.data is None:
+            raise UsageError("expected --data PATH: an imported run has no data of its own")
+        return load_table(arguments.data, mos_scale(arguments), arguments.columns), False
+    path, scale, columns = arguments.data or source.path, mos_scale(arguments), arguments.columns
     if not Path(path).exists():
         raise DataError(
             f"expected the run's data set at {path}, found nothing there: "
@@ -81,7 +81,7 @@ def train(arguments: Any) -> int:
             f"expected {RECORD} beside {left[0]} in {folder}, found none: what stands there "
             "belongs to no known run, choose another --out"
         )
-    table = load_table(arguments.data, _mos_scale(arguments), arguments.columns)
+    table = load_table(arguments.data, mos_scale(arguments), arguments.columns)
     backbone = load_backbone(arguments.backbone)
     run, split = _open_run(folder, arguments, table, backbone)
     if run.finished:
@@ -90,32 +90,32 @@ def train(arguments: Any) -> int:
                 f"expected {MODEL} in {folder}, whose {RECORD} says that it is finished, found "
                 "none: train anew with another --out"
             )
-        _say(f"{folder} is finished, best epoch {run.best_epoch}")
+        say(f"{folder} is finished, best epoch {run.best_epoch}")
         return 0
     parts = {part: split.rows(table, part) for part in PARTS}
-    _say(
+    say(
         f"{table.name}: {len(table)} pictures; "
         + ", ".join(
             f"{name} {len(t)} of {t.frame['group'].nunique()} prompts" for name, t in parts.items()
         )
     )
-    _warn_of_floor(run.backbone)
+    warn_of_floor(run.backbone)
     check_pictures(table)
     model = DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
     count = sum(p.numel() for p in trainable_parameters(model).values())
-    _say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
+    say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
     run.write(folder)
     write_split(folder, split)
     report = _epoch_printer(done=len(run.history))
     run = fit(model, split.train_part(table), split.validation_part(table), run, folder, report)
     best = run.history[run.best_epoch - 1]
     told = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
-    _say(f"best epoch {run.best_epoch}: {told}")
+    say(f"best epoch {run.best_epoch}: {told}")
     print(f"run: {folder}\nnext: dcmpl evaluate {folder} --split test")
     return 0
 
 
-def _source(arguments: Any, table: ImageTable) -> Source:
+def source_of(arguments: Any, table: ImageTable) -> Source:
     return Source(
         str(Path(arguments.data).absolute()),
         table.name,
@@ -125,53 +125,15 @@ def _source(arguments: Any, table: ImageTable) -> Source:
     )
 
 
-def ablate(arguments: Any) -> int:
-    """``dcmpl ablate``."""
-    recipe = recipe_for(arguments.backbone)
-    variants = read_grid(Path(arguments.grid), recipe, arguments.recipe)
-    table = load_table(arguments.data, _mos_scale(arguments), arguments.columns)
-    backbone = load_backbone(arguments.backbone)
-    _warn_of_floor(arguments.backbone)
-    check_pictures(table)
-    out, seeds = Path(arguments.out), range(arguments.repeats)
-    _say(f"{len(variants)} variants on {len(seeds)} splits of {table.name}, {len(table)} pictures")
-    results = run_ablation(table, _source(arguments, table), backbone, variants, seeds, out, _say)
-    title = f"{table.name} with {arguments.backbone}"
-    names = write_report(summary(results, variants), out, title)
-    print((out / "ablation.md").read_text(encoding="utf-8"))
-    print(f"results: {out}/{', '.join(names)}")
-    return 0
-
-
-def presets(arguments: Any) -> int:
-    """``dcmpl presets``."""
-    listed = Table("preset", "learns, ViT-B/32", "what it is", "differs from dcmpl in", "paper")
-    for name, preset in PRESETS.items():
-        changes = ", ".join(
-            f"{field} {'+'.join(value) if isinstance(value, dict) else value}"
-            for field, value in differences(preset.model).items()
-        )
-        listed.add_row(
-            name, f"{count_of_vit_b_32(preset.model):,}", preset.about, changes, preset.paper
-        )
-    console = Console()
-    console.print(listed)
-    fields_of = Table("--set", "values", "default", "what it is")
-    for name, kind, default, about in model_fields():
-        fields_of.add_row(f"model.{name}", kind, default, about)
-    console.print(fields_of)
-    return 0
-
-
 def _open_run(
     folder: Path, arguments: Any, table: ImageTable, backbone: Backbone
 ) -> tuple[Run, Split]:
     """The record to begin with, or that of the folder where it says the same."""
     split = make_split(table, arguments.recipe["seed"])
-    source = _source(arguments, table)
+    source = source_of(arguments, table)
     asked = Run(
         preset=arguments.preset,
-        backbone=_portable(arguments.backbone),
+        backbone=portable(arguments.backbone),
         backbone_sha256=backbone.sha256,
         source=source,
         model=with_settings(PRESETS[arguments.preset].model, arguments.set),
@@ -181,13 +143,13 @@ def _open_run(
     if not (arguments.resume and (folder / RECORD).exists()):
         return asked, split
     found = read_run(folder)
-    if (found.source.scale, found.source.columns) != (asked.source.scale, asked.source.columns):
+    then = found.source
+    if then is None or (then.scale, then.columns) != (source.scale, source.columns):
         raise RunError(
-            f"expected to resume {folder} with the MOS scale and columns it was started with "
-            f"({found.source.scale}, {found.source.columns}), got {asked.source.scale}, "
-            f"{asked.source.columns}"
+            f"expected to resume {folder} with the MOS scale and columns it was started with, "
+            f"{then and (then.scale, then.columns)}, got {(source.scale, source.columns)}"
         )
-    if found.source.sha256 != asked.source.sha256:
+    if then.sha256 != source.sha256:
         raise RunError(
             f"expected to resume {folder} with the table it was started with, the rows of "
             f"{arguments.data} have changed: begin anew with another --out"
@@ -201,7 +163,7 @@ def _open_run(
     return found, split
 
 
-def _portable(backbone: str) -> str:
+def portable(backbone: str) -> str:
     """The name to find a backbone by later: folders by their full path."""
     is_folder = backbone not in EMBEDDED and Path(backbone).is_dir()
     return str(Path(backbone).absolute()) if is_folder else backbone
@@ -219,7 +181,7 @@ def _epoch_printer(done: int) -> Callable[[EpochReport], None]:
         each = (time.monotonic() - start) / (report.epoch - done)
         left = timedelta(seconds=round(each * (report.epochs - report.epoch)))
         mark = "  best" if report.best else ""
-        _say(f"epoch {report.epoch:3d}/{report.epochs}  {found}  left {left}{mark}")
+        say(f"epoch {report.epoch:3d}/{report.epochs}  {found}  left {left}{mark}")
 
     return show
 
@@ -232,9 +194,11 @@ def evaluate(arguments: Any) -> int:
     table, own = _table_to_measure(arguments, run.source)
     name = arguments.split or ("test" if own else "all")
     if name != "all":
+        if split is None:
+            raise UsageError(f"expected --split all for an imported run, got {name}")
         table = split.rows(table, name)
     scorer = Scorer.from_pretrained(folder)
-    _warn_of_floor(run.backbone)
+    warn_of_floor(run.backbone)
     check_pictures(table)
     predicted = predict_table(scorer.model, table, scorer.views, "fp32", "scoring")
     own_place = folder if name == "test" else folder / name
@@ -249,13 +213,15 @@ def evaluate(arguments: Any) -> int:
     metrics = write_results(out, table, predicted, name, notes)
     Console().print(metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures"))
     if not (out / "quality.png").exists():
-        _say("no plots: pip install matplotlib brings them")
+        say("no plots: pip install matplotlib brings them")
     print(f"results: {out}/metrics.json, predictions.csv")
     return 0
 
 
-def _protocol(table: ImageTable, split: Split) -> str:
+def _protocol(table: ImageTable, split: Split | None) -> str:
     """How far the measured pictures are from those that were learned from."""
+    if split is None:
+        return "unknown: imported, what it was trained on is not recorded"
     seen = table.frame["group"].isin({*split.train, *split.val}).mean()
     if seen:
         return f"not clean: {seen:.0%} of the pictures have prompts of training or validation"
@@ -265,6 +231,15 @@ def _protocol(table: ImageTable, split: Split) -> str:
 COLUMNS = ("image", "prompt", "quality", "alignment", "status", "reason")
 
 
+def _say_what_scores_mean(scorer: Scorer, run: Run, has_prompts: bool) -> None:
+    warn_of_floor(run.backbone)
+    if has_prompts:
+        say("note: this model judges alignment from the picture alone; prompts are carried along")
+    for task in TARGETS:
+        if task not in scorer.model.config.tasks:
+            say(f"note: this model does not predict {task}; its column stays empty")
+
+
 def score(arguments: Any) -> int:
     """``dcmpl score``."""
     pictures: list[str] = arguments.pictures
@@ -272,19 +247,19 @@ def score(arguments: Any) -> int:
     if arguments.prompts is not None:
         prompts, strange = read_prompts(Path(arguments.prompts), pictures)
         if strange:
-            _say(
+            say(
                 f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
                 f"{strange[0]!r} among them"
             )
         if without := [picture for picture in pictures if picture not in prompts]:
-            _say(
+            say(
                 f"{len(without)} of {len(pictures)} pictures have no row in {arguments.prompts}, "
                 f"{without[0]!r} among them: they get no prompt"
             )
     scorer = Scorer.from_pretrained(arguments.model)
-    _warn_of_floor(read_run(Path(arguments.model)).backbone)
-    if prompts or arguments.prompt:
-        _say("note: this model judges alignment from the picture alone; prompts are carried along")
+    _say_what_scores_mean(
+        scorer, read_run(Path(arguments.model)), bool(prompts or arguments.prompt)
+    )
     pairs = ((p, prompts.get(p, arguments.prompt or "")) for p in pictures)
     faults: list[Score] = []
     with score_file(Path(arguments.out), COLUMNS) as write:
@@ -293,8 +268,15 @@ def score(arguments: Any) -> int:
             if found.status == "error":
                 faults.append(found)
     for fault in faults[:10]:
-        _say(f"not scored: {fault.reason}")
+        say(f"not scored: {fault.reason}")
     if len(faults) > 10:
-        _say(f"and {len(faults) - 10} more, each with its reason in the file")
+        say(f"and {len(faults) - 10} more, each with its reason in the file")
     print(f"{len(pictures) - len(faults)} of {len(pictures)} pictures scored: {arguments.out}")
     return 3 if faults else 0
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "score": score,
+}

@@ -36,10 +36,11 @@ RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "las
 def check_backbone(name: str) -> str:
     """``name`` itself where it may be a backbone's; raises :class:`UsageError` where not."""
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
-    if not (name in EMBEDDED or is_id or Path(name).is_dir()):
+    is_file = Path(name).suffix in (".pt", ".pth") and Path(name).is_file()
+    if not (name in EMBEDDED or is_id or Path(name).is_dir() or is_file):
         raise UsageError(
-            f"expected a backbone ({', '.join(EMBEDDED)}), a folder or a Hugging Face id "
-            f"such as openai/clip-vit-base-patch32, got {name!r}"
+            f"expected a backbone ({', '.join(EMBEDDED)}), a folder, a .pt file of OpenAI's or a "
+            f"Hugging Face id such as openai/clip-vit-base-patch32, got {name!r}"
         )
     return name
 

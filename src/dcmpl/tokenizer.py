@@ -1,9 +1,10 @@
 """Text to token ids, with the end token always kept.
 
 The vocabulary comes from a ``tokenizer.json`` (the file format of the ``tokenizers``
-library), which lies beside every backbone.
+library), which lies beside every backbone, or from OpenAI's own list of merges.
 """
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from dcmpl.errors import UsageError, WeightsError
 __all__ = ["Tokenizer", "Tokens"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = 49152 - 256 - 2
+MAX_MERGES_CHARACTERS = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,55 @@ class Tokens:
     end: Tensor
 
 
+def _from_merges(path: Path) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair encoding from OpenAI's ``bpe_simple_vocab_16e6.txt.gz``.
+
+    The ids are 256 bytes, the same at the end of a word, the merges that OpenAI's code takes
+    of the file, start and end; words are cut as its pattern does, in lower case.
+    """
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        lines = file.read(MAX_MERGES_CHARACTERS).split("\n")[1 : 1 + MERGES]
+    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet(), key=_byte_order)
+    entries = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    vocabulary = {entry: index for index, entry in enumerate([*entries, START, END])}
+    found = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=END)
+    )
+    found.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.NFC(),
+            tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            tokenizers.normalizers.Lowercase(),
+        ]
+    )
+    found.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(
+                tokenizers.Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"),
+                behavior="removed",
+                invert=True,
+            ),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return found
+
+
+def _byte_order(letter: str) -> tuple[bool, int]:
+    """CLIP numbers the bytes that print before the others, each kind in its order."""
+    return ord(letter) > 255, ord(letter)
+
+
 class Tokenizer:
     """CLIP's framing of a text: start token, byte pairs, end token."""
 
     def __init__(self, path: Path, context_length: int) -> None:
         try:
-            self._pairs = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            if path.suffix == ".gz":
+                self._pairs = _from_merges(path)
+            else:
+                self._pairs = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exceptions
             raise WeightsError(f"expected a readable tokenizer at {path}, got: {error}") from error
         # A stored setting to pad or cut would act before the end token is placed.

@@ -1,0 +1,122 @@
+"""Checkpoints that CLIP-AGIQA's training script wrote, as models of ours.
+
+Fu et al., arXiv:2406.16641. Its script saves the auxiliary and the main prompt learner as
+two state dicts. Beside the prompts they hold the token vectors of their words, which tell
+whether a backbone is the one they were learned on.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcmpl.archives import read_torch
+from dcmpl.clip import Clip
+from dcmpl.config import CLIP_AGIQA_WORDS, ModelConfig
+from dcmpl.errors import RunError
+from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.presets import PRESETS
+from dcmpl.tokenizer import Tokenizer
+
+__all__ = ["read_clip_agiqa"]
+
+MAX_BYTES = 2**30
+TOLERANCE = 1e-4
+"""Token vectors are copies; float16 rounding of either side stays far below this."""
+
+NAMES = (
+    (r"^ctx$", "text.0"),
+    (r"^prompts_text\.(\d+)$", "text.{next}"),
+    (r"^prompts_vis\.(\d+)$", "visual.{same}"),
+    (r"^proj\.(weight|bias)$", "fusion.layers.0.{last}"),
+    (r"^compound_prompt_projections\.(\d+)\.(weight|bias)$", "fusion.layers.{next}.{last}"),
+)
+"""The script's names and ours; its lists of deep prompts begin at layer 2."""
+
+
+def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: Tokenizer) -> DCMPL:
+    """A model with the prompts of both files, or, without ``main``, of alignment alone.
+
+    Prompts are rounded through float16 as the script does, so that scores are its own.
+    Raises :class:`RunError` where names, shapes or token vectors do not fit ``clip``.
+    """
+    learned = _learned(auxiliary)
+    prompts = learned.get("text.0")
+    if prompts is None or prompts.ndim != 2:
+        raise RunError(f"expected the prompts of CLIP-AGIQA in {auxiliary}, ctx is missing")
+    config = PRESETS["clip-agiqa" if main else "ivlp"].model
+    if main is None:
+        config = replace(config, words={"alignment": CLIP_AGIQA_WORDS["alignment"]})
+    config = replace(config, n_context=len(prompts), round_prompts=True)
+    model = DCMPL(clip, tokenizer, config, seed=0)
+    found = {f"{'auxiliary' if main else 'main'}.{name}": t for name, t in learned.items()}
+    _check_tokens(auxiliary, found, "alignment", model, tokenizer)
+    if main is not None:
+        of_main = {
+            name if name.startswith("fusion.") else f"main.{name}": tensor
+            for name, tensor in _learned(main).items()
+        }
+        _check_tokens(main, of_main, "quality", model, tokenizer)
+        found |= of_main
+    parameters = trainable_parameters(model)
+    wrong = sorted(parameters.keys() ^ found.keys()) or sorted(
+        name for name, p in parameters.items() if p.shape != found[name].shape
+    )
+    if wrong:
+        files = " and ".join(str(file) for file in (auxiliary, main) if file)
+        raise RunError(
+            f"expected text and visual prompts of {clip.config.text.layers} and "
+            f"{clip.config.vision.layers} layers for this backbone in {files}; "
+            f"{len(wrong)} tensors differ, {wrong[0]} among them: give the backbone they are of"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(found[name])
+    return model
+
+
+def _learned(file: Path) -> dict[str, Tensor]:
+    """The file's tensors under our names; token vectors keep theirs."""
+    if not file.is_file():
+        raise RunError(f"expected a checkpoint of CLIP-AGIQA at {file}, found no file")
+    if file.stat().st_size > MAX_BYTES:
+        raise RunError(f"expected a checkpoint of at most {MAX_BYTES} bytes, got {file}")
+    found = {}
+    for name, tensor in read_torch(file).items():
+        for pattern, ours in NAMES:
+            if match := re.search(pattern, name):
+                first, last = match[1] if match.groups() else "", name.rpartition(".")[2]
+                following = int(first) + 1 if first.isdigit() else ""
+                name = ours.format(next=following, same=first, last=last)
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise RunError(f"expected finite numbers in {file}, {name} has others")
+        found[name] = tensor.float()
+    return found
+
+
+def _check_tokens(
+    file: Path, found: dict[str, Tensor], task: str, model: DCMPL, tokenizer: Tokenizer
+) -> None:
+    """Take the stored token vectors out of ``found`` where they are those of the backbone."""
+    n = model.config.n_context
+    (pair,) = ModelConfig().words[task]
+    tokens = tokenizer([f"{word}." for word in pair], n)
+    stored = []
+    for name in ("token_prefix", "token_suffix"):
+        key = next((key for key in found if key.endswith(f".{name}")), "")
+        tensor = found.pop(key, torch.empty(0))
+        if tensor.ndim != 3 or len(tensor) != len(pair):
+            raise RunError(f"expected the token vectors of {len(pair)} texts in {file}, no {name}")
+        stored.append(tensor)
+    with torch.no_grad():
+        vectors = model.clip.text.token_embedding(tokens.ids)
+    for row, end in enumerate(tokens.end.tolist()):
+        ours = torch.cat([vectors[row, :1], vectors[row, 1 + n : end + 1]])
+        theirs = torch.cat([stored[0][row], stored[1][row, : end - n]])
+        if theirs.shape != ours.shape or (theirs - ours).abs().max() > TOLERANCE:
+            raise RunError(
+                f"expected the token vectors of {pair[row]!r} in {file} to be the backbone's, they "
+                "are others: give the backbone the prompts were learned on"
+            )

@@ -1,0 +1,92 @@
+"""Commands about variants: list them, compare them, take them over from elsewhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dcmpl.ablate import ablate as run_ablation
+from dcmpl.ablate import read_grid, summary
+from dcmpl.ablation_report import write_report
+from dcmpl.checkpoint import Run, save_learned
+from dcmpl.commands import mos_scale, portable, say, source_of, warn_of_floor
+from dcmpl.config import MODEL, TrainConfig, recipe_for
+from dcmpl.datasets import check_pictures, load_table
+from dcmpl.model import count_of_vit_b_32
+from dcmpl.presets import PRESETS, differences, model_fields
+from dcmpl.published import read_clip_agiqa
+from dcmpl.weights import load_backbone
+
+__all__ = ["COMMANDS"]
+
+
+def ablate(arguments: Any) -> int:
+    """``dcmpl ablate``."""
+    recipe = recipe_for(arguments.backbone)
+    variants = read_grid(Path(arguments.grid), recipe, arguments.recipe)
+    table = load_table(arguments.data, mos_scale(arguments), arguments.columns)
+    backbone = load_backbone(arguments.backbone)
+    warn_of_floor(arguments.backbone)
+    check_pictures(table)
+    out, seeds = Path(arguments.out), range(arguments.repeats)
+    say(f"{len(variants)} variants on {len(seeds)} splits of {table.name}, {len(table)} pictures")
+    results = run_ablation(table, source_of(arguments, table), backbone, variants, seeds, out, say)
+    title = f"{table.name} with {arguments.backbone}"
+    names = write_report(summary(results, variants), out, title)
+    print((out / "ablation.md").read_text(encoding="utf-8"))
+    print(f"results: {out}/{', '.join(names)}")
+    return 0
+
+
+def import_run(arguments: Any) -> int:
+    """``dcmpl import``."""
+    folder = Path(arguments.out)
+    backbone = load_backbone(arguments.backbone)
+    main_file = Path(arguments.main) if arguments.main else None
+    model = read_clip_agiqa(Path(arguments.aux), main_file, backbone.clip, backbone.tokenizer)
+    run = Run(
+        preset="clip-agiqa",
+        backbone=portable(arguments.backbone),
+        backbone_sha256=backbone.sha256,
+        source=None,
+        model=model.config,
+        train=TrainConfig(),
+        split_sha256="",
+        finished=True,
+    )
+    save_learned(folder / MODEL, model, run)
+    run.write(folder)
+    told = " and ".join(model.config.tasks)
+    print(f"run: {folder}, predicts {told}\nnext: dcmpl score PATH --model {folder} -o scores.csv")
+    if main_file is None:
+        say("quality is not there: it is learned by the main file, --main")
+    return 0
+
+
+def presets(arguments: Any) -> int:
+    """``dcmpl presets``."""
+    listed = Table("preset", "learns, ViT-B/32", "what it is", "differs from dcmpl in", "paper")
+    for name, preset in PRESETS.items():
+        changes = ", ".join(
+            f"{field} {'+'.join(value) if isinstance(value, dict) else value}"
+            for field, value in differences(preset.model).items()
+        )
+        listed.add_row(
+            name, f"{count_of_vit_b_32(preset.model):,}", preset.about, changes, preset.paper
+        )
+    console = Console()
+    console.print(listed)
+    fields_of = Table("--set", "values", "default", "what it is")
+    for name, kind, default, about in model_fields():
+        fields_of.add_row(f"model.{name}", kind, default, about)
+    console.print(fields_of)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {
+    "presets": presets,
+    "ablate": ablate,
+    "import": import_run,
+}

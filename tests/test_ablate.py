@@ -1,0 +1,206 @@
+"""An ablation: the grid that was asked for, on the same splits, kept and summed up."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from dcmpl.ablate import Variant, ablate, read_grid, summary
+from dcmpl.ablation_report import verdict, write_report
+from dcmpl.checkpoint import Source, read_run, read_split
+from dcmpl.cli import main
+from dcmpl.config import ModelConfig, TrainConfig
+from dcmpl.datasets import MosScale, load_table
+from dcmpl.errors import UsageError
+from dcmpl.presets import PRESETS
+from dcmpl.weights import load_backbone
+
+GRID = """
+train: {windows: views}
+variants:
+  dcmpl: {}
+  no adapter: {preset: dcmpl-no-adapter}
+  linear: {preset: linear-probe}
+  "lambda=1, n=2": {model: {n_context: 2}, train: {alignment_weight: 1}}
+"""
+RECIPE = TrainConfig(epochs=1, batch_size=16, lr=3e-3, views="center")
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Write:
+    """A grid file of that text."""
+
+    def write(text: str) -> Path:
+        file = tmp_path / "grid.yaml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_grid_gives_its_variants_in_order(grid: Write) -> None:
+    variants = read_grid(grid(GRID), RECIPE, {})
+    assert [v.name for v in variants] == ["dcmpl", "no adapter", "linear", "lambda=1, n=2"]
+    assert variants[1].model == PRESETS["dcmpl-no-adapter"].model
+    assert variants[3].model == ModelConfig(n_context=2)
+    assert (variants[3].train.alignment_weight, variants[0].train.alignment_weight) == (1, 0.1)
+    assert {v.train.windows for v in variants} == {"views"}
+
+
+def test_flags_go_over_the_grid(grid: Write) -> None:
+    variants = read_grid(grid(GRID), RECIPE, {"alignment_weight": 0.3})
+    assert {v.train.alignment_weight for v in variants} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "expected a mapping with train, variants in"),
+        ("[1, 2]", "expected a mapping with train, variants in"),
+        ("variants: {}", "expected at least one entry under variants"),
+        ("variants: {a: {presett: x}}", "expected a mapping with model, preset, train under a"),
+        ("variants: {a: {preset: x}}", "expected a preset for a in"),
+        ("variants: {a: {model: {mpa.frm: joint}}}", "did you mean model.mpa.form?"),
+        ("variants: {a: {train: {epoch: 1}}}", "unexpected keyword argument 'epoch'"),
+        ("variants: {a: {train: {lr: -1}}}", "expected a positive lr"),
+        ("variants: [1", "expected a YAML grid at"),
+        ("!!python/object/apply:os.mkdir [trap]", "expected a YAML grid at"),
+    ],
+)
+def test_grid_of_other_content_is_refused(
+    grid: Write, text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        read_grid(grid(text), RECIPE, {})
+    assert told in str(caught.value)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("file", ["minimum.yaml", "tiny.yaml"])
+def test_grids_of_the_repository_are_read(file: str) -> None:
+    path = Path(__file__).parents[1] / "grids" / file
+    variants = read_grid(path, TrainConfig(), {})
+    assert variants[0].name == "dcmpl"
+    assert len({variant.folder for variant in variants}) == len(variants)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, picture_data: Path, small_backbone: Path
+) -> tuple[Path, list[Variant], list[dict[str, Any]]]:
+    """The grid above on two splits."""
+    out = tmp_path_factory.mktemp("ablation")
+    (out / "grid.yaml").write_text(GRID)
+    variants = read_grid(out / "grid.yaml", RECIPE, {})
+    table = load_table(picture_data, MosScale(1, 5))
+    source = Source(str(picture_data), table.name, table.scale, table.digest)
+    backbone = load_backbone(str(small_backbone))
+    results = ablate(table, source, backbone, variants, range(2), out, lambda _: None)
+    return out, variants, results
+
+
+Finished = tuple[Path, list[Variant], list[dict[str, Any]]]
+
+
+def test_every_variant_is_measured_on_every_split(finished: Finished) -> None:
+    _, variants, results = finished
+    assert {(r["name"], r["seed"]) for r in results} == {
+        (v.name, s) for v in variants for s in (0, 1)
+    }
+    assert all(-1 <= r["quality_srcc"] <= 1 for r in results)
+
+
+def test_variants_share_their_splits(finished: Finished) -> None:
+    out, variants, _ = finished
+    splits = set()
+    for variant in variants:
+        folder = out / variant.folder / "seed1"
+        split = read_split(folder, read_run(folder))
+        assert split is not None
+        splits.add(split.digest)
+    assert len(splits) == 1
+
+
+def test_variant_is_a_run_that_evaluate_takes(finished: Finished) -> None:
+    out, variants, results = finished
+    folder = out / variants[1].folder / "seed0"
+    assert main(["evaluate", str(folder)]) == 0
+    found = json.loads((folder / "metrics.json").read_text())["quality"]["srcc"]["value"]
+    (told,) = (r for r in results if (r["name"], r["seed"]) == (variants[1].name, 0))
+    assert told["quality_srcc"] == pytest.approx(found, abs=1e-6)
+
+
+def test_what_is_finished_is_not_run_again(
+    finished: Finished, picture_data: Path, small_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, variants, results = finished
+    monkeypatch.setattr("dcmpl.ablate.fit", None)
+    table = load_table(picture_data, MosScale(1, 5))
+    source = Source(str(picture_data), table.name, table.scale, table.digest)
+    backbone = load_backbone(str(small_backbone))
+    assert ablate(table, source, backbone, variants, range(2), out, lambda _: None) == results
+
+
+def made(name: str, seed: int, quality: float) -> dict[str, Any]:
+    found = {f"quality_{k}": quality for k in ("srcc", "plcc", "krcc", "within")}
+    return {"name": name, "seed": seed, "parameters": 7, "seconds_per_step": 0.5, **found}
+
+
+def made_variants(*names: str) -> list[Variant]:
+    return [Variant(name, "dcmpl", ModelConfig(), TrainConfig()) for name in names]
+
+
+def test_summary_is_the_t_interval_and_the_paired_test() -> None:
+    base, other = [0.70, 0.72, 0.77], [0.71, 0.76, 0.78]
+    results = [made("a", s, q) for s, q in enumerate(base)]
+    results += [made("b", s, q) for s, q in enumerate(other)][::-1]  # any order
+    frame = summary(results, made_variants("a", "b")).set_index("variant")
+    interval = stats.t.interval(0.95, 2, np.mean(base), stats.sem(base))
+    assert frame.loc["a", ["quality low", "quality high"]].tolist() == pytest.approx(interval)
+    assert frame.loc["b", "quality difference"] == pytest.approx(0.02)
+    assert frame.loc["b", "quality p"] == pytest.approx(stats.ttest_rel(other, base).pvalue)
+    assert np.isnan(frame.loc["a", "quality p"])
+
+
+def test_single_repeat_has_no_interval_and_no_p() -> None:
+    frame = summary([made("a", 0, 0.7), made("b", 0, 0.8)], made_variants("a", "b"))
+    assert frame[["quality deviation", "quality low", "quality p"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "told"),
+    [
+        (0.1, 0.2, "no difference shown"),
+        (0.1, 0.04, "higher, if it were the only test"),
+        (-0.1, 0.001, "lower"),
+        (float("nan"), float("nan"), ""),
+    ],
+)
+def test_verdict_bounds_all_tests_at_once(difference: float, p: float, told: str) -> None:
+    assert verdict({"quality difference": difference, "quality p": p}, "quality", 10) == told
+
+
+def test_report_is_written_in_all_forms(finished: Finished, tmp_path: Path) -> None:
+    _, variants, results = finished
+    write_report(summary(results, variants), tmp_path, "Title")
+    told = (tmp_path / "ablation.md").read_text()
+    assert all(f"| {variant.name} |" in told for variant in variants)
+    assert pd.read_csv(tmp_path / "ablation.csv")["repeats"].tolist() == [2] * len(variants)
+
+
+def test_command_writes_the_report(
+    picture_data: Path, small_backbone: Path, grid: Write, tmp_path: Path
+) -> None:
+    words = f"ablate --data {picture_data} --mos-scale 1 5 --backbone {small_backbone} --repeats 1"
+    words += f" --grid {grid('variants: {ivlp: {preset: ivlp}}')} --out {tmp_path / 'out'}"
+    assert main([*words.split(), "--epochs", "1", "--views", "center"]) == 0
+    assert (tmp_path / "out" / "ablation.md").exists()
+    assert read_run(tmp_path / "out" / "ivlp" / "seed0").finished
