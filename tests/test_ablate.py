@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dcmpl.checkpoint import Source, read_run, read_split
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.datasets import MosScale, load_table
-from dcmpl.errors import UsageError
+from dcmpl.errors import RunError, UsageError
 from dcmpl.presets import PRESETS
 from dcmpl.weights import load_backbone
 
@@ -147,6 +148,17 @@ def test_what_is_finished_is_not_run_again(
     source = Source(str(picture_data), table.name, table.scale, table.digest)
     backbone = load_backbone(str(small_backbone))
     assert ablate(table, source, backbone, variants, range(2), out, lambda _: None) == results
+
+
+def test_results_of_other_settings_are_not_taken_over(
+    finished: Finished, picture_data: Path, small_backbone: Path
+) -> None:
+    out, variants, _ = finished
+    table = load_table(picture_data, MosScale(1, 5))
+    source = Source(str(picture_data), table.name, table.scale, table.digest)
+    other = replace(variants[0], train=replace(variants[0].train, lr=0.1))
+    with pytest.raises(RunError, match="got those of other settings"):
+        ablate(table, source, load_backbone(str(small_backbone)), [other], [0], out, lambda _: None)
 
 
 def made(name: str, seed: int, quality: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ differences are paired. Whatever is finished is kept and not run again.
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from scipy import stats
 from dcmpl.checkpoint import Run, Source, as_json, write_atomically, write_split
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.datasets import TARGETS, ImageTable
-from dcmpl.errors import DataError, UsageError
+from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.metrics import krcc, plcc, srcc, within
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings
-from dcmpl.splits import make_split
+from dcmpl.splits import Split, make_split
 from dcmpl.train import EpochReport, fit, trains_on_views
 from dcmpl.weights import Backbone
 
@@ -137,10 +137,12 @@ def ablate(
     for seed in seeds:
         for variant in variants:
             folder = out / variant.folder / f"seed{seed}"
+            split = make_split(table, seed)
+            run = _run(variant, seed, backbone, source, split)
             if not (folder / RESULT).exists():
-                result = _measure(table, source, backbone, variant, seed, folder, frozen)
+                result = _measure(table, backbone, variant.name, run, split, folder, frozen)
                 write_atomically(folder / RESULT, as_json(result))
-            results.append(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+            results.append(_read_result(folder / RESULT, run))
             told = {t: results[-1][f"{t}_srcc"] for t in TARGETS if f"{t}_srcc" in results[-1]}
             say(
                 f"seed {seed}  {variant.name:32} "
@@ -149,28 +151,45 @@ def ablate(
     return results
 
 
+def _run(variant: Variant, seed: int, backbone: Backbone, source: Source, split: Split) -> Run:
+    return Run(
+        preset=variant.preset,
+        backbone=backbone.name,
+        backbone_sha256=backbone.sha256,
+        source=source,
+        model=variant.model,
+        train=replace(variant.train, seed=seed),
+        split_sha256=split.digest,
+    )
+
+
+def _read_result(file: Path, run: Run) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        same = found["run"] == run.identity
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"expected a result at {file}, got unreadable content") from error
+    if not same:
+        raise RunError(
+            f"expected results of this grid, data and backbone in {file.parent}, got those of other "
+            "settings: choose another --out"
+        )
+    return found
+
+
 def _measure(
     table: ImageTable,
-    source: Source,
     backbone: Backbone,
-    variant: Variant,
-    seed: int,
+    name: str,
+    run: Run,
+    split: Split,
     folder: Path,
     shared: _FrozenParts,
 ) -> dict[str, Any]:
     """Train in ``folder`` and test: numbers on the test part, parameters, seconds per step."""
-    split, config = make_split(table, seed), replace(variant.train, seed=seed)
-    model = DCMPL(backbone.clip, backbone.tokenizer, variant.model, seed)
+    config = run.train
+    model = DCMPL(backbone.clip, backbone.tokenizer, run.model, config.seed)
     frozen = shared.of(model, config)
-    run = Run(
-        variant.preset,
-        backbone.name,
-        backbone.sha256,
-        source,
-        variant.model,
-        config,
-        split.digest,
-    )
     write_split(folder, split)
     seconds: list[float] = []
 
@@ -184,7 +203,7 @@ def _measure(
         predicted = predict_table(model, test, config.views, "fp32", "testing")
     else:
         predicted = predict_frozen(model, test, frozen, "fp32")
-    found: dict[str, Any] = {"name": variant.name, "preset": variant.preset, "seed": seed}
+    found: dict[str, Any] = {"run": run.identity, "name": name, "seed": config.seed}
     targets, generators = test.targets(), test.frame["generator"].to_numpy(str)
     for column, task in enumerate(TARGETS):
         pair = predicted[:, column], targets[:, column]
@@ -195,7 +214,7 @@ def _measure(
             found |= {f"{task}_krcc": krcc(x, y), f"{task}_within": within(x, y, generators[known])}
     found["parameters"] = sum(p.numel() for p in trainable_parameters(model).values())
     found["seconds_per_step"] = statistics.median(seconds) if seconds else 0.0
-    return found | {"best_epoch": run.best_epoch, "train": asdict(config)}
+    return found | {"best_epoch": run.best_epoch}
 
 
 def summary(results: list[dict[str, Any]], variants: list[Variant]) -> pd.DataFrame:
