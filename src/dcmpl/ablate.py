@@ -171,8 +171,8 @@ def _read_result(file: Path, run: Run) -> dict[str, Any]:
         raise RunError(f"expected a result at {file}, got unreadable content") from error
     if not same:
         raise RunError(
-            f"expected results of this grid, data and backbone in {file.parent}, got those of other "
-            "settings: choose another --out"
+            f"expected results of this grid, data and backbone in {file.parent}, "
+            "got those of other settings: choose another --out"
         )
     return found
 

@@ -53,10 +53,13 @@ class ClipConfig:
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the activation of OpenAI's weights."""
+    """x * sigmoid(1.702 x), the activation of OpenAI's weights.
+
+    Written with SiLU, whose gradient is one kernel and keeps one tensor instead of two.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702
 
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
@@ -79,7 +82,9 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with one fused matrix for query, key and value.
 
-    With ``context`` the query comes from ``x`` and key and value from ``context``.
+    With ``context`` the query comes from ``x`` and key and value from ``context``. ``extra``
+    tokens are asked as well but ask nothing; there may be fewer of them than of ``x``, each
+    then stands for an equal part of the batch.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -96,6 +101,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         context: Float[Tensor, "batch keys width"] | None = None,
         causal: bool = False,
+        extra: Float[Tensor, "groups slots width"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
         if context is None:
@@ -103,6 +109,11 @@ class Attention(nn.Module):
         else:
             q = F.linear(x, weight[:width], bias[:width])
             k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        if extra is not None:
+            of_extra = _spread(F.linear(extra, weight[width:], bias[width:]), len(x))
+            k, v = (
+                torch.cat(pair, dim=1) for pair in zip((k, v), of_extra.chunk(2, -1), strict=True)
+            )
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -119,14 +130,25 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.mlp = MLP(config.width, config.hidden, config.activation)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.attn(self.ln_1(x), causal=causal)
+    def forward(
+        self, x: Tensor, causal: bool, prompt: Tensor | None = None, first_only: bool = False
+    ) -> Tensor:
+        """``prompt`` tokens are attended to, and nothing is computed of what becomes of them.
+
+        ``first_only``: the same holds for all tokens but the first, which alone comes back.
+        """
+        y = self.ln_1(x)
+        extra = None if prompt is None else self.ln_1(prompt)
+        if first_only:
+            x = x[:, :1] + self.attn(y[:, :1], context=y, extra=extra)
+        else:
+            x = x + self.attn(y, causal=causal, extra=extra)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
 
 
 class Transformer(nn.Module):
-    """The block loop. It is the only place where a deep prompt meets the tokens."""
+    """The block loops. They are the only place where a deep prompt meets the tokens."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -149,12 +171,46 @@ class Transformer(nn.Module):
             x = block(x, causal)
         return x
 
+    def first_token(
+        self, x: Float[Tensor, "batch tokens width"], prompts: Prompts
+    ) -> Float[Tensor, "batch width"]:
+        """The first token behind the last block; ``prompts[i]`` stands behind ``x`` in block i.
+
+        The same as appending slots, replacing them before every block that is given a prompt
+        and reading the first token at the end, but for what nobody reads: outputs in slots
+        that the next block replaces, and in the last block all but the first token's.
+        """
+        last, tokens = len(self.resblocks) - 1, x.shape[1]
+        given = [*prompts, *[None] * (last + 2 - len(prompts))]
+        # Without prompts this is plain CLIP, bit for bit.
+        prompted = any(prompt is not None for prompt in given)
+        for index, block in enumerate(self.resblocks):
+            prompt, following = given[index : index + 2]
+            if prompt is not None:
+                x = x[:, :tokens]
+                if following is None and index < last:  # the next block reads these slots
+                    x, prompt = torch.cat([x, _spread(prompt.to(x.dtype), len(x))], dim=1), None
+            x = block(x, False, prompt, first_only=prompted and index == last)
+        return x[:, 0]
+
+
+def _grouped(prompts: Prompts) -> Prompts:
+    """Prompts of the whole batch as a single group."""
+    return [p[None] if p is not None and p.ndim == 2 else p for p in prompts]
+
+
+def _spread(prompt: Tensor, batch: int) -> Tensor:
+    """(groups, n, width) or (n, width) to (batch, n, width): each group for an equal part."""
+    if prompt.ndim == 2 or len(prompt) == 1:
+        return prompt.expand(batch, -1, -1)
+    return prompt.repeat_interleave(batch // len(prompt), dim=0)
+
 
 def put(x: Tensor, prompt: Tensor | None, start: int) -> Tensor:
     """``x`` with its slots from ``start`` on replaced by ``prompt``."""
     if prompt is None:
         return x
-    prompt = prompt.to(x.dtype).expand(len(x), -1, -1)
+    prompt = _spread(prompt.to(x.dtype), len(x))
     return torch.cat([x[:, :start], prompt, x[:, start + prompt.shape[1] :]], dim=1)
 
 
@@ -198,10 +254,14 @@ class VisionTower(nn.Module):
     def encode(
         self, tokens: Float[Tensor, "batch tokens width"], prompts: Prompts = ()
     ) -> Float[Tensor, "batch joint"]:
-        """Run the blocks; ``prompts`` has one entry per block, each (n, width) or batched."""
-        x = self.begin(tokens, prompts[0] if prompts else None)
-        x = self.transformer(x, prompts[1:], tokens.shape[1])
-        embedding: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        """Run the blocks; ``prompts`` has one entry per block, first to last.
+
+        Each is (n, width), or (groups, n, width) with one for each equal part of the batch.
+        """
+        if prompts and prompts[0] is not None:
+            prompts = [self.ln_pre(prompts[0]), *prompts[1:]]
+        x = self.transformer.first_token(self.ln_pre(tokens), _grouped(prompts))
+        embedding: Tensor = self.ln_post(x) @ self.proj
         return embedding
 
     def forward(

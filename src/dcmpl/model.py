@@ -36,6 +36,18 @@ NORMALIZATION = {
 }
 
 
+VIT_B_32 = ClipConfig(
+    vision=TowerConfig(768, 12, 12, 3072, "quick_gelu"),
+    text=TowerConfig(512, 12, 8, 2048, "quick_gelu"),
+    embed_dim=512,
+    image_size=224,
+    patch_size=32,
+    vocab_size=49408,
+    context_length=77,
+)
+"""The backbone of the paper."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """One number per task and picture, each in [0, 1], higher is better."""
@@ -229,7 +241,7 @@ class DCMPL(nn.Module):
         if len(depths) > 1:  # slots that one branch renews and the other keeps
             return [self.clip.visual.encode(frozen, prompts) for prompts in visual]
         n, branches = len(frozen), len(visual)
-        layers = [torch.stack(b).repeat_interleave(n, dim=0) for b in zip(*visual, strict=True)]
+        layers = [torch.stack(branch_prompts) for branch_prompts in zip(*visual, strict=True)]
         both = self.clip.visual.encode(frozen.repeat(branches, 1, 1), layers)
         return list(both.unflatten(0, (branches, n)))
 
@@ -261,17 +273,8 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def count_of_vit_b_32(config: ModelConfig) -> int:
     """How many numbers a model of that configuration learns on CLIP ViT-B/32."""
-    sizes = ClipConfig(
-        vision=TowerConfig(768, 12, 12, 3072, "quick_gelu"),
-        text=TowerConfig(512, 12, 8, 2048, "quick_gelu"),
-        embed_dim=512,
-        image_size=224,
-        patch_size=32,
-        vocab_size=49408,
-        context_length=77,
-    )
     with torch.device("meta"):
-        clip = Clip(sizes)
+        clip = Clip(VIT_B_32)
     tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 77)
     model = DCMPL(clip, tokenizer, config, 0)
     return sum(parameter.numel() for parameter in trainable_parameters(model).values())

@@ -264,33 +264,54 @@ def _train_epoch(
 
     Returns the mean loss, nan as soon as one is, and the median seconds of a step.
     """
-    on_cpu = accelerator.device.type == "cpu"
-    loader = _epoch_loader(data, config, epoch, workers=0 if on_cpu else 4)
+    workers = 0 if accelerator.device.type == "cpu" else 4
+    loader = _epoch_loader(data, config, epoch, workers)
     losses, seconds = [], []
-    with progress_bar() as bar, _fast_float32():
+    with progress_bar() as bar, fast_float32():
         batches = bar.track(accelerator.prepare(loader), description=f"epoch {epoch}")
-        for step, (inputs, targets) in enumerate(batches):
+        for step, batch in enumerate(batches):
             start = time.perf_counter()
             progress = (epoch - 1 + step / len(loader)) / config.epochs
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
-            # On CPUs the plain formula's gradient is faster than the fused kernel's.
-            kernel = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
-            with kernel, precision_context(accelerator.device, config.precision):
-                scores = model(inputs, frozen=data.frozen is not None)
-            loss = task_loss(scores, targets, config.alignment_weight)
-            losses.append(loss.item())
+            is_frozen = data.frozen is not None
+            losses.append(
+                train_step(model, optimizer, batch, config, accelerator.backward, is_frozen)
+            )
             if not math.isfinite(losses[-1]):
                 return math.nan, 0.0
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
             seconds.append(time.perf_counter() - start)
     return float(np.mean(losses)), float(np.median(seconds))
 
 
+def train_step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    config: TrainConfig,
+    backward: Callable[[Tensor], None],
+    frozen: bool,
+) -> float:
+    """One step on (inputs, targets); returns the loss, and learns nothing where that is nan.
+
+    ``inputs`` are pictures in [0, 1], or with ``frozen`` what the frozen part made of them.
+    """
+    inputs, targets = batch
+    # On CPUs the plain formula's gradient is faster than the fused kernel's.
+    kernel = sdpa_kernel(SDPBackend.MATH) if inputs.device.type == "cpu" else nullcontext()
+    with kernel, precision_context(inputs.device, config.precision):
+        scores = model(inputs, frozen=frozen)
+    loss = task_loss(scores, targets, config.alignment_weight)
+    value = loss.item()
+    if math.isfinite(value):
+        optimizer.zero_grad()
+        backward(loss)
+        optimizer.step()
+    return value
+
+
 @contextmanager
-def _fast_float32() -> Iterator[None]:
+def fast_float32() -> Iterator[None]:
     """Faster kernels for float32 products: on CPUs without bfloat16 units exact, on GPUs TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
