@@ -36,6 +36,8 @@ ORDER = [
     "metrics",
     "inference",
     "ridge",
+    "labels",
+    "batches",
     "published",
     "checkpoint",
     "train",

@@ -33,7 +33,7 @@ from dcmpl.weights import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
 
-READERS = ("dcmpl.train.read_image", "dcmpl.inference.read_image")
+READERS = ("dcmpl.batches.read_image", "dcmpl.inference.read_image")
 """Where training and validation read their pictures."""
 
 

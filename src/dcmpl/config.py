@@ -248,6 +248,11 @@ class TrainConfig:
         1, "random ones start at multiples of this; 8 keeps JPEG's blocks in phase"
     )
     alignment_weight: float = option(0.1, "weight of the alignment loss beside quality's 1")
+    missing_alignment: Literal["none", "quality", "clip_similarity"] = option(
+        "none",
+        "what stands in for alignment that nobody judged: nothing, the opinion on quality, "
+        "or the frozen CLIP's similarity of picture and prompt",
+    )
     patience: int | None = option(15, "stop after this many epochs without a better validation")
     views: str = option("windows", "views whose scores are averaged: windows, center, grid-N")
     precision: Literal["fp32", "bf16"] = option("fp32", "number format of the towers")

@@ -105,6 +105,7 @@ class DCMPL(nn.Module):
         text, vision = clip.config.text, clip.config.vision
         self.config = config
         self.clip = clip
+        self.tokenizer = tokenizer
         self.auxiliary: CoupledPrompts | FreePrompts | None = None
         self.fusion: Fusion | None = None
         with torch.random.fork_rng(devices=[]):

@@ -19,13 +19,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Dataset
 
+from dcmpl.batches import EpochWindows, epoch_loader
 from dcmpl.checkpoint import History, Run, load_learned, save_learned
 from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
 from dcmpl.datasets import TARGETS, ImageTable
 from dcmpl.errors import DataError, RunError
-from dcmpl.images import random_window, read_image, to_unit_range
 from dcmpl.inference import (
     FrozenTable,
     freeze_table,
@@ -33,6 +32,7 @@ from dcmpl.inference import (
     predict_frozen,
     predict_table,
 )
+from dcmpl.labels import with_alignment
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model import DCMPL, Scores, trainable_parameters
 from dcmpl.progress import progress_bar
@@ -53,57 +53,6 @@ class EpochReport:
     found: dict[str, float]
     seconds_per_step: float
     best: bool
-
-
-class _EpochWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Row -> ``crops`` windows of that picture, as this epoch draws them.
-
-    Pixels from anywhere in the picture, or, with ``frozen``, some of its windows in there.
-    """
-
-    def __init__(
-        self,
-        table: ImageTable,
-        size: int,
-        config: TrainConfig,
-        epoch: int,
-        frozen: FrozenTable | None,
-    ) -> None:
-        self.paths = list(table.frame["image"])
-        self.targets = torch.from_numpy(table.targets())
-        self.size, self.config, self.epoch, self.frozen = size, config, epoch, frozen
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self.config.seed, self.epoch, row])
-        crops = self._crops(self.paths[row], rng)
-        return crops, self.targets[row].expand(len(crops), -1)
-
-    def _crops(self, path: str, rng: np.random.Generator) -> Tensor:
-        step, count = self.config.crop_step, self.config.crops
-        if self.frozen is not None:
-            known = self.frozen[path]
-            return known[torch.from_numpy(rng.integers(len(known), size=count))].float()
-        picture = read_image(path)
-        crops = [random_window(picture, self.size, rng, step) for _ in range(count)]
-        return to_unit_range(torch.stack(crops))
-
-
-def _epoch_loader(
-    data: _EpochWindows, config: TrainConfig, epoch: int, workers: int
-) -> "DataLoader[tuple[Tensor, Tensor]]":
-    """The epoch's batches of ``batch_size`` windows, in the epoch's order."""
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(data)).tolist()
-    pictures = max(1, config.batch_size // config.crops)
-    batches = [order[i : i + pictures] for i in range(0, len(order), pictures)]
-
-    def joined(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        crops, targets = zip(*items, strict=True)
-        return torch.cat(crops), torch.cat(targets)
-
-    return DataLoader(data, batch_sampler=batches, collate_fn=joined, num_workers=workers)
 
 
 def task_loss(scores: Scores, targets: Tensor, alignment_weight: float) -> Tensor:
@@ -178,6 +127,7 @@ def fit(
     if frozen is None and trains_on_views(run.model, config):
         both = training.table.joined(validation.table)
         frozen = freeze_table(model, both, config.views, config.precision)
+    table = with_alignment(training.table, config, model, frozen)
     parameters = trainable_parameters(model)
     stepwise = bool(parameters) and run.model.readout == "words"
     optimizer = torch.optim.Adam(parameters.values() if stepwise else [torch.zeros(1)], config.lr)
@@ -190,15 +140,13 @@ def fit(
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
         if stepwise:
-            data = _EpochWindows(
-                training.table, model.clip.config.image_size, config, epoch, frozen
-            )
+            data = EpochWindows(table, model.clip.config.image_size, config, epoch, frozen)
             loss, seconds = _train_epoch(prepared, optimizer, accelerator, data, config, epoch)
             _check_finite(loss, epoch, folder)
             entry = {"loss": loss}
         else:
             seconds = 0.0
-            entry = _fit_at_once(model, training.table, validation.table, frozen)
+            entry = _fit_at_once(model, table, validation.table, frozen)
         entry |= validate(model, validation, config, frozen)
         history = (*history, entry)
         run = replace(run, history=history, best_epoch=best_epoch(history))
@@ -256,7 +204,7 @@ def _train_epoch(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    data: _EpochWindows,
+    data: EpochWindows,
     config: TrainConfig,
     epoch: int,
 ) -> tuple[float, float]:
@@ -265,7 +213,7 @@ def _train_epoch(
     Returns the mean loss, nan as soon as one is, and the median seconds of a step.
     """
     workers = 0 if accelerator.device.type == "cpu" else 4
-    loader = _epoch_loader(data, config, epoch, workers)
+    loader = epoch_loader(data, config, epoch, workers)
     losses, seconds = [], []
     with progress_bar() as bar, fast_float32():
         batches = bar.track(accelerator.prepare(loader), description=f"epoch {epoch}")
