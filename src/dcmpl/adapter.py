@@ -28,7 +28,7 @@ class ImageAdapter(nn.Module):
         self.up = nn.Linear(bottleneck, width, bias=False)
         self.ratio: float | nn.Parameter = config.ratio
         if config.learnable_ratio:
-            self.ratio = nn.Parameter(torch.tensor(config.ratio))
+            self.ratio = nn.Parameter(torch.tensor(float(config.ratio)))
 
     def forward(self, embedding: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         if self.config.ratio == 0 and not self.config.learnable_ratio:

@@ -166,14 +166,16 @@ class ModelConfig:
         if not all(
             pairs and all(len(pair) == 2 for pair in pairs) for pairs in self.words.values()
         ):
-            raise UsageError("expected pairs of a positive and a negative word for every task")
+            raise UsageError(
+                f"expected pairs of a positive and a negative word for every task, got {self.words}"
+            )
         _check_count("n_context", self.n_context, 1, 4096)
         _check_count("adapter.reduction", self.adapter.reduction, 1, 4096)
         _check_count("text_depth", self.text_depth, 0)
         _check_count("vision_depth", self.vision_depth, 0)
         _check_count("mpa.depth", self.mpa.depth, 1)
         _check_count("fusion.depth", self.fusion.depth, 1)
-        if not 0 <= self.adapter.ratio <= 1:
+        if type(self.adapter.ratio) is bool or not 0 <= self.adapter.ratio <= 1:
             raise UsageError(f"expected adapter.ratio from 0 to 1, got {self.adapter.ratio}")
         self._check_used()
 
@@ -181,24 +183,48 @@ class ModelConfig:
         """Raises :class:`UsageError` for a field that was set and that nothing reads."""
         alone, no_mpa = len(self.words) == 1, self.mpa.form == "none"
         no_prompts = no_mpa and self.text_depth == 0 and self.vision_depth == 0
+        only_first_text = no_mpa and self.vision_depth == 0 and self.text_depth in (0, 1)
         no_text_or_visual = self.text_depth == 0 or self.vision_depth == 0
         linear, where = self.readout == "linear", self.adapter.where
+        mpa, fusion, adapter = self.mpa, self.fusion, self.adapter
         unread = {
-            "mpa.directions": self.mpa.form == "joint" and self.mpa.directions != "both",
-            "mpa.source": self.mpa.deep == "independent" and self.mpa.source != "input_prompts",
-            "adapter.shared": self.adapter.shared and (alone or where != "both"),
+            "words": linear and any(CLIP_AGIQA_WORDS[t] != w for t, w in self.words.items()),
+            "mpa.directions": mpa.form == "joint" and mpa.directions != "both",
+            "mpa.source": mpa.deep == "independent" and mpa.source != "input_prompts",
+            "adapter.shared": adapter.shared and (alone or where != "both"),
             "adapter.where": (where == "aux" and alone) or (where != "none" and linear),
             "n_context": self.n_context != 8 and no_prompts,
             "vision_source": self.vision_source == "text" and no_text_or_visual,
             "text_depth": linear and not no_prompts,
+            "round_prompts": self.round_prompts and only_first_text,
         }
+        sections = (
+            ("mpa", alone or no_mpa, mpa, MpaConfig(form="none")),
+            ("mpa", mpa.depth == 1, mpa, MpaConfig(depth=1)),
+            (
+                "fusion",
+                alone or not fusion.on or self.vision_depth == 0,
+                fusion,
+                FusionConfig(on=False),
+            ),
+            (
+                "fusion",
+                fusion.depth == 1,
+                fusion,
+                FusionConfig(depth=1, detach_aux=fusion.detach_aux),
+            ),
+            ("adapter", where == "none", adapter, AdapterConfig(where="none")),
+            (
+                "adapter",
+                adapter.ratio == 0 and not adapter.learnable_ratio,
+                adapter,
+                AdapterConfig(where=where, ratio=0.0),
+            ),
+        )
         unused = [name for name, unread_here in unread.items() if unread_here]
-        if alone or no_mpa:
-            unused += _changed("mpa", self.mpa, MpaConfig(form="none"))
-        if alone or not self.fusion.on or self.vision_depth == 0:
-            unused += _changed("fusion", self.fusion, FusionConfig(on=False))
-        if where == "none":
-            unused += _changed("adapter", self.adapter, AdapterConfig(where="none"))
+        for section, off, config, plain in sections:
+            unused += _changed(section, config, plain) if off else []
+        unused = list(dict.fromkeys(unused))
         if unused:
             raise UsageError(
                 "expected only fields that this model reads, got "

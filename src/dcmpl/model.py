@@ -83,7 +83,7 @@ class Condition:
     """
 
     visual: list[list[Float[Tensor, "n width"]]]
-    words: list[Float[Tensor, "words joint"]]
+    words: list[Float[Tensor, "_ joint"]]
 
 
 def is_trainable(name: str) -> bool:
@@ -123,10 +123,10 @@ class DCMPL(nn.Module):
                     for task in self._adapted
                 }
             )
-        if config.readout == "linear":
-            self.linear = nn.Linear(clip.config.embed_dim, len(config.tasks))
-            for parameter in self.linear.parameters():
-                nn.init.zeros_(parameter)
+            if config.readout == "linear":
+                self.linear = nn.Linear(clip.config.embed_dim, len(config.tasks))
+                nn.init.zeros_(self.linear.weight)
+                nn.init.zeros_(self.linear.bias)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_trainable(name))
         for name, value in zip(("mean", "std"), NORMALIZATION[config.normalization], strict=True):

@@ -110,17 +110,20 @@ def with_settings(model: ModelConfig, settings: Sequence[str]) -> ModelConfig:
     Raises :class:`UsageError` for unknown fields, values and fields that nothing reads.
     """
     parser = _parser(model)
-    known = [name.removeprefix("--") for name in parser._option_string_actions]
+    flags = (name for name in parser._option_string_actions if name.startswith("--model"))
+    known = [name.removeprefix("--") for name in flags if name != "--model.help"]
+    words = []
     for setting in settings:
-        name, given, _ = setting.partition("=")
+        name, given, value = setting.partition("=")
         if not given or name not in known:
             raise UsageError(
                 f"expected --set model.FIELD=VALUE, as in model.mpa.form=joint, got {setting}: "
                 f"{nearest(name, known, 'dcmpl presets lists the fields')}"
             )
+        # The depths' help says none, and so do they.
+        words.append(f"--{name}={'null' if name.endswith('depth') and value == 'none' else value}")
     try:
-        found = parser.parse_args([f"--{setting}" for setting in settings])
-        changed: ModelConfig = parser.instantiate(found).model
+        changed: ModelConfig = parser.instantiate(parser.parse_args(words)).model
     except (ArgumentError, TypeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise UsageError(f"expected values that fit after --set, got: {told}") from error
@@ -141,8 +144,8 @@ def differences(model: ModelConfig, base: ModelConfig = DCMPL) -> dict[str, Any]
         if is_dataclass(ours):
             below = ((f.name, getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(ours))
             found |= {f"{field.name}.{n}": mine for n, mine, other in below if mine != other}
-        elif ours != theirs:
-            found[field.name] = ours
+        elif ours != theirs or (isinstance(ours, dict) and list(ours) != list(theirs)):
+            found[field.name] = ours  # the first task is the main one: their order counts
     return found
 
 

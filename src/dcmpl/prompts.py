@@ -9,14 +9,15 @@ Differs from CMPA: by default MPA reads the prompts that entered a layer, not wh
 layer made of them (the figure of the paper draws it so), and text prompts change as well.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dcmpl.attention import prompt_attention
 from dcmpl.clip import TowerConfig
-from dcmpl.config import FusionConfig, ModelConfig
+from dcmpl.config import FusionConfig, ModelConfig, MpaConfig
 
 __all__ = ["CoupledPrompts", "FreePrompts", "Fusion", "LayerPrompts", "context_tokens"]
 
@@ -73,20 +74,46 @@ class FreePrompts(nn.Module):
 
 
 class CoupledPrompts(nn.Module):
-    """Prompts of the auxiliary task: free in layer 1, from there on made by MPA."""
+    """Prompts of the auxiliary task: free in layer 1, from there on made by MPA.
+
+    The recursion goes as deep as the deeper tower; what only the shallower one would read
+    behind its last layer is not made.
+    """
 
     def __init__(self, text: TowerConfig, vision: TowerConfig, config: ModelConfig) -> None:
         super().__init__()
         self.config = config.mpa
-        self.depths = tuple(_upto(config.mpa.depth, t.layers) for t in (text, vision))
-        applications = max(self.depths) - 1
-        free = 1 if self.config.deep == "generated" else 1 + applications
-        self.text = context_tokens(free, config.n_context, text.width)
-        self.visual = context_tokens(free, config.n_context, vision.width)
-        blocks = applications if self.config.share == "per_layer" else min(1, applications)
+        depths = [_upto(config.mpa.depth, tower.layers) for tower in (text, vision)]
+        if self.config.source == "encoder_outputs":  # both towers run block by block
+            depths = [min(depths)] * 2
+        self.depths = depths[0], depths[1]
+        deepest = max(depths)
+        # A layer's prompts are read by its tower, and by the attention that makes the next.
+        read = [max(depth, deepest - 1) for depth in depths]
+        free = {
+            "generated": [1, 1],
+            "generated_plus_free": read,
+            "independent": [deepest, deepest],
+        }[self.config.deep]
+        if self.config.deep == "independent":
+            read = depths
+        self.text = context_tokens(free[0], config.n_context, text.width)
+        self.visual = context_tokens(free[1], config.n_context, vision.width)
+        made = range(2, deepest + 1)
+        if self.config.share == "shared":
+            made = made[:1]
         self.attention = nn.ModuleList(
-            prompt_attention(text.width, vision.width, self.config) for _ in range(blocks)
+            prompt_attention(text.width, vision.width, self._halves(layer, read)) for layer in made
         )
+
+    def _halves(self, layer: int, read: Sequence[int]) -> MpaConfig:
+        """The configuration of the block that makes ``layer``, without a half nobody reads."""
+        is_both = self.config.directions == "both" and self.config.form != "joint"
+        if self.config.share == "shared" or not is_both or layer <= min(read):
+            return self.config
+        if read[0] < read[1]:
+            return replace(self.config, directions="text_to_vision")
+        return replace(self.config, directions="vision_to_text")
 
     def first(self) -> tuple[Tensor, Tensor]:
         """The text and visual prompts of layer 1."""
@@ -97,13 +124,13 @@ class CoupledPrompts(nn.Module):
         attention = self.attention[layer - 1 if self.config.share == "per_layer" else 0]
         if self.config.deep == "independent":
             text, visual = self.text[layer], self.visual[layer]
-        made: tuple[Tensor, Tensor] = attention(text, visual)
+        text, visual = attention(text, visual)
         if self.config.deep == "generated_plus_free":
-            return made[0] + self.text[layer], made[1] + self.visual[layer]
-        return made
+            text = text + self.text[layer] if layer < len(self.text) else text
+            visual = visual + self.visual[layer] if layer < len(self.visual) else visual
+        return text, visual
 
     def forward(self) -> LayerPrompts:
-        """All layers' prompts; the recursion goes as deep as the deeper tower."""
         made = [self.first()]
         for layer in range(1, max(self.depths)):
             made.append(self.following(layer, *made[-1]))
