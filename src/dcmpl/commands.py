@@ -164,9 +164,9 @@ def _open_run(
 
 
 def portable(backbone: str) -> str:
-    """The name to find a backbone by later: folders by their full path."""
-    is_folder = backbone not in EMBEDDED and Path(backbone).is_dir()
-    return str(Path(backbone).absolute()) if is_folder else backbone
+    """The name to find a backbone by later: folders and files by their full path."""
+    is_place = backbone not in EMBEDDED and Path(backbone).exists()
+    return str(Path(backbone).absolute()) if is_place else backbone
 
 
 def _epoch_printer(done: int) -> Callable[[EpochReport], None]:

@@ -40,6 +40,11 @@ def predictions_frame(table: ImageTable, predicted: np.ndarray) -> pd.DataFrame:
     return frame
 
 
+def _judged(frame: pd.DataFrame, target: str) -> pd.DataFrame:
+    """The rows with both an opinion and a prediction."""
+    return frame[frame[f"opinion_{target}"].notna() & frame[target].notna()]
+
+
 def measure(frame: pd.DataFrame, scale: MosScale) -> dict[str, Any]:
     """Metrics of every target that has opinions, with 95 % intervals over prompts.
 
@@ -47,7 +52,7 @@ def measure(frame: pd.DataFrame, scale: MosScale) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for target in TARGETS:
-        rows = frame[frame[f"opinion_{target}"].notna()]
+        rows = _judged(frame, target)
         if rows.empty:
             continue
         units = scale.low + rows[target].to_numpy() * (scale.high - scale.low)
@@ -100,7 +105,7 @@ def scatter_plots(frame: pd.DataFrame, scale: MosScale) -> dict[str, bytes]:
 
     plots = {}
     for target in TARGETS:
-        rows = frame[frame[f"opinion_{target}"].notna()]
+        rows = _judged(frame, target)
         if rows.empty:
             continue
         figure = Figure(figsize=(6.4, 5.6), dpi=120, layout="constrained")

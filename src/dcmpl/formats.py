@@ -15,7 +15,10 @@ from dcmpl.errors import WeightsError
 __all__ = ["ours", "read_config", "read_open_clip_config", "sizes_of"]
 
 MOST_LAYERS, MOST_WIDTH = 200, 20_000
-UNREADABLE = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    *(IndexError, OverflowError, ZeroDivisionError),
+)
 
 
 def read_config(path: Path) -> ClipConfig:
@@ -100,6 +103,7 @@ def read_open_clip_config(path: Path) -> ClipConfig:
         def tower(sizes: Mapping[str, Any], heads: int) -> TowerConfig:
             width = _size(sizes, "width", 512)
             hidden = int(width * float(sizes.get("mlp_ratio", 4.0)))
+            hidden = _size({"mlp_ratio": hidden}, "mlp_ratio", hidden)
             layers = _size(sizes, "layers", 12, most=MOST_LAYERS)
             return TowerConfig(width, layers, _dividing(heads, width), hidden, activation)
 
@@ -129,26 +133,30 @@ def sizes_of(state: Mapping[str, Tensor], path: Path) -> ClipConfig:
             name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)
         }
         hidden = state[f"{prefix}0.mlp.c_fc.weight"].shape[0]
-        return TowerConfig(width, len(blocks), max(1, width // 64), hidden, "quick_gelu")
+        if not width or width % 64:
+            raise ValueError(f"a tower {width} wide, which heads of 64 do not divide")
+        return TowerConfig(width, len(blocks), width // 64, hidden, "quick_gelu")
 
     try:
         patches, vocabulary = (
             state["visual.stem.conv1.weight"],
             state["text.token_embedding.weight"],
         )
-        tokens = state["visual.positional_embedding"].shape[0] - 1
+        grid = max(0, state["visual.positional_embedding"].shape[0] - 1) ** 0.5
+        if grid < 1 or grid % 1 or not patches.shape[-1]:
+            raise ValueError("positions that are no square of patches")
         return ClipConfig(
             vision=tower("visual.transformer.resblocks.", patches.shape[0]),
             text=tower("text.transformer.resblocks.", vocabulary.shape[1]),
             embed_dim=state["text.text_projection"].shape[1],
-            image_size=patches.shape[-1] * round(tokens**0.5),
+            image_size=patches.shape[-1] * round(grid),
             patch_size=patches.shape[-1],
             vocab_size=vocabulary.shape[0],
             context_length=state["text.positional_embedding"].shape[0],
         )
-    except (KeyError, IndexError) as error:
+    except UNREADABLE as error:
         raise WeightsError(
-            f"expected the tensors of a ViT CLIP in {path}, {error} is missing or has no such shape"
+            f"expected the tensors of a ViT CLIP of OpenAI's in {path}, got others: {error}"
         ) from error
 
 

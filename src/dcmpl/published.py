@@ -44,8 +44,8 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
     """
     learned = _learned(auxiliary)
     prompts = learned.get("text.0")
-    if prompts is None or prompts.ndim != 2:
-        raise RunError(f"expected the prompts of CLIP-AGIQA in {auxiliary}, ctx is missing")
+    if prompts is None or prompts.ndim != 2 or not 0 < len(prompts) < clip.config.context_length:
+        raise RunError(f"expected the prompts of CLIP-AGIQA in {auxiliary}, ctx is none")
     config = PRESETS["clip-agiqa" if main else "ivlp"].model
     if main is None:
         config = replace(config, words={"alignment": CLIP_AGIQA_WORDS["alignment"]})
@@ -107,8 +107,12 @@ def _check_tokens(
     for name in ("token_prefix", "token_suffix"):
         key = next((key for key in found if key.endswith(f".{name}")), "")
         tensor = found.pop(key, torch.empty(0))
-        if tensor.ndim != 3 or len(tensor) != len(pair):
-            raise RunError(f"expected the token vectors of {len(pair)} texts in {file}, no {name}")
+        wide = model.clip.config.text.width
+        if tensor.ndim != 3 or len(tensor) != len(pair) or tensor.shape[-1] != wide:
+            raise RunError(
+                f"expected {name} of {len(pair)} texts, {wide} wide as the backbone's tokens, in "
+                f"{file}, got {tuple(tensor.shape) if key else 'none'}"
+            )
         stored.append(tensor)
     with torch.no_grad():
         vectors = model.clip.text.token_embedding(tokens.ids)

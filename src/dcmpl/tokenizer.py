@@ -37,7 +37,9 @@ def _from_merges(path: Path) -> tokenizers.Tokenizer:
     of the file, start and end; words are cut as its pattern does, in lower case.
     """
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.read(MAX_MERGES_CHARACTERS).split("\n")[1 : 1 + MERGES]
+        header, *lines = file.read(MAX_MERGES_CHARACTERS).strip().split("\n")[: 1 + MERGES]
+    if not header:
+        raise ValueError("an empty file")
     merges = [(first, second) for first, second in (line.split() for line in lines)]
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet(), key=_byte_order)
     entries = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]

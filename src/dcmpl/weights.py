@@ -7,7 +7,7 @@ nothing in these files is ever executed.
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +103,17 @@ def _find(name: str) -> Path:
         wanted = [*CONFIGS, weights, *TOKENIZERS]
         return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local))
 
-    def whole(folder: Path) -> bool:
-        return any((folder / file).is_file() for files in WEIGHTS.values() for file in files)
+    def has(folder: Path, files: Iterable[str]) -> bool:
+        return any((folder / file).is_file() for file in files)
+
+    weights_files = [file for files in WEIGHTS.values() for file in files]
 
     with contextlib.suppress(Exception):  # nothing of it is here yet
-        if whole(folder := fetch("*", local=True)):
+        folder = fetch("*", local=True)
+        if all(has(folder, files) for files in (CONFIGS, weights_files, TOKENIZERS)):
             return folder
     try:
-        if not whole(folder := fetch("*model.safetensors", local=False)):
+        if not has(folder := fetch("*model.safetensors", local=False), weights_files):
             folder = fetch("*pytorch_model.bin", local=False)  # older uploads have nothing else
     except Exception as error:  # network, hub and cache raise a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
