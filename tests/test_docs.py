@@ -11,6 +11,10 @@ import pytest
 from PIL import Image
 
 from dcmpl.cli import main
+from dcmpl.model import DCMPL
+from dcmpl.presets import PRESETS
+from dcmpl.weights import load_backbone
+from torch_files import save_clip_agiqa
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,6 +50,14 @@ def readers_folder(
     for name in ("a.png", "b.png"):
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name)
     shutil.copytree(small_backbone, folder / "openai" / "clip-vit-base-patch32")
+    (folder / "grids").mkdir()
+    (folder / "grids" / "tiny.yaml").write_text("variants: {ivlp: {preset: ivlp}}")
+    backbone = load_backbone(str(small_backbone))
+    model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS["clip-agiqa"].model, 0)
+    for file, name in zip(
+        save_clip_agiqa(model, backbone.tokenizer, folder), ("aux", "tar"), strict=True
+    ):
+        file.rename(folder / f"AGIQA3k_8_{name}_best.pth")
     return folder
 
 
@@ -54,10 +66,13 @@ def test_commands_and_python_of_the_readme_run(
 ) -> None:
     monkeypatch.chdir(readers_folder)
     run = commands()
-    assert [words[0] for words in run] == ["train", "evaluate", "score", "train", "train"]
+    assert [words[0] for words in run] == [
+        *["train", "evaluate", "score", "train", "train"],
+        *["train", "train", "ablate", "import"],
+    ]
+    shorter = {"train": ["--epochs", "1"], "ablate": ["--epochs", "1", "--repeats", "1"]}
     for words in run:
-        short = ["--epochs", "1"] if words[0] == "train" else []
-        assert main([*words, *short]) == 0, words
+        assert main([*words, *shorter.get(words[0], [])]) == 0, words
     assert len(pd.read_csv("scores.csv")) == 48
     (example,) = blocks("python")
     capsys.readouterr()

@@ -17,6 +17,7 @@ from dcmpl.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.config import ModelConfig, MpaConfig
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS
+from dcmpl.published import read_clip_agiqa
 from dcmpl.tokenizer import Tokenizer
 from dcmpl.train import task_loss
 
@@ -244,6 +245,39 @@ def test_gradients_reach_what_they_reach_in_the_reference_and_are_as_large(
     assert found.grad_norms.keys() == wanted.keys()
     for name, ours in found.grad_norms.items():
         assert abs(ours - wanted[name]) < GRADIENTS * wanted[name], name
+
+
+def test_files_of_its_script_score_as_the_reference(
+    clip: Clip, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Written under the names of the reference alone, with the vectors of its words."""
+    deep = range(11)
+    shapes: dict[str, tuple[int, ...]] = {"ctx": (8, 512)}
+    shapes |= {f"prompts_text.{i}": (8, 512) for i in deep}
+    shapes |= {f"prompts_vis.{i}": (8, 768) for i in range(12)}
+    layers = ["proj", *(f"compound_prompt_projections.{i}" for i in deep)]
+    fusion = {f"{layer}.weight": (768, 1536) for layer in layers}
+    fusion |= {f"{layer}.bias": (768,) for layer in layers}
+    learners = {
+        "aux": (shapes, ["aligned photo.", "misaligned photo."]),
+        "tar": (shapes | fusion, ["good photo.", "bad photo."]),
+    }
+    for learner, (sizes, texts) in learners.items():
+        state = {n: draw(f"prompt_learner_{learner}.{n}", size) for n, size in sizes.items()}
+        found = tokenizer(texts, 8).ids
+        ids = torch.zeros(2, VIT_B_32.context_length, dtype=torch.long)
+        ids[:, : found.shape[1]] = found
+        vectors = clip.text.token_embedding.weight.detach()[ids]
+        state |= {"token_prefix": vectors[:, :1], "token_suffix": vectors[:, 9:]}
+        torch.save(state, tmp_path / f"{learner}.pth")
+    model = read_clip_agiqa(tmp_path / "aux.pth", tmp_path / "tar.pth", clip, tokenizer)
+    model.mean.zero_()
+    model.std.fill_(1)
+    with torch.no_grad():
+        scores = model(torch.from_numpy(noise("images", (4, 3, 224, 224))).float())
+    golden = golden_numbers("clip_agiqa_vitb32.npz", "full/")
+    for task in ("quality", "alignment"):
+        torch.testing.assert_close(scores[task], golden[task], rtol=0, atol=SCORES)
 
 
 @pytest.fixture(scope="module")

@@ -102,8 +102,10 @@ def test_coupled_prompts_have_two_free_tensors_and_the_attention() -> None:
     assert free_names(coupled()) == {"text.0", "visual.0"}
 
 
-@pytest.mark.parametrize("share", ["shared", "per_layer"])
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("share", "depth"),
+    [("shared", 1), ("shared", 2), ("shared", 4), ("per_layer", 2), ("per_layer", 4)],
+)
 def test_there_is_one_attention_or_one_between_each_two_layers(share: str, depth: int) -> None:
     expected = depth - 1 if share == "per_layer" else min(1, depth - 1)
     assert len(coupled(share=share, depth=depth).attention) == expected

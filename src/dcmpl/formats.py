@@ -133,6 +133,8 @@ def sizes_of(state: Mapping[str, Tensor], path: Path) -> ClipConfig:
             name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)
         }
         hidden = state[f"{prefix}0.mlp.c_fc.weight"].shape[0]
+        if not hidden:
+            raise ValueError("an MLP of no channels")
         if not width or width % 64:
             raise ValueError(f"a tower {width} wide, which heads of 64 do not divide")
         return TowerConfig(width, len(blocks), width // 64, hidden, "quick_gelu")

@@ -15,7 +15,7 @@ from torch import Tensor
 from dcmpl.archives import read_torch
 from dcmpl.clip import Clip
 from dcmpl.config import CLIP_AGIQA_WORDS, ModelConfig
-from dcmpl.errors import RunError
+from dcmpl.errors import RunError, UsageError
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.tokenizer import Tokenizer
@@ -28,10 +28,10 @@ TOLERANCE = 1e-4
 
 NAMES = (
     (r"^ctx$", "text.0"),
-    (r"^prompts_text\.(\d+)$", "text.{next}"),
-    (r"^prompts_vis\.(\d+)$", "visual.{same}"),
+    (r"^prompts_text\.(\d{1,3})$", "text.{next}"),
+    (r"^prompts_vis\.(\d{1,3})$", "visual.{same}"),
     (r"^proj\.(weight|bias)$", "fusion.layers.0.{last}"),
-    (r"^compound_prompt_projections\.(\d+)\.(weight|bias)$", "fusion.layers.{next}.{last}"),
+    (r"^compound_prompt_projections\.(\d{1,3})\.(weight|bias)$", "fusion.layers.{next}.{last}"),
 )
 """The script's names and ours; its lists of deep prompts begin at layer 2."""
 
@@ -50,7 +50,10 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
     if main is None:
         config = replace(config, words={"alignment": CLIP_AGIQA_WORDS["alignment"]})
     config = replace(config, n_context=len(prompts), round_prompts=True)
-    model = DCMPL(clip, tokenizer, config, seed=0)
+    try:
+        model = DCMPL(clip, tokenizer, config, seed=0)
+    except UsageError as error:  # prompts that the context has no room for
+        raise RunError(f"expected prompts for this backbone in {auxiliary}: {error}") from error
     found = {f"{'auxiliary' if main else 'main'}.{name}": t for name, t in learned.items()}
     _check_tokens(auxiliary, found, "alignment", model, tokenizer)
     if main is not None:

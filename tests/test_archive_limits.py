@@ -1,0 +1,206 @@
+"""PyTorch's files that are made to harm: what reading them takes is bounded by their size."""
+
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcmpl import archives
+from dcmpl.archives import read_torch
+from dcmpl.errors import WeightsError
+from torch_files import INT_LIST, module, named, plain, save_archive, save_torchscript, tensor
+
+State = dict[str, Tensor]
+ROOM = 4 * 2**20
+"""What a small file may take beside its tensors, in bytes of Python's objects."""
+
+
+def refused_or_read(path: Path) -> State:
+    """Nothing where ``path`` is refused; the objects made on the way must be small."""
+    tracemalloc.start()
+    try:
+        found = read_torch(path)
+    except WeightsError:
+        found = {}
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < ROOM
+    return found
+
+
+def assert_refused(path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"^expected [^\n]+$"):
+        read_torch(path)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_torchscript])
+def test_compressed_tensors_are_refused(
+    tmp_path: Path, save: Callable[[State, Path], object]
+) -> None:
+    """A million zeros take a thousand bytes; what is read must not outgrow the file."""
+    save({"w": torch.zeros(2**20)}, tmp_path / "stored.pt")
+    with zipfile.ZipFile(tmp_path / "stored.pt") as stored:
+        entries = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small:
+        for name, content in entries.items():
+            small.writestr(name, content)
+    assert_refused(tmp_path / "small.pt")
+
+
+def test_storages_that_lie_in_one_another_are_refused(tmp_path: Path) -> None:
+    """So that a file of 40 kB would become 100 times as much in memory."""
+    content, inner, trees = bytes(40_000), [], {}
+    for key in map(str, range(100)):
+        info = zipfile.ZipInfo(f"m/data/{key}")
+        info.file_size, info.CRC = len(content), zlib.crc32(content)
+        info.compress_size = len(content)
+        inner.append((info, len(content)))
+        trees[f"w{key}"] = tensor(key=key, count=len(content), kind="BoolStorage")
+        content = info.FileHeader() + content
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("m/constants.pkl", b"\x80\x02).")
+        archive.writestr("m/data.pkl", b"\x80\x02" + module(**trees) + b".")
+        archive.writestr("padding", content)
+        end = archive.start_dir
+        for info, size in inner:
+            info.header_offset = end - size - len(info.FileHeader())
+            archive.filelist.append(info)
+    assert_refused(tmp_path / "a.pt")
+
+
+WIDE = tensor(shape=(50_000,), stride=(0,))
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
+    """Strides of 0 make any shape of four bytes; a CLIP of that shape would be built."""
+    save_archive(tmp_path / "a.pt", module(w=tensor(shape=(2**40,), stride=(0,))))
+    assert_refused(tmp_path / "a.pt")
+    torch.save({"w": torch.zeros(1).expand(2**40)}, tmp_path / "weights.pth")
+    assert_refused(tmp_path / "weights.pth")
+
+
+def test_many_tensors_of_one_storage_are_refused(tmp_path: Path) -> None:
+    """They may share it, but together they must not be a hundred times the file."""
+    shared = torch.zeros(10_000)
+    torch.save({f"w{i}": shared for i in range(500)}, tmp_path / "weights.pth")
+    assert_refused(tmp_path / "weights.pth")
+
+
+METHODS = {
+    "__iter__": INT_LIST + WIDE + b"\x85R",
+    "add": WIDE + b"(" + WIDE + b"\x90",
+    "__setitem__": WIDE + plain(0) + WIDE + b"s",
+    "__setstate__": tensor() + plain((True, None, {})) + b"b",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_of_a_tensor_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Opcodes for sets, lists and attributes reach them; with large operands they take all."""
+    called: list[str] = []
+
+    def record(*_: object) -> None:
+        called.append(method)
+        raise RuntimeError(method)
+
+    save_archive(tmp_path / "a.pt", module(x=METHODS[method], w=tensor()))
+    monkeypatch.setattr(torch.Tensor, method, record, raising=False)
+    assert_refused(tmp_path / "a.pt")
+    assert called == []
+
+
+def test_a_storage_cannot_be_made_larger(tmp_path: Path) -> None:
+    """Setting a tensor's state resizes the storage of an empty one."""
+    empty = tensor((0,), key="0", count=0)
+    grown = empty + b"(" + empty + plain(0) + plain((2**24,)) + plain((1,)) + b"tb"
+    save_archive(tmp_path / "a.pt", module(w=grown), {"0": b""})
+    assert_refused(tmp_path / "a.pt")
+
+
+def functions() -> dict[str, Any]:
+    found = {n: f for n, f in vars(archives).items() if isinstance(f, FunctionType)}
+    return {n: (f.__defaults__, f.__kwdefaults__, dict(vars(f))) for n, f in found.items()}
+
+
+def test_a_file_changes_nothing_of_the_program(tmp_path: Path) -> None:
+    """Defaults of the function that makes tensors are attributes too."""
+    before = functions()
+    rebuild = named("torch._utils", "_rebuild_tensor_v2")
+    for state in ((None, {"__kwdefaults__": {"note": 1}}), {"note": 1}):
+        save_archive(tmp_path / "a.pt", rebuild + plain(state) + b"b0" + module(w=tensor()))
+        refused_or_read(tmp_path / "a.pt")
+    assert functions() == before
+
+
+def memo(index: int) -> bytes:
+    return struct.pack("<cI", b"r", index)
+
+
+def recall(index: int) -> bytes:
+    return struct.pack("<cI", b"j", index)
+
+
+LARGE = {
+    # CPython keeps what a pickle refers to in a table as long as the largest index.
+    "a memo index": b"N" + memo(2**22) + b"0" + module(w=tensor()),
+    "copies of a list": (
+        b"(" + b"N" * 10_000 + b"l" + memo(1) + b"0](" + (INT_LIST + recall(1) + b"\x85R") * 200
+    )
+    + b"e0"
+    + module(w=tensor()),
+    "a list of a tensor": module(w=INT_LIST + WIDE + b"\x85R"),
+}
+
+
+@pytest.mark.parametrize("tree", LARGE.values(), ids=LARGE)
+def test_a_small_pickle_makes_no_large_objects(tmp_path: Path, tree: bytes) -> None:
+    save_archive(tmp_path / "a.pt", tree)
+    refused_or_read(tmp_path / "a.pt")
+
+
+def test_a_compressed_pickle_makes_no_large_objects(tmp_path: Path) -> None:
+    """Every opcode is a set of 200 bytes, and compressed it is a thousandth of a byte."""
+    save_archive(tmp_path / "a.pt", module(w=tensor()))
+    with zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/constants.pkl", b"\x80\x02).")
+        archive.writestr("m/data.pkl", b"\x80\x04(" + b"\x8f" * 10**5 + b"l.")
+    refused_or_read(tmp_path / "b.pt")
+
+
+def test_a_module_under_many_names_is_refused(tmp_path: Path) -> None:
+    """Two names for each of 16 modules make 2 ** 16 names for the last; of 60, no end."""
+    tree = module(w=tensor()) + memo(0)
+    for index in range(16):
+        pair = plain("a") + recall(index) + plain("b") + recall(index)
+        tree += b"0" + named("__torch__", "M") + b")\x81}(" + pair + b"ub" + memo(index + 1)
+    save_archive(tmp_path / "a.pt", tree)
+    assert_refused(tmp_path / "a.pt")
+
+
+def test_a_deeply_nested_name_does_not_end_the_process(tmp_path: Path) -> None:
+    """Hashing it needs more of the stack than there is; in a process of its own."""
+    name = b"N" + b"\x85" * 10**6
+    save_archive(tmp_path / "a.pt", named("__torch__", "M") + b")\x81}(" + name + tensor() + b"ub")
+    lines = (
+        "import sys, pathlib, dcmpl.archives",
+        "dcmpl.archives.read_torch(pathlib.Path(sys.argv[1]))",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), str(tmp_path / "a.pt")],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), "ended by a signal"
