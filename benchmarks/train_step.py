@@ -171,7 +171,7 @@ def inputs(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def peak_memory(name: str, batch: int) -> float:
-    """GiB that a process of its own takes at most over two steps."""
+    """GiB that a process of its own takes at most over one step."""
     words = [sys.executable, __file__, "--batch", str(batch), "--memory-of", name]
     done = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603
     return float(done.stdout.strip().splitlines()[-1])
@@ -179,7 +179,7 @@ def peak_memory(name: str, batch: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="behind one that warms up")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="append the figures to this JSON lines file")
@@ -187,9 +187,7 @@ def main() -> None:
     torch.manual_seed(0)
     batch = inputs(options.batch)
     if options.memory_of:
-        step = VARIANTS[options.memory_of]()
-        for _ in range(2):
-            step(*batch)
+        VARIANTS[options.memory_of]()(*batch)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
     # First, while this process is small: a child begins with its parent's peak.

@@ -140,7 +140,7 @@ def test_a_file_changes_nothing_of_the_program(tmp_path: Path) -> None:
     before = functions()
     rebuild = named("torch._utils", "_rebuild_tensor_v2")
     for state in ((None, {"__kwdefaults__": {"note": 1}}), {"note": 1}):
-        save_archive(tmp_path / "a.pt", rebuild + plain(state) + b"b0" + module(w=tensor()))
+        save_archive(tmp_path / "a.pt", module(x=rebuild + plain(state) + b"b", w=tensor()))
         refused_or_read(tmp_path / "a.pt")
     assert functions() == before
 
@@ -153,15 +153,31 @@ def recall(index: int) -> bytes:
     return struct.pack("<cI", b"j", index)
 
 
+def doubled(times: int) -> bytes:
+    """A pair of a pair of ... of None, each there once and shown twice."""
+    pairs = (recall(index) + b"\x86" + memo(index + 1) for index in range(times))
+    return b"N" + memo(0) + b"".join(pairs)
+
+
+def nested(name: bytes, depth: int) -> bytes:
+    """Modules in one another, all under one long name, each with the same tensor."""
+    start = module(w=tensor() + memo(1), x=name + memo(2))[:-2]
+    inner = named("__torch__", "M") + b")\x81}(" + plain("w") + recall(1) + recall(2)
+    return start + plain("y") + inner * depth + b"N" + b"ub" * (depth + 1)
+
+
+LIST = b"](" + b"N" * 10_000 + b"e"
 LARGE = {
     # CPython keeps what a pickle refers to in a table as long as the largest index.
-    "a memo index": b"N" + memo(2**22) + b"0" + module(w=tensor()),
-    "copies of a list": (
-        b"(" + b"N" * 10_000 + b"l" + memo(1) + b"0](" + (INT_LIST + recall(1) + b"\x85R") * 200
-    )
-    + b"e0"
-    + module(w=tensor()),
+    "a memo index": module(x=b"N" + memo(2**22), w=tensor()),
+    "copies of a list": module(
+        x=LIST + memo(1), y=b"](" + (INT_LIST + recall(1) + b"\x85R") * 200 + b"e", w=tensor()
+    ),
     "a list of a tensor": module(w=INT_LIST + WIDE + b"\x85R"),
+    "a doubled tuple as storage": module(w=b"(" + plain("storage") + doubled(19) + b"NNNtQ"),
+    "a doubled tuple as shape": module(w=tensor() + b"0" + INT_LIST + doubled(19) + b"\x85R"),
+    "a doubled tuple as name": module(x=b"}" + doubled(19) + tensor() + b"s"),
+    "long names": nested(plain("k" * 10_000), 100),
 }
 
 
@@ -172,20 +188,19 @@ def test_a_small_pickle_makes_no_large_objects(tmp_path: Path, tree: bytes) -> N
 
 
 def test_a_compressed_pickle_makes_no_large_objects(tmp_path: Path) -> None:
-    """Every opcode is a set of 200 bytes, and compressed it is a thousandth of a byte."""
+    """Every opcode is a table of 64 bytes, and compressed it is a thousandth of a byte."""
     save_archive(tmp_path / "a.pt", module(w=tensor()))
     with zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m/constants.pkl", b"\x80\x02).")
-        archive.writestr("m/data.pkl", b"\x80\x04(" + b"\x8f" * 10**5 + b"l.")
+        archive.writestr("m/data.pkl", b"\x80\x04(" + b"}" * 10**5 + b"t.")
     refused_or_read(tmp_path / "b.pt")
 
 
 def test_a_module_under_many_names_is_refused(tmp_path: Path) -> None:
     """Two names for each of 16 modules make 2 ** 16 names for the last; of 60, no end."""
-    tree = module(w=tensor()) + memo(0)
+    tree = module(w=tensor())
     for index in range(16):
-        pair = plain("a") + recall(index) + plain("b") + recall(index)
-        tree += b"0" + named("__torch__", "M") + b")\x81}(" + pair + b"ub" + memo(index + 1)
+        tree = module(a=tree + memo(index), b=recall(index))
     save_archive(tmp_path / "a.pt", tree)
     assert_refused(tmp_path / "a.pt")
 

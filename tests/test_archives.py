@@ -129,6 +129,15 @@ def test_a_pickle_with_code_is_refused_and_executes_nothing(
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_refusal_shows_no_control_characters(tmp_path: Path) -> None:
+    """Names in a file may hold what clears a terminal."""
+    for name in ("\x1b[2J", "\u202e", "a" * 10_000):
+        save_archive(tmp_path / "a.pt", module(w=named("os", name) + b")R"))
+        message = refusal(tmp_path / "a.pt")
+        assert message.isprintable()
+        assert len(message) < 1000
+
+
 def test_a_refusal_never_says_how_to_run_the_code(tmp_path: Path) -> None:
     """PyTorch's own messages do, with escape codes for bold letters."""
     for value in (Trap(tmp_path / "sprung"), nn.Linear(1, 1)):
@@ -194,6 +203,12 @@ def test_a_truncated_file_is_refused(
 def test_a_file_that_is_none_of_these_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "weights.pt").write_bytes(content)
     refusal(tmp_path / "weights.pt")
+
+
+def test_the_format_before_version_1_6_is_refused_by_its_name(tmp_path: Path) -> None:
+    """It is several pickles in a row, which saving again makes one of."""
+    save_legacy({"w": torch.ones(1)}, tmp_path / "weights.pth")
+    assert "PyTorch 1.6 or later" in refusal(tmp_path / "weights.pth")
 
 
 def test_a_folder_and_nothing_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ __all__ = ["read_torch"]
 MAX_PICKLE_BYTES = 4 * 2**20
 """OpenAI's largest has 200 kB."""
 
+MAX_NAME = 1000
+
 DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -91,10 +93,14 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             (name,) = (
                 n for n in archive.namelist() if n.endswith("/data.pkl") and n.count("/") == 1
             )
+            order = f"{name.split('/')[0]}/byteorder"
+            if order in archive.namelist() and _stored(archive, order, 16) != b"little":
+                raise _RefusedError("numbers of another byte order")
             tree = _Machine().run(_stored(archive, name, MAX_PICKLE_BYTES))
             return _read_all(archive, name.split("/")[0], dict(_flat(tree)), path.stat().st_size)
     except FAULTS as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        told = "".join(letter for letter in told if letter.isprintable())
     raise WeightsError(
         f"expected a file that PyTorch 1.6 or later saved, tensors and nothing else, at {path}, "
         f"got: {told}"
@@ -124,7 +130,7 @@ class _Machine:
                 return self.stack.pop()
             if code.name in INSTRUCTIONS:
                 INSTRUCTIONS[code.name](self, value)
-            elif isinstance(value, (str, int, float)):
+            elif code.name in VALUES:
                 self.stack.append(value)
             else:
                 raise _RefusedError(f"the instruction {code.name}, which no file of tensors needs")
@@ -177,6 +183,10 @@ class _Machine:
             _of(self.stack[-1], dict)
 
 
+VALUES = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BININT", "BININT1", "BININT2"}
+VALUES |= {"LONG1", "LONG4", "BINFLOAT"}
+
+
 def _push(value: Any) -> Callable[[_Machine, Any], None]:
     return lambda machine, _: machine.stack.append(value() if callable(value) else value)
 
@@ -227,10 +237,10 @@ def _of(value: Any, kind: type[Any]) -> Any:
 
 
 def _storage(found: Any) -> _Storage:
-    kind, dtype, key, _, count = _of(found, tuple)
-    if kind != "storage" or str(dtype).removeprefix("torch.") not in DTYPES:
-        raise _RefusedError(f"a reference to {kind} {dtype}, which is no storage of numbers")
-    dtype = DTYPES[str(dtype).removeprefix("torch.")]
+    kind, named, key, _, count = _of(found, tuple)
+    dtype = DTYPES.get(str(_of(named, _Name)).removeprefix("torch."))
+    if _of(kind, str) != "storage" or dtype is None:
+        raise _RefusedError(f"a reference to {kind} of {named}, which is no storage of numbers")
     return _Storage(_of(key, str), dtype, _of(count, int))
 
 
@@ -278,10 +288,15 @@ def _flat(tree: Any) -> Iterator[tuple[str, _Described]]:
             raise _RefusedError(f"one module under two names, {prefix} the second")
         seen.add(id(node))
         for name, value in (node if isinstance(node, dict) else node.attributes).items():
+            if not isinstance(value, (_Described, _Module)):
+                continue
+            whole = f"{prefix}{_of(name, str)}"
+            if len(whole) > MAX_NAME:
+                raise _RefusedError(f"a name of more than {MAX_NAME} characters")
             if isinstance(value, _Described):
-                yield f"{prefix}{_of(name, str)}", value
-            elif isinstance(value, _Module):
-                waiting.append((f"{prefix}{_of(name, str)}.", value))
+                yield whole, value
+            else:
+                waiting.append((f"{whole}.", value))
 
 
 def _read_all(
