@@ -20,6 +20,7 @@ from dcmpl.datasets import MosScale, load_table
 from dcmpl.errors import RunError, UsageError
 from dcmpl.presets import PRESETS
 from dcmpl.weights import load_backbone
+from write_ablations import page
 
 GRID = """
 train: {windows: views}
@@ -216,3 +217,18 @@ def test_command_writes_the_report(
     assert main([*words.split(), "--epochs", "1", "--views", "center"]) == 0
     assert (tmp_path / "out" / "ablation.md").exists()
     assert read_run(tmp_path / "out" / "ivlp" / "seed0").finished
+
+
+def test_page_of_the_docs_says_what_the_numbers_say(tmp_path: Path) -> None:
+    names = ["dcmpl", "mpa.form=joint", "coop", "adapter.shared"]
+    values = {"dcmpl": 0.7, "mpa.form=joint": 0.72, "coop": 0.5, "adapter.shared": 0.701}
+    drift = [0.0, 0.01, 0.02, 0.012, 0.004]
+    results = [made(n, s, values[n] + d) for n in names for s, d in enumerate(drift)]
+    results[7]["quality_srcc"] += 0.001  # or the paired differences of joint were constant
+    results[12]["quality_srcc"] += 0.001
+    frame = summary(results, made_variants(*names))
+    write_report(frame, tmp_path, "Title")
+    told = page(pd.read_csv(tmp_path / "ablation.csv"), (tmp_path / "ablation.md").read_text())
+    assert "## The form of prompt attention\n" in told
+    assert "- `mpa.form=joint`: 0.729 (+0.020, p 0.000): higher." in told
+    assert "- `coop`: 0.509 (-0.200, p 0.000): lower." in told

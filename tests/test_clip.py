@@ -21,6 +21,20 @@ BASE = {"width": (768, 512), "layers": 12, "heads": (12, 8), "hidden": (3072, 20
 ORACLES = {
     "vit-b-32": {**BASE, "image": 224, "patch": 32, "length": 77, "joint": 512},
     "vit-b-16": {**BASE, "image": 224, "patch": 16, "length": 77, "joint": 512},
+    # ViT-L/14 at its two resolutions, of whose 24 and 12 layers three prove the sizes.
+    **{
+        f"vit-l-14, {image}": {
+            "width": (1024, 768),
+            "layers": 3,
+            "heads": (16, 12),
+            "hidden": (4096, 3072),
+            "image": image,
+            "patch": 14,
+            "length": 77,
+            "joint": 768,
+        }
+        for image in (224, 336)
+    },
     "small": {
         "width": (48, 32),
         "layers": 2,
