@@ -124,19 +124,20 @@ def fit(
     config, accelerator = run.train, Accelerator()
     _check_targets(model, training.table, validation.table)
     model.to(accelerator.device)
-    if frozen is None and trains_on_views(run.model, config):
+    parameters = trainable_parameters(model)
+    if frozen is None and parameters and trains_on_views(run.model, config):
         both = training.table.joined(validation.table)
         frozen = freeze_table(model, both, config.views, config.precision)
     table = with_alignment(training.table, config, model, frozen)
-    parameters = trainable_parameters(model)
     stepwise = bool(parameters) and run.model.readout == "words"
+    epochs = config.epochs if stepwise else 1
     optimizer = torch.optim.Adam(parameters.values() if stepwise else [torch.zeros(1)], config.lr)
     history: History = ()
     if (folder / LAST).is_file():
         history, adam = load_learned(folder / LAST, model, run)
         _restore_adam(optimizer, parameters, adam, folder / LAST)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    for epoch in range(len(history) + 1, (config.epochs if stepwise else 1) + 1):
+    for epoch in range(len(history) + 1, epochs + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
         if stepwise:
@@ -155,7 +156,7 @@ def fit(
                 save_learned(folder / MODEL, model, run)
             save_learned(folder / LAST, model, run, _adam_state(optimizer, parameters))
             run.write(folder)
-        report(EpochReport(epoch, config.epochs, entry, seconds, run.best_epoch == epoch))
+        report(EpochReport(epoch, epochs, entry, seconds, run.best_epoch == epoch))
     run = replace(run, history=history, best_epoch=best_epoch(history), finished=True)
     if accelerator.is_main_process:
         run.write(folder)
