@@ -27,6 +27,7 @@ from dcmpl.clip import Clip, QuickGELU
 from dcmpl.config import TrainConfig
 from dcmpl.model import DCMPL, VIT_B_32, trainable_parameters
 from dcmpl.presets import PRESETS
+from dcmpl.prompts import context_tokens
 from dcmpl.tokenizer import Tokens
 from dcmpl.train import fast_float32, train_step
 
@@ -70,11 +71,8 @@ class Plain(nn.Module):
         self.text_out = nn.Parameter(torch.randn(512, JOINT) * 512**-0.5)
         self.register_buffer("mask", torch.full((77, 77), float("-inf")).triu(1))
         self.requires_grad_(False)
-        learned = lambda width: nn.ParameterList(  # noqa: E731
-            torch.randn(N, width) * 0.02 for _ in range(LAYERS)
-        )
-        self.text_prompts = nn.ModuleList(learned(512) for _ in range(2))
-        self.visual_prompts = nn.ModuleList(learned(768) for _ in range(2))
+        self.text_prompts = nn.ModuleList(context_tokens(LAYERS, N, 512) for _ in range(2))
+        self.visual_prompts = nn.ModuleList(context_tokens(LAYERS, N, 768) for _ in range(2))
         self.fusion = nn.ModuleList(nn.Linear(1536, 768) for _ in range(LAYERS))
 
     def encode_image(self, images: Tensor, prompts: list[Tensor]) -> Tensor:
@@ -134,10 +132,10 @@ class Words:
 
 
 def ours(preset: str, precision: str, frozen: bool = False) -> Step:
-    model = DCMPL(Clip(VIT_B_32), Words(), PRESETS[preset].model, seed=0)  # type: ignore[arg-type]
+    model = DCMPL(Clip(VIT_B_32), Words(), PRESETS[preset].model, seed=0)
     parameters = trainable_parameters(model).values()
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
-    config = TrainConfig(precision=precision)  # type: ignore[arg-type]
+    config = TrainConfig(precision=precision)
     known: dict[int, Tensor] = {}
 
     def step(images: Tensor, targets: Tensor) -> float:
@@ -173,7 +171,7 @@ def inputs(batch: int) -> tuple[Tensor, Tensor]:
 def peak_memory(name: str, batch: int) -> float:
     """GiB that a process of its own takes at most over one step."""
     words = [sys.executable, __file__, "--batch", str(batch), "--memory-of", name]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603  (this file itself)
     return float(done.stdout.strip().splitlines()[-1])
 
 

@@ -13,25 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from dcmpl.attention import prompt_attention
-from dcmpl.clip import Clip, ClipConfig, TowerConfig
+from dcmpl.clip import Clip
 from dcmpl.config import ModelConfig, MpaConfig
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model import DCMPL, VIT_B_32, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.published import read_clip_agiqa
 from dcmpl.tokenizer import Tokenizer
 from dcmpl.train import task_loss
 
 GOLDEN = Path(__file__).parent / "golden"
-
-VIT_B_32 = ClipConfig(
-    vision=TowerConfig(768, 12, 12, 3072, "quick_gelu"),
-    text=TowerConfig(512, 12, 8, 2048, "quick_gelu"),
-    embed_dim=512,
-    image_size=224,
-    patch_size=32,
-    vocab_size=49408,
-    context_length=77,
-)
 
 IDS = {
     "good": 886,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dcmpl.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.config import EMBEDDED, AdapterConfig, FusionConfig, ModelConfig, MpaConfig
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model import DCMPL, VIT_B_32, trainable_parameters
 from dcmpl.presets import PRESETS, differences
 from dcmpl.tokenizer import Tokenizer, Tokens
 from naive import leave_gradients
@@ -95,17 +95,8 @@ class CpuTokenizer(Tokenizer):
 @pytest.fixture(scope="module")
 def vit_b_32() -> Callable[[ModelConfig], int]:
     """Counts what a model of the paper's sizes learns; no memory stands behind it."""
-    sizes = ClipConfig(
-        vision=TowerConfig(768, 12, 12, 3072, "quick_gelu"),
-        text=TowerConfig(512, 12, 8, 2048, "quick_gelu"),
-        embed_dim=512,
-        image_size=224,
-        patch_size=32,
-        vocab_size=49408,
-        context_length=77,
-    )
     with torch.device("meta"):
-        clip = Clip(sizes)
+        clip = Clip(VIT_B_32)
 
     def learned(config: ModelConfig) -> int:
         with torch.device("meta"):

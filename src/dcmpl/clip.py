@@ -101,7 +101,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         context: Float[Tensor, "batch keys width"] | None = None,
         causal: bool = False,
-        extra: Float[Tensor, "groups slots width"] | None = None,
+        extra: Float[Tensor, "*groups slots width"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
         if context is None:
@@ -194,11 +194,6 @@ class Transformer(nn.Module):
         return x[:, 0]
 
 
-def _grouped(prompts: Prompts) -> Prompts:
-    """Prompts of the whole batch as a single group."""
-    return [p[None] if p is not None and p.ndim == 2 else p for p in prompts]
-
-
 def _spread(prompt: Tensor, batch: int) -> Tensor:
     """(groups, n, width) or (n, width) to (batch, n, width): each group for an equal part."""
     if prompt.ndim == 2 or len(prompt) == 1:
@@ -260,7 +255,7 @@ class VisionTower(nn.Module):
         """
         if prompts and prompts[0] is not None:
             prompts = [self.ln_pre(prompts[0]), *prompts[1:]]
-        x = self.transformer.first_token(self.ln_pre(tokens), _grouped(prompts))
+        x = self.transformer.first_token(self.ln_pre(tokens), prompts)
         embedding: Tensor = self.ln_post(x) @ self.proj
         return embedding
 
