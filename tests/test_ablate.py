@@ -16,9 +16,10 @@ from dcmpl.ablation_report import verdict, write_report
 from dcmpl.checkpoint import Source, read_run, read_split
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
-from dcmpl.datasets import MosScale, load_table
+from dcmpl.datasets import load_table
 from dcmpl.errors import RunError, UsageError
 from dcmpl.presets import PRESETS
+from dcmpl.table import MosScale
 from dcmpl.weights import load_backbone
 from write_ablations import page
 

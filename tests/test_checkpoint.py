@@ -24,10 +24,10 @@ from dcmpl.checkpoint import (
     write_split,
 )
 from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
-from dcmpl.datasets import MosScale
 from dcmpl.errors import RunError
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.splits import Split
+from dcmpl.table import MosScale
 from dcmpl.weights import Backbone, load_backbone
 
 SPLIT = Split(0, ("a", "b"), ("c",), ("d",))

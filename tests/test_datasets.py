@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.datasets import ImageTable, MosScale, check_pictures, load_table
+from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, UsageError
+from dcmpl.survey import check_pictures
+from dcmpl.table import ImageTable, MosScale
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "agiqa-3k-dev"
 

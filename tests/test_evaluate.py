@@ -15,9 +15,10 @@ from scipy import stats
 
 from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
-from dcmpl.datasets import ImageTable, MosScale, load_table
+from dcmpl.datasets import load_table
 from dcmpl.evaluate import measure, predictions_frame, scatter_plots, write_results
 from dcmpl.metrics import bootstrap, plcc_mapped
+from dcmpl.table import ImageTable, MosScale
 
 TOLERANCE = 1e-9
 """Float64, but predictions go through the text of a CSV."""

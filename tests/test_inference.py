@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcmpl.config import ModelConfig, MpaConfig
-from dcmpl.datasets import ImageTable, MosScale, load_table
+from dcmpl.datasets import load_table
 from dcmpl.images import read_image, to_unit_range, windows
 from dcmpl.inference import (
     FrozenTable,
@@ -22,6 +22,7 @@ from dcmpl.inference import (
 )
 from dcmpl.model import DCMPL
 from dcmpl.presets import PRESETS
+from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import load_backbone
 
 TOLERANCE = 1e-6

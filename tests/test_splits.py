@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dcmpl import splits
-from dcmpl.datasets import ImageTable, MosScale
 from dcmpl.errors import DataError, RunError
 from dcmpl.splits import Split, make_split
+from dcmpl.table import ImageTable, MosScale
 
 
 def table_of(groups: Sequence[str]) -> ImageTable:

@@ -20,14 +20,16 @@ from safetensors.torch import load_file, save_file
 
 from dcmpl.checkpoint import Run, Source, read_run
 from dcmpl.cli import main
-from dcmpl.config import ModelConfig, TrainConfig
-from dcmpl.datasets import TARGETS, ImageTable, MosScale, check_pictures, load_table
+from dcmpl.config import TARGETS, ModelConfig, TrainConfig
+from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import read_image, to_unit_range, windows
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.ridge import STRENGTHS
 from dcmpl.splits import Split, make_split
+from dcmpl.survey import check_pictures
+from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights import load_backbone
 

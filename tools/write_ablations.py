@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from dcmpl.ablation_report import verdict
-from dcmpl.datasets import TARGETS
+from dcmpl.config import TARGETS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -42,14 +42,14 @@ def sentences(frame: pd.DataFrame, task: str, names: tuple[str, ...]) -> Iterato
         told = verdict(row.to_dict(), task, tests)
         p = "" if pd.isna(row[f"{task} p"]) else f", p {row[f'{task} p']:.3f}"
         difference = row[f"{task} difference"]
-        yield f"- `{name}`: {row[f'{task} srcc']:.3f} ({difference:+.3f}{p}): {told}."
+        yield f"- `{name}`: {row[f'{task} mean']:.3f} ({difference:+.3f}{p}): {told}."
 
 
 def page(frame: pd.DataFrame, table: str) -> str:
     """The whole page."""
     base, repeats = frame.iloc[0], int(frame["repeats"].min())
-    tasks = [task for task in TARGETS if f"{task} srcc" in frame]
-    reached = ", ".join(f"{task} SRCC {base[f'{task} srcc']:.3f}" for task in tasks)
+    tasks = [task for task in TARGETS if f"{task} mean" in frame]
+    reached = ", ".join(f"{task} SRCC {base[f'{task} mean']:.3f}" for task in tasks)
     lines = [
         "# Ablations",
         "",

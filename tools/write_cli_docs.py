@@ -9,7 +9,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 def cli_docs() -> str:
     """The page, from the parsers."""
     os.environ["COLUMNS"] = "100"  # argparse wraps to the terminal it finds
-    from dcmpl.cli import COMMANDS, build_parser
+    from dcmpl.parsers import COMMANDS, build_parser
 
     parts = ["# Every flag\n\nWritten by `make docs` from the program; a test keeps it true.\n"]
     helps = {"dcmpl": build_parser().format_help()}

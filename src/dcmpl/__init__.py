@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dcmpl.config import ModelConfig, TrainConfig
-    from dcmpl.datasets import MosScale, load_table
+    from dcmpl.datasets import load_table
     from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
     from dcmpl.model import DCMPL
     from dcmpl.predict import Score, Scorer
+    from dcmpl.table import MosScale
     from dcmpl.weights import load_backbone
 
 __version__ = "0.1.0"
@@ -35,7 +36,7 @@ __all__ = [
 _HOMES = {
     "DCMPL": "model",
     "ModelConfig": "config",
-    "MosScale": "datasets",
+    "MosScale": "table",
     "Score": "predict",
     "Scorer": "predict",
     "TrainConfig": "config",

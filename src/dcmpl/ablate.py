@@ -5,8 +5,7 @@ differences are paired. Whatever is finished is kept and not run again.
 """
 
 import json
-import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,15 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from dcmpl.checkpoint import Run, Source, as_json, write_atomically, write_split
-from dcmpl.config import ModelConfig, TrainConfig
-from dcmpl.datasets import TARGETS, ImageTable
-from dcmpl.errors import DataError, RunError, UsageError
-from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
-from dcmpl.metrics import krcc, plcc, srcc, within
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.checkpoint import Run, Source
+from dcmpl.config import TARGETS, ModelConfig, TrainConfig
+from dcmpl.errors import DataError, UsageError
+from dcmpl.floors import FLOORS
 from dcmpl.presets import PRESETS, with_settings
-from dcmpl.splits import Split, make_split
-from dcmpl.train import EpochReport, fit, trains_on_views
-from dcmpl.weights import Backbone
+from dcmpl.repeats import Trial, Workbench, flat_numbers, spread
 
-__all__ = ["Variant", "ablate", "read_grid", "summary"]
+__all__ = ["Variant", "read_grid", "summary", "trials_of"]
 
-RESULT = "result.json"
 MAX_GRID_BYTES = 2**20
 
 
@@ -96,167 +89,74 @@ def _mapping(value: Any, what: str, keys: set[str] | None, file: Path) -> dict[s
     return value
 
 
-class _FrozenParts:
-    """What the frozen part makes of the whole table, shared by the variants that can."""
-
-    def __init__(self, table: ImageTable) -> None:
-        self.table = table
-        self.known: dict[tuple[str, ...], FrozenTable] = {}
-
-    def of(self, model: DCMPL, config: TrainConfig) -> FrozenTable | None:
-        """None for a variant that draws its windows anew."""
-        if not trains_on_views(model.config, config):
-            return None
-        part = "tokens" if model.config.has_visual_prompts else "embedding"
-        common = model.config.normalization, config.views, config.precision
-        key = (part, *common)
-        if key not in self.known:
-            tokens = self.known.get(("tokens", *common))
-            self.known[key] = (
-                freeze_table(model, self.table, config.views, config.precision)
-                if tokens is None
-                else tokens.mapped(lambda batch: model.clip.visual.encode(batch.float()))
-            )
-        return self.known[key]
-
-
-def ablate(
-    table: ImageTable,
-    source: Source,
-    backbone: Backbone,
-    variants: Iterable[Variant],
-    seeds: Iterable[int],
-    out: Path,
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Train and test every variant on the split of every seed; returns one result for each.
+def trials_of(
+    bench: Workbench, source: Source, variants: Iterable[Variant], seeds: Iterable[int], out: Path
+) -> Iterator[Trial]:
+    """Every variant on the clean split of every seed, split by split.
 
     Each is a run folder below ``out`` that ``dcmpl evaluate`` and ``score`` take.
     """
-    variants, frozen, results = list(variants), _FrozenParts(table), []
+    variants = list(variants)
     for seed in seeds:
+        split = bench.split("clean", seed)
         for variant in variants:
-            folder = out / variant.folder / f"seed{seed}"
-            split = make_split(table, seed)
-            run = _run(variant, seed, backbone, source, split)
-            if not (folder / RESULT).exists():
-                result = _measure(table, backbone, variant.name, run, split, folder, frozen)
-                write_atomically(folder / RESULT, as_json(result))
-            results.append(_read_result(folder / RESULT, run))
-            told = {t: results[-1][f"{t}_srcc"] for t in TARGETS if f"{t}_srcc" in results[-1]}
-            say(
-                f"seed {seed}  {variant.name:32} "
-                + "  ".join(f"{task} SRCC {value or 0:.3f}" for task, value in told.items())
+            train = replace(variant.train, seed=seed)
+            run = Run.begin(
+                variant.preset, bench.backbone, source, variant.model, train, split, bench.table
             )
-    return results
+            yield Trial(variant.name, run, split, out / variant.folder / f"seed{seed}")
 
 
-def _run(variant: Variant, seed: int, backbone: Backbone, source: Source, split: Split) -> Run:
-    return Run(
-        preset=variant.preset,
-        backbone=backbone.name,
-        backbone_sha256=backbone.sha256,
-        source=source,
-        model=variant.model,
-        train=replace(variant.train, seed=seed),
-        split_sha256=split.digest,
-    )
+def summary(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """One row per variant: means, deviations, intervals, paired differences to the first.
 
-
-def _read_result(file: Path, run: Run) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        same = found["run"] == run.identity
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"expected a result at {file}, got unreadable content") from error
-    if not same:
-        raise RunError(
-            f"expected results of this grid, data and backbone in {file.parent}, "
-            "got those of other settings: choose another --out"
-        )
-    return found
-
-
-def _measure(
-    table: ImageTable,
-    backbone: Backbone,
-    name: str,
-    run: Run,
-    split: Split,
-    folder: Path,
-    shared: _FrozenParts,
-) -> dict[str, Any]:
-    """Train in ``folder`` and test: numbers on the test part, parameters, seconds per step."""
-    config = run.train
-    model = DCMPL(backbone.clip, backbone.tokenizer, run.model, config.seed)
-    frozen = shared.of(model, config)
-    write_split(folder, split)
-    seconds: list[float] = []
-
-    def note(report: EpochReport) -> None:
-        seconds.append(report.seconds_per_step)
-
-    parts = split.train_part(table), split.validation_part(table)
-    run = fit(model, *parts, run, folder, note, frozen)
-    test = split.test_part(table).table
-    if frozen is None:
-        predicted = predict_table(model, test, config.views, "fp32", "testing")
-    else:
-        predicted = predict_frozen(model, test, frozen, "fp32")
-    found: dict[str, Any] = {"run": run.identity, "name": name, "seed": config.seed}
-    targets, generators = test.targets(), test.frame["generator"].to_numpy(str)
-    for column, task in enumerate(TARGETS):
-        pair = predicted[:, column], targets[:, column]
-        known = np.isfinite(pair[0]) & np.isfinite(pair[1])
-        if known.any():
-            x, y = (values[known] for values in pair)
-            found |= {f"{task}_srcc": srcc(x, y), f"{task}_plcc": plcc(x, y)}
-            found |= {f"{task}_krcc": krcc(x, y), f"{task}_within": within(x, y, generators[known])}
-    found["parameters"] = sum(p.numel() for p in trainable_parameters(model).values())
-    found["seconds_per_step"] = statistics.median(seconds) if seconds else 0.0
-    return found | {"best_epoch": run.best_epoch}
-
-
-def summary(results: list[dict[str, Any]], variants: list[Variant]) -> pd.DataFrame:
-    """One row per variant, in the grid's order: means, deviations, intervals, differences.
-
-    ``low`` and ``high`` bound the mean SRCC by Student's t at 95 %; ``difference`` is the
-    mean paired difference to the first variant, ``p`` its paired t-test's.
+    ``results`` are metrics of trials. ``low`` and ``high`` bound the mean SRCC by Student's t
+    at 95 %; ``difference`` is the mean paired difference to the first variant, ``p`` its
+    paired t-test's. The floors follow, on the same splits.
     """
-    frame = pd.DataFrame(results)
+    if not results:
+        raise DataError("expected results to sum up, got none")
+    frame = pd.DataFrame([_row(r["name"], r, flat_numbers(r)) for r in results])
+    of_base = [r for r in results if r["name"] == names[0]]
+    floors = list(dict.fromkeys(floor for r in of_base for floor in r["floors"]))
+    frame = pd.concat(
+        [
+            frame,
+            pd.DataFrame(
+                _row(f"floor: {FLOORS[floor]}", r, flat_numbers(r["floors"].get(floor, {})))
+                for floor in floors
+                for r in of_base
+            ),
+        ],
+        ignore_index=True,
+    )
+    base = frame[frame["name"] == names[0]].set_index("repeat")
     rows = []
-    for variant in variants:
-        own = frame[frame["name"] == variant.name].set_index("seed")
-        base = frame[frame["name"] == variants[0].name].set_index("seed")
-        row: dict[str, Any] = {"variant": variant.name, "repeats": len(own)}
+    for name in [*names, *(f"floor: {FLOORS[floor]}" for floor in floors)]:
+        own = frame[frame["name"] == name].set_index("repeat")
+        row: dict[str, Any] = {"variant": name, "repeats": len(own)}
         for task in TARGETS:
             column = f"{task}_srcc"
             if column not in own or own[column].isna().all():
                 continue
             values = own[column].astype(float)
-            row |= {f"{task} {k}": v for k, v in _spread(values).items()}
+            row |= {f"{task} {k}": v for k, v in spread(values).items()}
             row[f"{task} plcc"] = own[f"{task}_plcc"].astype(float).mean()
-            row[f"{task} within"] = own[f"{task}_within"].astype(float).mean()
-            if variant is not variants[0] and column in base:
+            row[f"{task} within"] = own[f"{task}_within_generator_srcc"].astype(float).mean()
+            if name != names[0] and column in base:
                 difference = (values - base[column].astype(float)).dropna()
                 row[f"{task} difference"] = difference.mean()
                 row[f"{task} p"] = _paired_p(difference.to_numpy())
         row["parameters"] = int(own["parameters"].iloc[0])
         row["seconds per step"] = float(own["seconds_per_step"].median())
         rows.append(row)
-    if not rows:
-        raise DataError("expected results to sum up, got none")
     return pd.DataFrame(rows)
 
 
-def _spread(values: "pd.Series[float]") -> dict[str, float]:
-    """Mean, standard deviation and the mean's 95 % interval, nan for a single value."""
-    n, mean = len(values), float(values.mean())
-    if n < 2:
-        return {"srcc": mean, "deviation": np.nan, "low": np.nan, "high": np.nan}
-    deviation = float(values.std(ddof=1))
-    half = float(stats.t.ppf(0.975, n - 1)) * deviation / n**0.5
-    return {"srcc": mean, "deviation": deviation, "low": mean - half, "high": mean + half}
+def _row(name: str, result: Mapping[str, Any], numbers: Mapping[str, float]) -> dict[str, Any]:
+    is_floor = name != result["name"]
+    cost = {k: 0 if is_floor else result[k] for k in ("parameters", "seconds_per_step")}
+    return {"name": name, "repeat": result["repeat"], **cost, **numbers}
 
 
 def _paired_p(difference: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from dcmpl.checkpoint import write_atomically
-from dcmpl.datasets import TARGETS
+from dcmpl.config import TARGETS
 
 __all__ = ["write_report"]
 
@@ -58,7 +58,7 @@ def _markdown(frame: pd.DataFrame, title: str) -> str:
         f"{tests * SURE:.1f} are expected below {SURE} by chance.",
     ]
     for task in TARGETS:
-        if f"{task} srcc" not in frame:
+        if f"{task} mean" not in frame:
             continue
         lines += [
             "",
@@ -68,9 +68,9 @@ def _markdown(frame: pd.DataFrame, title: str) -> str:
             "verdict | parameters | s per step |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for _, row in frame[frame[f"{task} srcc"].notna()].iterrows():
+        for _, row in frame[frame[f"{task} mean"].notna()].iterrows():
             low, high = (_number(row[f"{task} {end}"]) for end in ("low", "high"))
-            mean, deviation = _number(row[f"{task} srcc"]), _number(row[f"{task} deviation"])
+            mean, deviation = _number(row[f"{task} mean"]), _number(row[f"{task} deviation"])
             cells = [
                 str(row["variant"]),
                 f"{mean} ± {deviation}" if deviation else mean,
@@ -94,17 +94,17 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = [task for task in TARGETS if f"{task} srcc" in frame]
+    tasks = [task for task in TARGETS if f"{task} mean" in frame]
     figure = Figure(figsize=(5 + 3 * len(tasks), 1.5 + 0.22 * len(frame)), dpi=110)
     figure.set_layout_engine("constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        rows = frame[frame[f"{task} srcc"].notna()]
+        rows = frame[frame[f"{task} mean"].notna()]
         places = [len(frame) - 1 - index for index in rows.index]
-        half = (rows[f"{task} high"] - rows[f"{task} srcc"]).fillna(0.0)
-        axes.errorbar(rows[f"{task} srcc"], places, xerr=half, fmt="o", ms=4, lw=1, capsize=2)
-        axes.axvline(frame[f"{task} srcc"].iloc[0], color="0.6", lw=1, zorder=0)
+        half = (rows[f"{task} high"] - rows[f"{task} mean"]).fillna(0.0)
+        axes.errorbar(rows[f"{task} mean"], places, xerr=half, fmt="o", ms=4, lw=1, capsize=2)
+        axes.axvline(frame[f"{task} mean"].iloc[0], color="0.6", lw=1, zorder=0)
         axes.set_xlabel(f"{task} SRCC, mean and 95 % interval")
         axes.grid(axis="y", color="0.92")
     panels[0].set_yticks(range(len(frame)), list(frame["variant"])[::-1], fontsize=8)

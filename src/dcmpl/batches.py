@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dcmpl.config import TrainConfig
-from dcmpl.datasets import ImageTable
 from dcmpl.images import random_window, read_image, to_unit_range
 from dcmpl.inference import FrozenTable
+from dcmpl.table import ImageTable
 
 __all__ = ["EpochWindows", "epoch_loader"]
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
@@ -28,16 +29,17 @@ from dcmpl import __version__
 from dcmpl.config import (
     RECORD,
     SPLIT,
+    TARGETS,
     AdapterConfig,
     FusionConfig,
     ModelConfig,
     MpaConfig,
     TrainConfig,
 )
-from dcmpl.datasets import MosScale
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.model import trainable_parameters
 from dcmpl.splits import Split
+from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import Backbone
 
 __all__ = ["Run", "Source", "load_learned", "read_run", "write_atomically"]
@@ -60,7 +62,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Run:
-    """The record of a run; one that was imported has no source and no split."""
+    """The record of a run; one that was imported has no source and no split.
+
+    ``learned`` are the tasks whose opinions it was trained on: what it says of others is noise.
+    """
 
     preset: str
     backbone: str
@@ -72,7 +77,30 @@ class Run:
     history: History = ()
     best_epoch: int = 0
     finished: bool = False
+    learned: tuple[str, ...] = ()
     version: str = __version__
+
+    @staticmethod
+    def begin(
+        preset: str,
+        backbone: Backbone,
+        source: Source,
+        model: ModelConfig,
+        train: TrainConfig,
+        split: Split,
+        table: ImageTable,
+    ) -> "Run":
+        """The record of a run that has learned nothing yet."""
+        return Run(
+            preset=preset,
+            backbone=backbone.name,
+            backbone_sha256=backbone.sha256,
+            source=source,
+            model=model,
+            train=train,
+            split_sha256=split.digest,
+            learned=tuple(task for task in model.tasks if task in table.judged),
+        )
 
     @property
     def identity(self) -> str:
@@ -85,6 +113,11 @@ class Run:
     def write(self, folder: Path) -> None:
         """Write ``run.json``."""
         write_atomically(folder / RECORD, as_json(asdict(self)))
+
+    def only_learned(self, predicted: np.ndarray) -> np.ndarray:
+        """``predicted`` (rows, targets) with NaN for tasks whose opinions it never saw."""
+        unknown = [t not in self.learned for t in TARGETS]
+        return np.where(unknown, np.nan, predicted)
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Raises :class:`RunError` unless the run was made with just these weights."""
@@ -131,14 +164,17 @@ def read_run(folder: Path) -> Run:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         model, source = dict(record.pop("model")), record.pop("source")
-        history = read_history(record.pop("history"))
+        history, learned = read_history(record.pop("history")), tuple(record.pop("learned"))
         run = Run(
             model=_model_config(model),
             train=TrainConfig(**record.pop("train")),
             source=source and Source(**{**source, "scale": MosScale(**source["scale"])}),
             history=history,
+            learned=learned,
             **record,
         )
+        if set(learned) - set(run.model.tasks):
+            raise ValueError(f"learned tasks {learned} that the model has not")
         texts = [run.backbone, run.backbone_sha256, run.split_sha256]
         texts += [run.source.path, run.source.sha256] if run.source else []
         if not all(isinstance(text, str) for text in texts):
@@ -158,7 +194,7 @@ def read_split(folder: Path, run: Run) -> Split | None:
     path = folder / SPLIT
     if not path.is_file():
         raise RunError(f"expected the split of the run at {path}, found no file")
-    split = Split.from_json(path.read_text(encoding="utf-8"), path)
+    split = Split.read(path)
     if split.digest != run.split_sha256:
         raise RunError(f"expected the split that {RECORD} names at {path}, got another one")
     return split

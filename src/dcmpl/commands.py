@@ -1,30 +1,48 @@
-"""The three main commands, from parsed words to files and printed results."""
+"""Training and scoring, from parsed words to files and printed results."""
 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
-from dcmpl.config import EMBEDDED, LAST, MODEL, RECORD, TrainConfig
-from dcmpl.datasets import TARGETS, ImageTable, MosScale, check_pictures, load_table
-from dcmpl.errors import DataError, DcmplError, RunError, UsageError
-from dcmpl.evaluate import metrics_table, write_results
+from dcmpl.config import (
+    CLIP_AGIQA_WORDS,
+    EMBEDDED,
+    LAST,
+    MODEL,
+    RECORD,
+    ModelConfig,
+    TrainConfig,
+)
+from dcmpl.datasets import load_table
+from dcmpl.errors import RunError
 from dcmpl.files import read_prompts, score_file
-from dcmpl.inference import predict_table
+from dcmpl.leaks import Facts, check_leaks, tied_units
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.predict import Score, Scorer
-from dcmpl.presets import PRESETS, with_settings
+from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import track
-from dcmpl.splits import PARTS, Split, make_split
+from dcmpl.protocols import PROTOCOLS, draw_split
+from dcmpl.splits import PARTS, Split
+from dcmpl.survey import check_pictures
+from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit
 from dcmpl.weights import Backbone, load_backbone
 
-__all__ = ["COMMANDS", "mos_scale", "portable", "say", "source_of", "warn_of_floor"]
+__all__ = [
+    "COMMANDS",
+    "model_of",
+    "mos_scale",
+    "read_data",
+    "say",
+    "say_leaks",
+    "source_of",
+    "warn_of_floor",
+]
 
 
 def say(text: str) -> None:
@@ -43,33 +61,35 @@ def mos_scale(arguments: Any) -> MosScale | None:
     return MosScale(*arguments.mos_scale) if arguments.mos_scale else None
 
 
-def _table_to_measure(arguments: Any, source: Source | None) -> tuple[ImageTable, bool]:
-    """The table to measure on, and whether it is the run's own data, moved or not."""
-    if source is None:
-        if arguments.data is None:
-            raise UsageError("expected --data PATH: an imported run has no data of its own")
-        return load_table(arguments.data, mos_scale(arguments), arguments.columns), False
-    path, scale, columns = arguments.data or source.path, mos_scale(arguments), arguments.columns
-    if not Path(path).exists():
-        raise DataError(
-            f"expected the run's data set at {path}, found nothing there: "
-            "give its new place with --data"
-        )
-    try:
-        # The run's own data in a new place has the run's own scale and columns.
-        table = load_table(path, scale or source.scale, columns or source.columns)
-    except DcmplError:
-        if arguments.data is None:
-            raise
-    else:
-        if table.digest == source.sha256:
-            return table, True
-        if arguments.data is None:
-            raise RunError(
-                f"expected the table the run was trained with at {path}, its scale or rows have "
-                f"changed: add --data {path} to measure on it as on another data set"
-            )
-    return load_table(path, scale, columns), False
+def read_data(arguments: Any, path: str | None = None) -> ImageTable:
+    """The table at ``path``, or at ``--data``; what is irregular in it is said."""
+    table = load_table(path or arguments.data, mos_scale(arguments), arguments.columns)
+    for note in table.notes:
+        say(f"note: {table.name}: {note}")
+    return table
+
+
+def source_of(arguments: Any, table: ImageTable, path: str | None = None) -> Source:
+    return Source(
+        str(Path(path or arguments.data).absolute()),
+        table.name,
+        table.scale,
+        table.digest,
+        dict(arguments.columns),
+    )
+
+
+def model_of(arguments: Any, table: ImageTable) -> ModelConfig:
+    """The preset with the fields and targets that were asked for."""
+    model = with_settings(PRESETS[arguments.preset].model, arguments.set)
+    return with_targets(model, table.judged, arguments.targets)
+
+
+def say_leaks(split: Split, table: ImageTable, facts: Facts) -> None:
+    """Check the split; what its protocol commits by design is said."""
+    protocol = PROTOCOLS.get(split.protocol)
+    for note in check_leaks(split, table, facts, protocol.leaks if protocol else frozenset()):
+        say(f"leak, as the protocol {split.protocol} has it: {note}")
 
 
 def train(arguments: Any) -> int:
@@ -81,29 +101,37 @@ def train(arguments: Any) -> int:
             f"expected {RECORD} beside {left[0]} in {folder}, found none: what stands there "
             "belongs to no known run, choose another --out"
         )
-    table = load_table(arguments.data, mos_scale(arguments), arguments.columns)
+    table = read_data(arguments)
     backbone = load_backbone(arguments.backbone)
-    run, split = _open_run(folder, arguments, table, backbone)
-    if run.finished:
-        if MODEL not in left:
-            raise RunError(
-                f"expected {MODEL} in {folder}, whose {RECORD} says that it is finished, found "
-                "none: train anew with another --out"
-            )
-        say(f"{folder} is finished, best epoch {run.best_epoch}")
-        return 0
+    if (folder / RECORD).exists():
+        run, split = _resumed(folder, arguments, table, backbone)
+        if run.finished:
+            if MODEL not in left:
+                raise RunError(
+                    f"expected {MODEL} in {folder}, whose {RECORD} says that it is finished, "
+                    "found none: train anew with another --out"
+                )
+            say(f"{folder} is finished, best epoch {run.best_epoch}")
+            return 0
+        facts = check_pictures(table)
+    else:
+        facts = check_pictures(table)
+        split = _new_split(arguments, table, facts)
+        run = _begun(arguments, table, backbone, split)
     parts = {part: split.rows(table, part) for part in PARTS}
     say(
-        f"{table.name}: {len(table)} pictures; "
+        f"{table.name}: {len(table)} pictures; protocol {split.protocol}; "
         + ", ".join(
             f"{name} {len(t)} of {t.frame['group'].nunique()} prompts" for name, t in parts.items()
         )
     )
+    say_leaks(split, table, facts)
     warn_of_floor(run.backbone)
-    check_pictures(table)
     model = DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
     count = sum(p.numel() for p in trainable_parameters(model).values())
     say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
+    if unjudged := [task for task in run.model.tasks if task not in run.learned]:
+        say(f"note: nobody judged {' and '.join(unjudged)}; the run will not predict it")
     run.write(folder)
     write_split(folder, split)
     report = _epoch_printer(done=len(run.history))
@@ -115,34 +143,24 @@ def train(arguments: Any) -> int:
     return 0
 
 
-def source_of(arguments: Any, table: ImageTable) -> Source:
-    return Source(
-        str(Path(arguments.data).absolute()),
-        table.name,
-        table.scale,
-        table.digest,
-        dict(arguments.columns),
-    )
+def _new_split(arguments: Any, table: ImageTable, facts: Facts) -> Split:
+    if arguments.split is not None:
+        return Split.read(Path(arguments.split))
+    units = tied_units(table, facts)
+    return draw_split(arguments.protocol, table, units, arguments.recipe["seed"])
 
 
-def _open_run(
+def _begun(arguments: Any, table: ImageTable, backbone: Backbone, split: Split) -> Run:
+    model, recipe = model_of(arguments, table), TrainConfig(**arguments.recipe)
+    source = source_of(arguments, table)
+    return Run.begin(arguments.preset, backbone, source, model, recipe, split, table)
+
+
+def _resumed(
     folder: Path, arguments: Any, table: ImageTable, backbone: Backbone
 ) -> tuple[Run, Split]:
-    """The record to begin with, or that of the folder where it says the same."""
-    split = make_split(table, arguments.recipe["seed"])
-    source = source_of(arguments, table)
-    asked = Run(
-        preset=arguments.preset,
-        backbone=portable(arguments.backbone),
-        backbone_sha256=backbone.sha256,
-        source=source,
-        model=with_settings(PRESETS[arguments.preset].model, arguments.set),
-        train=TrainConfig(**arguments.recipe),
-        split_sha256=split.digest,
-    )
-    if not (arguments.resume and (folder / RECORD).exists()):
-        return asked, split
-    found = read_run(folder)
+    """The record of the folder and its split, where they say what is asked for."""
+    found, source = read_run(folder), source_of(arguments, table)
     then = found.source
     if then is None or (then.scale, then.columns) != (source.scale, source.columns):
         raise RunError(
@@ -154,19 +172,24 @@ def _open_run(
             f"expected to resume {folder} with the table it was started with, the rows of "
             f"{arguments.data} have changed: begin anew with another --out"
         )
-    for name in ("preset", "backbone_sha256", "model", "train", "split_sha256"):
-        if getattr(found, name) != getattr(asked, name):
+    split = read_split(folder, found)
+    if split is None:
+        raise RunError(f"expected a run that was trained here at {folder}, got an imported one")
+    if arguments.split is not None:
+        asked = Split.read(Path(arguments.split))
+    else:  # a split follows from its protocol, its number and the table
+        asked = replace(split, protocol=arguments.protocol, repeat=arguments.recipe["seed"])
+    begun = _begun(arguments, table, backbone, asked)
+    names = ("preset", "backbone_sha256", "model", "train", "split_sha256")
+    pairs = [(name, getattr(found, name), getattr(begun, name)) for name in names]
+    pairs.append(("protocol", split.protocol, asked.protocol))
+    for name, ours, theirs in pairs:
+        if ours != theirs:
             raise RunError(
-                f"expected to resume {folder} with the {name} it was started with "
-                f"({getattr(found, name)}), got {getattr(asked, name)}"
+                f"expected to resume {folder} with the {name} it was started with ({ours}), "
+                f"got {theirs}"
             )
     return found, split
-
-
-def portable(backbone: str) -> str:
-    """The name to find a backbone by later: folders and files by their full path."""
-    is_place = backbone not in EMBEDDED and Path(backbone).exists()
-    return str(Path(backbone).absolute()) if is_place else backbone
 
 
 def _epoch_printer(done: int) -> Callable[[EpochReport], None]:
@@ -186,57 +209,15 @@ def _epoch_printer(done: int) -> Callable[[EpochReport], None]:
     return show
 
 
-def evaluate(arguments: Any) -> int:
-    """``dcmpl evaluate``."""
-    folder = Path(arguments.run)
-    run = read_run(folder)
-    split = read_split(folder, run)
-    table, own = _table_to_measure(arguments, run.source)
-    name = arguments.split or ("test" if own else "all")
-    if name != "all":
-        if split is None:
-            raise UsageError(f"expected --split all for an imported run, got {name}")
-        table = split.rows(table, name)
-    scorer = Scorer.from_pretrained(folder)
-    warn_of_floor(run.backbone)
-    check_pictures(table)
-    predicted = predict_table(scorer.model, table, scorer.views, "fp32", "scoring")
-    own_place = folder if name == "test" else folder / name
-    default = own_place if own else folder / f"{table.name}-{table.digest[:6]}-{name}"
-    out = Path(arguments.out) if arguments.out else default
-    notes = {
-        "protocol": _protocol(table, split),
-        "backbone": run.backbone,
-        "preset": run.preset,
-        "best_epoch": run.best_epoch,
-    }
-    metrics = write_results(out, table, predicted, name, notes)
-    Console().print(metrics_table(metrics, f"{table.name}, {name} part, {len(table)} pictures"))
-    if not (out / "quality.png").exists():
-        say("no plots: pip install matplotlib brings them")
-    print(f"results: {out}/metrics.json, predictions.csv")
-    return 0
-
-
-def _protocol(table: ImageTable, split: Split | None) -> str:
-    """How far the measured pictures are from those that were learned from."""
-    if split is None:
-        return "unknown: imported, what it was trained on is not recorded"
-    seen = table.frame["group"].isin({*split.train, *split.val}).mean()
-    if seen:
-        return f"not clean: {seen:.0%} of the pictures have prompts of training or validation"
-    return "clean: prompt-grouped split, epoch chosen on validation"
-
-
-COLUMNS = ("image", "prompt", "quality", "alignment", "status", "reason")
+COLUMNS = ("image", "prompt", "quality", "alignment", "authenticity", "status", "reason")
 
 
 def _say_what_scores_mean(scorer: Scorer, run: Run, has_prompts: bool) -> None:
     warn_of_floor(run.backbone)
     if has_prompts:
         say("note: this model judges alignment from the picture alone; prompts are carried along")
-    for task in TARGETS:
-        if task not in scorer.model.config.tasks:
+    for task in CLIP_AGIQA_WORDS:
+        if task not in scorer.tasks:
             say(f"note: this model does not predict {task}; its column stays empty")
 
 
@@ -275,8 +256,4 @@ def score(arguments: Any) -> int:
     return 3 if faults else 0
 
 
-COMMANDS: dict[str, Callable[[Any], int]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "score": score,
-}
+COMMANDS: dict[str, Callable[[Any], int]] = {"train": train, "score": score}

@@ -13,7 +13,9 @@ from dcmpl.errors import UsageError
 __all__ = [
     "COLUMNS",
     "EMBEDDED",
+    "PROTOCOLS",
     "RECIPES",
+    "TARGETS",
     "AdapterConfig",
     "FusionConfig",
     "ModelConfig",
@@ -26,8 +28,24 @@ __all__ = [
 EMBEDDED = {"tiny": Path(__file__).parent / "backbones" / "tiny"}
 """Backbones that come with the package."""
 
-COLUMNS = ("image", "prompt", "mos_quality", "mos_alignment", "generator")
+TARGETS = ("quality", "alignment", "authenticity")
+"""What people are asked of a picture; scores and opinions have these names everywhere."""
+
+COLUMNS = (
+    *("image", "prompt", "generator", "group", "part"),
+    *(f"{kind}_{target}" for kind in ("mos", "std") for target in TARGETS),
+)
 """Columns of a table of one's own; ``image``, ``prompt`` and one MOS are needed."""
+
+PROTOCOLS = (
+    "clean",
+    "clean-folds",
+    "clip-agiqa",
+    "image-level",
+    "official",
+    "official-disjoint",
+)
+"""Ways to deal pictures out; ``dcmpl.protocols`` says what they do."""
 
 RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
 """The files of a run folder; ``dcmpl.checkpoint`` says what is in them."""
@@ -62,10 +80,14 @@ def option(default: Any, text: str) -> Any:
 WordPairs = tuple[tuple[str, str], ...]
 """The two ends of a score, positive first; the score is the mean over several pairs."""
 
-CLIP_AGIQA_WORDS: dict[str, WordPairs] = {
+WORDS: dict[str, WordPairs] = {
     "quality": (("good photo", "bad photo"),),
     "alignment": (("aligned photo", "misaligned photo"),),
+    "authenticity": (("authentic photo", "unnatural photo"),),
 }
+"""The pairs of every task; those of quality and alignment are CLIP-AGIQA's."""
+
+CLIP_AGIQA_WORDS = {task: WORDS[task] for task in ("quality", "alignment")}
 
 
 @dataclass(frozen=True)
@@ -158,9 +180,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        if not self.words or set(self.words) - set(CLIP_AGIQA_WORDS):
+        if not self.words or set(self.words) - set(WORDS):
             raise UsageError(
-                f"expected tasks of {', '.join(CLIP_AGIQA_WORDS)} in words, "
+                f"expected tasks of {', '.join(WORDS)} in words, "
                 f"got {', '.join(self.words) or 'none'}"
             )
         if not all(
@@ -188,7 +210,7 @@ class ModelConfig:
         linear, where = self.readout == "linear", self.adapter.where
         mpa, fusion, adapter = self.mpa, self.fusion, self.adapter
         unread = {
-            "words": linear and any(CLIP_AGIQA_WORDS[t] != w for t, w in self.words.items()),
+            "words": linear and any(WORDS[t] != w for t, w in self.words.items()),
             "mpa.directions": mpa.form == "joint" and mpa.directions != "both",
             "mpa.source": mpa.deep == "independent" and mpa.source != "input_prompts",
             "adapter.shared": adapter.shared and (alone or where != "both"),

@@ -13,20 +13,42 @@ from rich.table import Table
 
 from dcmpl import __version__
 from dcmpl.checkpoint import as_json, write_atomically
-from dcmpl.datasets import TARGETS, ImageTable, MosScale
-from dcmpl.metrics import bootstrap, krcc, plcc, plcc_mapped, rmse, srcc, within
+from dcmpl.config import TARGETS
+from dcmpl.floors import FLOORS
+from dcmpl.metrics import (
+    bootstrap,
+    krcc,
+    pairwise_accuracy,
+    plcc,
+    plcc_mapped,
+    plcc_mapped5,
+    rmse,
+    srcc,
+    within,
+)
+from dcmpl.table import ImageTable, MosScale
 
-__all__ = ["measure", "metrics_table", "predictions_frame", "scatter_plots", "write_results"]
+__all__ = [
+    "measure",
+    "measure_floors",
+    "metrics_table",
+    "plain_numbers",
+    "predictions_frame",
+    "scatter_plots",
+    "write_plots",
+    "write_results",
+]
 
 METRICS = {
     "srcc": srcc,
     "plcc": plcc,
     "plcc_mapped": plcc_mapped,
+    "plcc_mapped5": plcc_mapped5,
     "krcc": krcc,
     "rmse": rmse,
 }
-FITTED_DRAWS = 200
-"""Draws for the one metric that fits a curve each time; the others get 1000."""
+DRAWS, FITTED_DRAWS = 1000, 100
+"""Bootstrap draws; fewer for the metrics that fit a curve each time."""
 
 
 def predictions_frame(table: ImageTable, predicted: np.ndarray) -> pd.DataFrame:
@@ -45,10 +67,10 @@ def _judged(frame: pd.DataFrame, target: str) -> pd.DataFrame:
     return frame[frame[f"opinion_{target}"].notna() & frame[target].notna()]
 
 
-def measure(frame: pd.DataFrame, scale: MosScale) -> dict[str, Any]:
+def measure(frame: pd.DataFrame, scale: MosScale, draws: int = DRAWS) -> dict[str, Any]:
     """Metrics of every target that has opinions, with 95 % intervals over prompts.
 
-    RMSE is in MOS units of ``scale``; all else has none.
+    RMSE is in MOS units of ``scale``; all else has none. ``draws`` of 0 leave out the intervals.
     """
     found: dict[str, Any] = {}
     for target in TARGETS:
@@ -60,20 +82,54 @@ def measure(frame: pd.DataFrame, scale: MosScale) -> dict[str, Any]:
         found[target] = {
             name: asdict(
                 bootstrap(
-                    metric, units, opinion, groups, FITTED_DRAWS if metric is plcc_mapped else 1000
+                    metric,
+                    units,
+                    opinion,
+                    groups,
+                    min(draws, FITTED_DRAWS) if "mapped" in name else draws,
                 )
             )
             for name, metric in METRICS.items()
         }
         found[target]["n"] = len(rows)
-        found[target]["within_generator_srcc"] = within(
-            units, opinion, rows["generator"].to_numpy(str)
-        )
+        generators = rows["generator"].to_numpy(str)
+        found[target]["within_generator_srcc"] = within(units, opinion, generators)
+        found[target]["pairwise_accuracy"] = pairwise_accuracy(units, opinion, groups)
     return found
 
 
-NAMES = {"srcc": "SRCC", "plcc": "PLCC", "plcc_mapped": "PLCC, logistic", "krcc": "KRCC"}
-NAMES |= {"rmse": "RMSE, MOS units"}
+def measure_floors(
+    table: ImageTable, floors: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By floor and target, the numbers of predictions that a model must beat."""
+    found = {}
+    for floor, predicted in floors.items():
+        measured = measure(predictions_frame(table, predicted), table.scale, draws=0)
+        found[floor] = {target: plain_numbers(entry) for target, entry in measured.items()}
+    return found
+
+
+def plain_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """One target's entry of the metrics without its intervals."""
+    return {
+        name: value["value"] if isinstance(value, dict) else value
+        for name, value in entry.items()
+        if name != "n"
+    }
+
+
+NAMES = {
+    "srcc": "SRCC",
+    "plcc": "PLCC",
+    "plcc_mapped": "PLCC, logistic 4",
+    "plcc_mapped5": "PLCC, logistic 5",
+    "krcc": "KRCC",
+    "rmse": "RMSE, MOS units",
+}
+WITHOUT_INTERVAL = {
+    "within_generator_srcc": "SRCC within a generator",
+    "pairwise_accuracy": "better of two picked",
+}
 
 
 def metrics_table(metrics: dict[str, Any], title: str) -> Table:
@@ -87,10 +143,22 @@ def metrics_table(metrics: dict[str, Any], title: str) -> Table:
         table.add_row(
             shown, *(f"{v['value']:.3f}  [{v['low']:.3f}, {v['high']:.3f}]" for v in values)
         )
-    within_generator = [metrics[target]["within_generator_srcc"] for target in targets]
-    table.add_row("SRCC within a generator", *(f"{value:.3f}" for value in within_generator))
+    for name, shown in WITHOUT_INTERVAL.items():
+        table.add_row(shown, *(_shown(metrics[target][name]) for target in targets))
+    for floor, of_target in metrics.get("floors", {}).items():
+        cells = [
+            f"{_shown(of_target[t]['srcc'])} / {_shown(of_target[t]['plcc'])}"
+            if t in of_target
+            else ""
+            for t in targets
+        ]
+        table.add_row(f"floor: {FLOORS[floor]}", *cells)
     table.add_row("pictures", *(str(metrics[target]["n"]) for target in targets))
     return table
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None or np.isnan(value) else f"{value:.3f}"
 
 
 def scatter_plots(frame: pd.DataFrame, scale: MosScale) -> dict[str, bytes]:
@@ -132,22 +200,29 @@ def write_results(
     folder: Path,
     table: ImageTable,
     predicted: np.ndarray,
-    split: str,
     notes: Mapping[str, Any],
+    floors: Mapping[str, np.ndarray] | None = None,
+    draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """Write ``predictions.csv``, ``metrics.json`` and the plots; returns the metrics.
+    """Write ``predictions.csv`` and ``metrics.json``; returns the metrics.
 
     ``notes`` are further entries of ``metrics.json``: the protocol, the backbone, ...
     """
     frame = predictions_frame(table, predicted)
     write_atomically(folder / "predictions.csv", frame.to_csv(index=False).encode())
-    metrics = measure(frame, table.scale)
-    metrics |= {"split": split, "data": table.name, "version": __version__, **notes}
+    metrics = measure(frame, table.scale, draws)
+    metrics["floors"] = measure_floors(table, floors or {})
+    metrics |= {"data": table.name, "data_sha256": table.digest, "version": __version__, **notes}
     write_atomically(folder / "metrics.json", as_json(metrics))
-    plots = scatter_plots(frame, table.scale)
+    return metrics
+
+
+def write_plots(folder: Path, table: ImageTable, predicted: np.ndarray) -> bool:
+    """Write a plot for each target; False where matplotlib is missing."""
+    plots = scatter_plots(predictions_frame(table, predicted), table.scale)
     for name in (f"{target}.png" for target in TARGETS):
         if name in plots:
             write_atomically(folder / name, plots[name])
         else:  # one of earlier results would pass for one of these
             (folder / name).unlink(missing_ok=True)
-    return metrics
+    return bool(plots)

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dcmpl.config import TARGETS
 from dcmpl.errors import DataError, RunError, UsageError
 
-__all__ = ["FORMATS", "Row", "find_pictures", "read_prompts", "score_file"]
+__all__ = ["FORMATS", "Row", "find_pictures", "is_picture", "read_prompts", "score_file"]
 
 PICTURES = frozenset(
     [
@@ -42,9 +43,9 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
     found: list[str] = []
     for path in paths:
         if Path(path).is_dir():
-            inside = [str(p) for p in sorted(Path(path).rglob("*")) if _is_picture(p)]
+            inside = [str(p) for p in sorted(Path(path).rglob("*")) if is_picture(p)]
         elif not Path(path).exists() and glob.has_magic(path):
-            inside = sorted(p for p in glob.glob(path, recursive=True) if _is_picture(Path(p)))
+            inside = sorted(p for p in glob.glob(path, recursive=True) if is_picture(Path(p)))
         else:
             inside = [path]
         if not inside:
@@ -56,7 +57,8 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
     return list(each.values())
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Whether a file is called like a picture."""
     return path.suffix.lower() in PICTURES and path.is_file() and not path.name.startswith("._")
 
 
@@ -159,8 +161,7 @@ def _parquet_writer(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Ro
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbers = ("quality", "alignment")
-    kinds = [(name, pa.float64() if name in numbers else pa.string()) for name in columns]
+    kinds = [(name, pa.float64() if name in TARGETS else pa.string()) for name in columns]
     schema = pa.schema(kinds)
     waiting: list[dict[str, Any]] = []
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcmpl.datasets import TARGETS, ImageTable
+from dcmpl.config import TARGETS
 from dcmpl.images import read_image, to_unit_range, windows
 from dcmpl.model import DCMPL
 from dcmpl.progress import track
+from dcmpl.table import ImageTable
 
 __all__ = [
     "FrozenTable",

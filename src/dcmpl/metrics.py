@@ -5,13 +5,27 @@ than two values, or a constant) is nan, as in scipy. Higher is better except for
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import optimize, stats
 
-__all__ = ["Interval", "bootstrap", "krcc", "logistic_mapped", "plcc", "rmse", "srcc", "within"]
+__all__ = [
+    "Interval",
+    "bootstrap",
+    "krcc",
+    "logistic_mapped",
+    "pairwise_accuracy",
+    "plcc",
+    "plcc_mapped",
+    "plcc_mapped5",
+    "redrawn",
+    "rmse",
+    "srcc",
+    "within",
+]
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -52,33 +66,76 @@ def rmse(predicted: np.ndarray, opinion: np.ndarray) -> float:
     return float(np.sqrt(np.mean((predicted - opinion) ** 2)))
 
 
-def logistic_mapped(predicted: np.ndarray, opinion: np.ndarray) -> np.ndarray:
-    """``predicted`` after the monotone 4-parameter logistic that fits ``opinion`` best.
+def _logistic4(x: np.ndarray, b1: float, b2: float, b3: float, b4: float) -> np.ndarray:
+    power = np.clip((x - b3) / (abs(b4) + 1e-12), -500, 500)
+    mapped: np.ndarray = b2 + (b1 - b2) / (1 + np.exp(-power))
+    return mapped
 
-    f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)), VQEG FRTV Phase I (2000). Where no
-    fit can be had (constant or fewer than five values) the predictions come back as they are.
+
+def _logistic5(x: np.ndarray, b1: float, b2: float, b3: float, b4: float, b5: float) -> np.ndarray:
+    power = np.clip(b2 * (x - b3), -500, 500)
+    mapped: np.ndarray = b1 * (0.5 - 1 / (1 + np.exp(power))) + b4 * x + b5
+    return mapped
+
+
+def logistic_mapped(
+    predicted: np.ndarray, opinion: np.ndarray, parameters: Literal[4, 5] = 4
+) -> np.ndarray:
+    """``predicted`` after the logistic of 4 or 5 parameters that fits ``opinion`` best.
+
+    4: f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / abs(b4))), monotone, VQEG FRTV Phase I
+    (2000). 5: f(x) = b1 (1/2 - 1 / (1 + exp(b2 (x - b3)))) + b4 x + b5, Sheikh, Sabir, Bovik,
+    IEEE TIP 15(11), 2006. Where no fit can be had (constant, or no more values than
+    parameters) the predictions come back as they are.
     """
-    if not _defined(predicted, opinion) or len(predicted) < 5:
+    if not _defined(predicted, opinion) or len(predicted) <= parameters:
         return predicted
-
-    def curve(x: np.ndarray, b1: float, b2: float, b3: float, b4: float) -> np.ndarray:
-        power = np.clip((x - b3) / (abs(b4) + 1e-12), -500, 500)
-        mapped: np.ndarray = b2 + (b1 - b2) / (1 + np.exp(-power))
-        return mapped
-
-    start = [opinion.max(), opinion.min(), predicted.mean(), predicted.std()]
+    # The fit works on unit deviations, so that no start is far off whatever the units.
+    x = (predicted - predicted.mean()) / predicted.std()
+    y = (opinion - opinion.mean()) / opinion.std()
+    slope = float(np.mean(x * y))
+    starts = {4: [y.max(), y.min(), 0.0, 1.0], 5: [np.ptp(y) / 4, 1.0, 0.0, slope / 2, 0.0]}
+    curve: Callable[..., np.ndarray] = _logistic4 if parameters == 4 else _logistic5
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optimize.OptimizeWarning)
-            best, _ = optimize.curve_fit(curve, predicted, opinion, p0=start, maxfev=1000)
+            best, _ = optimize.curve_fit(curve, x, y, p0=starts[parameters], maxfev=2000)
     except RuntimeError:  # no convergence
         return predicted
-    return curve(predicted, *best)
+    mapped: np.ndarray = curve(x, *best) * opinion.std() + opinion.mean()
+    return mapped
 
 
 def plcc_mapped(predicted: np.ndarray, opinion: np.ndarray) -> float:
-    """PLCC after :func:`logistic_mapped`, in [-1, 1]."""
-    return plcc(logistic_mapped(predicted, opinion), opinion)
+    """PLCC after :func:`logistic_mapped` with 4 parameters, in [-1, 1]."""
+    return plcc(logistic_mapped(predicted, opinion, 4), opinion)
+
+
+def plcc_mapped5(predicted: np.ndarray, opinion: np.ndarray) -> float:
+    """PLCC after :func:`logistic_mapped` with 5 parameters, in [-1, 1]."""
+    return plcc(logistic_mapped(predicted, opinion, 5), opinion)
+
+
+def pairwise_accuracy(predicted: np.ndarray, opinion: np.ndarray, groups: np.ndarray) -> float:
+    """How often the better of two pictures of one prompt is picked, in [0, 1]; chance is 0.5.
+
+    Over all pairs inside a group whose opinions differ; equal predictions count half.
+
+    >>> pairwise_accuracy(np.array([0.1, 0.4, 0.4]), np.array([1.0, 2.0, 3.0]), np.zeros(3))
+    0.8333333333333334
+    """
+    right, pairs = 0.0, 0
+    for group in np.unique(groups):
+        member = groups == group
+        upper = np.triu_indices(int(member.sum()), 1)
+        ours, theirs = (
+            np.subtract.outer(x[member], x[member])[upper] for x in (predicted, opinion)
+        )
+        known = np.isfinite(ours) & (np.abs(theirs) > 0)
+        agreed = np.sign(ours[known]) * np.sign(theirs[known])
+        right += float((agreed > 0).sum() + 0.5 * (agreed == 0).sum())
+        pairs += int(known.sum())
+    return right / pairs if pairs else float("nan")
 
 
 def within(
@@ -111,13 +168,19 @@ def bootstrap(
 
     Pictures of one prompt are not independent, so prompts are redrawn, not pictures.
     """
-    rng = np.random.default_rng(seed)
-    _, index = np.unique(groups, return_inverse=True)
-    rows = [np.flatnonzero(index == g) for g in range(index.max() + 1)] if len(index) else []
-    drawn = []
-    for _ in range(draws if len(rows) > 1 else 0):
-        chosen = np.concatenate([rows[g] for g in rng.integers(len(rows), size=len(rows))])
-        drawn.append(metric(predicted[chosen], opinion[chosen]))
+    drawn = [metric(predicted[rows], opinion[rows]) for rows in redrawn(groups, draws, seed)]
     known = np.array([value for value in drawn if not np.isnan(value)])
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return Interval(metric(predicted, opinion), float(low), float(high))
+
+
+def redrawn(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Rows of ``draws`` samples in which whole groups are drawn with replacement.
+
+    None where there are fewer than two groups.
+    """
+    rng = np.random.default_rng(seed)
+    _, index = np.unique(groups, return_inverse=True)
+    rows = [np.flatnonzero(index == g) for g in range(index.max() + 1)] if len(index) else []
+    for _ in range(draws if len(rows) > 1 else 0):
+        yield np.concatenate([rows[g] for g in rng.integers(len(rows), size=len(rows))])

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcmpl.checkpoint import load_learned, read_run
-from dcmpl.config import MODEL
+from dcmpl.config import MODEL, TARGETS
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images import from_pil, read_image
 from dcmpl.inference import score_pictures
@@ -26,17 +26,18 @@ Picture = Union[str, Path, Image.Image, np.ndarray]
 
 @dataclass(frozen=True)
 class Score:
-    """One picture's row. ``quality`` and ``alignment`` lie in [0, 1], higher is better.
+    """One picture's row. The scores lie in [0, 1], higher is better.
 
-    Where the picture could not be read both are None and ``reason`` says why; a task that the
-    model has not is None as well. Alignment is
-    judged from the picture alone, as in the paper: ``prompt`` is carried along, not read.
+    Where the picture could not be read all are None and ``reason`` says why; what the run has
+    not learned is None as well. Alignment is judged from the picture alone, as in the paper:
+    ``prompt`` is carried along, not read.
     """
 
     image: str
     prompt: str
-    quality: float | None
-    alignment: float | None
+    quality: float | None = None
+    alignment: float | None = None
+    authenticity: float | None = None
     reason: str = ""
 
     @property
@@ -53,8 +54,15 @@ class Scorer:
     0.71
     """
 
-    def __init__(self, model: DCMPL, views: str, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: DCMPL,
+        views: str,
+        batch_size: int = 64,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
         self.model = model.eval()
+        self.tasks = tuple(model.config.tasks if tasks is None else tasks)
         self.views = views
         self.batch_size = batch_size
 
@@ -74,7 +82,7 @@ class Scorer:
         model = DCMPL(frozen.clip, frozen.tokenizer, record.model, record.train.seed)
         load_learned(folder / MODEL, model, record)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, record.train.views)
+        return cls(model, record.train.views, tasks=record.learned)
 
     def score(
         self, images: Sequence[Picture], prompts: Sequence[str] | str | None = None
@@ -108,13 +116,16 @@ class Scorer:
         def rows(upto: int) -> Iterator[Score]:
             nonlocal index
             while index < upto and index in faults:
-                yield Score(*taken[index], None, None, faults.pop(index))
+                yield Score(*taken[index], reason=faults.pop(index))
                 index += 1
 
         for found in score_pictures(self.model, readable(), self.views, self.batch_size):
             # By now all pictures up to the one that was scored have been decoded.
             yield from rows(len(taken))
-            yield Score(*taken[index], found.get("quality"), found.get("alignment"))
+            quality, alignment, authenticity = (
+                found.get(target) if target in self.tasks else None for target in TARGETS
+            )
+            yield Score(*taken[index], quality, alignment, authenticity)
             index += 1
         yield from rows(len(taken))
 

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from dcmpl.config import (
     CLIP_AGIQA_WORDS,
+    WORDS,
     AdapterConfig,
     FusionConfig,
     ModelConfig,
@@ -18,7 +19,7 @@ from dcmpl.config import (
 from dcmpl.errors import UsageError
 from dcmpl.usage import nearest
 
-__all__ = ["PRESETS", "Preset", "differences", "model_fields", "with_settings"]
+__all__ = ["PRESETS", "Preset", "differences", "model_fields", "with_settings", "with_targets"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,28 @@ def with_settings(model: ModelConfig, settings: Sequence[str]) -> ModelConfig:
         told = " ".join(str(error).split())
         raise UsageError(f"expected values that fit after --set, got: {told}") from error
     return changed
+
+
+def with_targets(
+    model: ModelConfig, judged: Sequence[str], chosen: Sequence[str] | None
+) -> ModelConfig:
+    """``model`` with the tasks that were ``chosen``, the main one first.
+
+    Where none were, a model of several tasks takes on authenticity where a data set has been
+    ``judged`` for it; otherwise it keeps its own. Raises :class:`UsageError` for a target that
+    nobody judged, and where the model has use for more or fewer tasks.
+    """
+    if chosen:
+        if unjudged := [target for target in chosen if target not in judged]:
+            raise UsageError(
+                f"expected --targets of {', '.join(judged)}, which the data has opinions on, "
+                f"got {unjudged[0]}"
+            )
+        words = {target: model.words.get(target, WORDS[target]) for target in chosen}
+        return replace(model, words=words)
+    if len(model.words) > 1 and "authenticity" in judged:
+        return replace(model, words={**model.words, "authenticity": WORDS["authenticity"]})
+    return model
 
 
 def _parser(model: ModelConfig) -> ArgumentParser:

@@ -6,10 +6,11 @@ Solved at once instead of stepwise; how much to shrink is chosen on validation.
 import numpy as np
 import torch
 
-from dcmpl.datasets import TARGETS, ImageTable
+from dcmpl.config import TARGETS
 from dcmpl.inference import FrozenTable
 from dcmpl.metrics import srcc
 from dcmpl.model import DCMPL
+from dcmpl.table import ImageTable
 
 __all__ = ["fit_ridge"]
 

@@ -1,8 +1,7 @@
-"""Prompt-grouped splits into training, validation and test.
+"""Training, validation and test as three types, and the file that says who is in which.
 
-All pictures of one prompt are in one part, so that a test prompt was never seen. The
-three parts are three types: a function that wants one cannot be given another, and only
-``evaluate`` takes the test part.
+A function that wants one part cannot be given another, and only what measures takes the test
+part. How pictures are dealt out is said in ``dcmpl.protocols``.
 """
 
 import hashlib
@@ -11,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dcmpl.datasets import ImageTable
 from dcmpl.errors import DataError, RunError
+from dcmpl.table import ImageTable
 
-__all__ = ["PARTS", "Split", "TestPart", "TrainPart", "ValidationPart", "make_split"]
+__all__ = ["PARTS", "Split", "TestPart", "TrainPart", "ValidationPart"]
 
 PARTS = ("train", "val", "test")
-SHARES = (0.7, 0.1, 0.2)
+MAX_SPLIT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -45,34 +42,45 @@ class TestPart:
 
 @dataclass(frozen=True)
 class Split:
-    """The groups (prompts) of each part, and the seed that drew them."""
+    """The pictures of each part, by name; ``left_out`` are in none of them.
 
-    seed: int
+    Drawn by ``protocol`` for its ``repeat`` (from 0). Where ``val`` is ``test``, the epoch is
+    chosen on the test part, as some published tables did.
+    """
+
+    protocol: str
+    repeat: int
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the groups and their parts: equal digests are equal splits."""
+        """SHA-256 of the pictures and their parts: equal digests are equal splits."""
         text = json.dumps([sorted(getattr(self, part)) for part in PARTS])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def groups(self) -> set[str]:
-        """The groups of all three parts."""
-        return {*self.train, *self.val, *self.test}
+    def selects_on_test(self) -> bool:
+        """Whether the epoch is chosen by the very pictures that are reported."""
+        return set(self.val) == set(self.test)
 
     def rows(self, table: ImageTable, part: str) -> ImageTable:
-        """The rows of ``table`` in one part; raises :class:`DataError` on foreign groups."""
-        groups = table.frame["group"]
-        strange = set(groups) - self.groups
-        if strange:
+        """The rows of ``table`` in one part.
+
+        Raises :class:`DataError` where the table's pictures are not those of the split.
+        """
+        known = {*self.train, *self.val, *self.test, *self.left_out}
+        names = table.frame["name"]
+        strange, absent = sorted(set(names) - known), sorted(known - set(names))
+        if strange or absent:
             raise DataError(
-                f"expected only prompts of the split, got {len(strange)} others such as "
-                f"{min(strange)!r}: the data changed since the split was made"
+                f"expected just the {len(known)} pictures of the split in {table.name}, got "
+                f"{len(strange)} others and {len(absent)} fewer, "
+                f"{(strange or absent)[0]} among them: the data changed since the split was made"
             )
-        chosen = table.select(groups.isin(getattr(self, part)))
+        chosen = table.select(names.isin(getattr(self, part)))
         if not len(chosen):
             raise DataError(f"expected rows in the {part} part of {table.name}, found none")
         return chosen
@@ -87,46 +95,27 @@ class Split:
         return TestPart(self.rows(table, "test"))
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` reads."""
+        """What :meth:`read` reads."""
         return {
-            "protocol": "clean",
-            "seed": self.seed,
+            "protocol": self.protocol,
+            "repeat": self.repeat,
             "sha256": self.digest,
-            **{part: list(getattr(self, part)) for part in PARTS},
+            **{part: list(getattr(self, part)) for part in (*PARTS, "left_out")},
         }
 
     @staticmethod
-    def from_json(text: str, path: Path) -> "Split":
-        """Read what :meth:`to_json` wrote; raises :class:`RunError` where it was changed."""
+    def read(path: Path) -> "Split":
+        """Read what :meth:`to_json` gives; raises :class:`RunError` where it was changed."""
         try:
-            record = json.loads(text)
-            split = Split(int(record["seed"]), *(tuple(map(str, record[p])) for p in PARTS))
+            if path.stat().st_size > MAX_SPLIT_BYTES:
+                raise ValueError(f"more than {MAX_SPLIT_BYTES} bytes")
+            record = json.loads(path.read_text(encoding="utf-8"))
+            parts = [tuple(map(str, record[part])) for part in (*PARTS, "left_out")]
+            split = Split(str(record["protocol"]), int(record["repeat"]), *parts)
             same = split.digest == record["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"expected a split at {path}, got unreadable content") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            told = " ".join(str(error).split())
+            raise RunError(f"expected a split at {path}, got: {told}") from error
         if not same:
             raise RunError(f"expected the split its digest names at {path}, got a changed one")
         return split
-
-
-def make_split(table: ImageTable, seed: int) -> Split:
-    """70 / 10 / 20 % of the prompts, drawn from ``seed``.
-
-    Raises :class:`DataError` where there are too few prompts for three parts.
-    """
-    groups = sorted(set(table.frame["group"]))
-    if len(groups) < 5:
-        raise DataError(
-            f"expected at least 5 different prompts in {table.name} to split into training, "
-            f"validation and test, got {len(groups)}"
-        )
-    order = np.random.default_rng([seed, 0x5B117]).permutation(len(groups))
-    shuffled = [groups[i] for i in order]
-    n_test = max(1, round(SHARES[2] * len(groups)))
-    n_val = max(1, round(SHARES[1] * len(groups)))
-    return Split(
-        seed=seed,
-        train=tuple(sorted(shuffled[n_test + n_val :])),
-        val=tuple(sorted(shuffled[n_test : n_test + n_val])),
-        test=tuple(sorted(shuffled[:n_test])),
-    )

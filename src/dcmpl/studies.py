@@ -7,16 +7,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dcmpl.ablate import ablate as run_ablation
-from dcmpl.ablate import read_grid, summary
+from dcmpl.ablate import read_grid, summary, trials_of
 from dcmpl.ablation_report import write_report
 from dcmpl.checkpoint import Run, save_learned
-from dcmpl.commands import mos_scale, portable, say, source_of, warn_of_floor
+from dcmpl.commands import read_data, say, source_of, warn_of_floor
 from dcmpl.config import MODEL, TrainConfig, recipe_for
-from dcmpl.datasets import check_pictures, load_table
 from dcmpl.model import count_of_vit_b_32
 from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.published import read_clip_agiqa
+from dcmpl.repeats import Workbench, run_trials
+from dcmpl.survey import check_pictures
 from dcmpl.weights import load_backbone
 
 __all__ = ["COMMANDS"]
@@ -26,15 +26,15 @@ def ablate(arguments: Any) -> int:
     """``dcmpl ablate``."""
     recipe = recipe_for(arguments.backbone)
     variants = read_grid(Path(arguments.grid), recipe, arguments.recipe)
-    table = load_table(arguments.data, mos_scale(arguments), arguments.columns)
-    backbone = load_backbone(arguments.backbone)
+    table = read_data(arguments)
+    bench = Workbench(table, load_backbone(arguments.backbone), check_pictures(table))
     warn_of_floor(arguments.backbone)
-    check_pictures(table)
     out, seeds = Path(arguments.out), range(arguments.repeats)
     say(f"{len(variants)} variants on {len(seeds)} splits of {table.name}, {len(table)} pictures")
-    results = run_ablation(table, source_of(arguments, table), backbone, variants, seeds, out, say)
+    trials = trials_of(bench, source_of(arguments, table), variants, seeds, out)
+    results = run_trials(trials, bench, say)
     title = f"{table.name} with {arguments.backbone}"
-    names = write_report(summary(results, variants), out, title)
+    names = write_report(summary(results, [v.name for v in variants]), out, title)
     print((out / "ablation.md").read_text(encoding="utf-8"))
     print(f"results: {out}/{', '.join(names)}")
     return 0
@@ -48,13 +48,14 @@ def import_run(arguments: Any) -> int:
     model = read_clip_agiqa(Path(arguments.aux), main_file, backbone.clip, backbone.tokenizer)
     run = Run(
         preset="clip-agiqa",
-        backbone=portable(arguments.backbone),
+        backbone=backbone.name,
         backbone_sha256=backbone.sha256,
         source=None,
         model=model.config,
         train=TrainConfig(),
         split_sha256="",
         finished=True,
+        learned=model.config.tasks,
     )
     save_learned(folder / MODEL, model, run)
     run.write(folder)

@@ -22,8 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dcmpl.batches import EpochWindows, epoch_loader
 from dcmpl.checkpoint import History, Run, load_learned, save_learned
-from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
-from dcmpl.datasets import TARGETS, ImageTable
+from dcmpl.config import LAST, MODEL, TARGETS, ModelConfig, TrainConfig
 from dcmpl.errors import DataError, RunError
 from dcmpl.inference import (
     FrozenTable,
@@ -38,6 +37,7 @@ from dcmpl.model import DCMPL, Scores, trainable_parameters
 from dcmpl.progress import progress_bar
 from dcmpl.ridge import fit_ridge
 from dcmpl.splits import TrainPart, ValidationPart
+from dcmpl.table import ImageTable
 
 __all__ = ["EpochReport", "fit"]
 

@@ -41,14 +41,15 @@ def flag(name: str) -> str:
 def _unknown(found: re.Match[str], words: Words) -> str:
     strange = found[1].split()
     word = next((w for w in strange if w.startswith("-")), strange[0]).split("=")[0]
-    if word in words.argv[: words.argv.index(words.command)]:
+    if word in words.argv[: words.argv.index(words.command.split()[-1])]:
         return f"expected flags after {words.command}, got {word} before it"
     hint = nearest(word, words.flags, words.help)
     return f"expected a flag of dcmpl {words.command}, got {word}: {hint}"
 
 
 def _missing(found: re.Match[str], words: Words) -> str:
-    names = [name.strip().removeprefix(f"{words.command}.") for name in found[1].split(",")]
+    prefix = words.command.replace(" ", ".") + "."
+    names = [name.strip().removeprefix(prefix) for name in found[1].split(",")]
     wanted = ", ".join(words.positionals.get(name) or flag(name) for name in names)
     return f"expected {wanted} for dcmpl {words.command}, got none; {words.help}"
 

@@ -81,7 +81,13 @@ def load_backbone(name: str) -> Backbone:
         clip = Clip(config)
     clip.load_state_dict(state, strict=True)
     clip.eval().requires_grad_(False)
-    return Backbone(name, clip, tokenizer, _sha256(weights))
+    return Backbone(_lasting(name), clip, tokenizer, _sha256(weights))
+
+
+def _lasting(name: str) -> str:
+    """The name to find a backbone by later: folders and files by their full path."""
+    is_place = name not in EMBEDDED and Path(name).exists()
+    return str(Path(name).absolute()) if is_place else name
 
 
 def _check_present(folder: Path, file: str) -> None:

@@ -1,0 +1,239 @@
+"""Commands that measure: a run, protocols over repeats, across data sets, beside others."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dcmpl.checkpoint import Run, Source, read_run, read_split
+from dcmpl.commands import (
+    model_of,
+    mos_scale,
+    read_data,
+    say,
+    say_leaks,
+    source_of,
+    warn_of_floor,
+)
+from dcmpl.compare import compare as compare_runs
+from dcmpl.compare import paired_rows, write_comparison
+from dcmpl.config import TrainConfig
+from dcmpl.cross import run_cross, write_cross
+from dcmpl.datasets import load_table
+from dcmpl.errors import DataError, DcmplError, RunError, UsageError
+from dcmpl.evaluate import metrics_table, write_plots, write_results
+from dcmpl.floors import predict_floors, statistics_of
+from dcmpl.inference import predict_table
+from dcmpl.leaks import find_leaks
+from dcmpl.pages import has_matplotlib
+from dcmpl.predict import Scorer
+from dcmpl.protocol_report import protocol_summary, write_protocol_report
+from dcmpl.protocols import PROTOCOLS
+from dcmpl.repeats import Trial, Workbench, run_trials
+from dcmpl.splits import Split
+from dcmpl.survey import check_pictures
+from dcmpl.table import ImageTable, listed
+from dcmpl.weights import load_backbone
+
+__all__ = ["COMMANDS"]
+
+
+def evaluate(arguments: Any) -> int:
+    """``dcmpl evaluate``: of a run, or with ``--protocol`` of repeats that it trains."""
+    return _evaluate_run(arguments) if arguments.run else _evaluate_protocols(arguments)
+
+
+def _evaluate_run(arguments: Any) -> int:
+    folder = Path(arguments.run)
+    run = read_run(folder)
+    split = read_split(folder, run)
+    table, own = _table_to_measure(arguments, run.source)
+    whole, training = table, None
+    name = arguments.part or ("test" if own else "all")
+    if name != "all":
+        if split is None:
+            raise UsageError(f"expected --split all for an imported run, got {name}")
+        if not own:
+            raise UsageError(
+                f"expected --split all for another data set than the run's own, got {name}"
+            )
+        table = split.rows(table, name)
+    scorer = Scorer.from_pretrained(folder)
+    warn_of_floor(run.backbone)
+    if own and split is not None:
+        say_leaks(split, whole, check_pictures(whole))
+        training = split.train_part(whole).table
+        kind = split.protocol if name == "test" else f"part {name} of its own data"
+    else:
+        training = _training_of(run, split)
+        _refuse_leaks(training, table)
+        kind = "other data"
+    predicted = run.only_learned(
+        predict_table(scorer.model, table, scorer.views, "fp32", "scoring")
+    )
+    own_place = folder if name == "test" else folder / name
+    default = own_place if own else folder / f"{table.name}-{table.digest[:6]}-{name}"
+    out = Path(arguments.out) if arguments.out else default
+    notes = {
+        "protocol": kind,
+        "part": name,
+        "selects_on_test": bool(split and split.selects_on_test),
+        "split_sha256": run.split_sha256,
+        "backbone": run.backbone,
+        "preset": run.preset,
+        "best_epoch": run.best_epoch,
+    }
+    metrics = write_results(out, table, predicted, notes, _floors(training, table))
+    title = f"{table.name}, {name} part, {len(table)} pictures; protocol: {kind}"
+    Console().print(metrics_table(metrics, title))
+    if not write_plots(out, table, predicted):
+        say("no plots: pip install matplotlib brings them")
+    print(f"results: {out}/metrics.json, predictions.csv")
+    return 0
+
+
+def _table_to_measure(arguments: Any, source: Source | None) -> tuple[ImageTable, bool]:
+    """The table to measure on, and whether it is the run's own data, moved or not."""
+    if source is None:
+        if arguments.data is None:
+            raise UsageError("expected --data PATH: an imported run has no data of its own")
+        return load_table(arguments.data, mos_scale(arguments), arguments.columns), False
+    path, scale, columns = arguments.data or source.path, mos_scale(arguments), arguments.columns
+    if not Path(path).exists():
+        raise DataError(
+            f"expected the run's data set at {path}, found nothing there: "
+            "give its new place with --data"
+        )
+    try:
+        # The run's own data in a new place has the run's own scale and columns.
+        table = load_table(path, scale or source.scale, columns or source.columns)
+    except DcmplError:
+        if arguments.data is None:
+            raise
+    else:
+        if table.digest == source.sha256:
+            return table, True
+        if arguments.data is None:
+            raise RunError(
+                f"expected the table the run was trained with at {path}, its scale or rows have "
+                f"changed: add --data {path} to measure on it as on another data set"
+            )
+    return load_table(path, scale, columns), False
+
+
+def _training_of(run: Run, split: Split | None) -> ImageTable | None:
+    """What the run has seen, where that can still be read."""
+    if run.source is None or split is None:
+        say("note: it is not known what this run was trained on, so no leak can be looked for")
+        return None
+    source = run.source
+    try:
+        table = load_table(source.path, source.scale, source.columns)
+        if table.digest != source.sha256:
+            raise DataError(f"{source.path} has changed")
+    except DcmplError:
+        say(
+            f"note: the training data is not at {source.path} any more, so no leak can be looked "
+            "for"
+        )
+        return None
+    return table.select(table.frame["name"].isin({*split.train, *split.val}))
+
+
+def _refuse_leaks(training: ImageTable | None, table: ImageTable) -> None:
+    facts = check_pictures(table)
+    if training is None:
+        return
+    leaks = find_leaks(training, table, {**check_pictures(training), **facts})
+    if leaks:
+        pairs = [f"{leak.tested} and {leak.known} ({leak.kind})" for leak in leaks]
+        raise DataError(
+            f"expected nothing in {table.name} that the run was trained on, got "
+            f"{listed(pairs, 5)}: take these rows out, or measure the run's own data with --split"
+        )
+
+
+def _floors(training: ImageTable | None, table: ImageTable) -> dict[str, np.ndarray]:
+    if training is None:
+        return {}
+    statistics = statistics_of([*training.frame["image"], *table.frame["image"]])
+    return predict_floors(training, table, statistics)
+
+
+def _evaluate_protocols(arguments: Any) -> int:
+    """Every protocol beside ``clean``, on the same data, with the same recipe."""
+    table = read_data(arguments)
+    bench = Workbench(table, load_backbone(arguments.backbone), check_pictures(table))
+    warn_of_floor(arguments.backbone)
+    out, names = Path(arguments.out), list(dict.fromkeys(["clean", *arguments.protocol]))
+    model = model_of(arguments, table)
+    source = source_of(arguments, table)
+
+    def trials() -> Iterator[Trial]:
+        for repeat in range(arguments.repeats):
+            for name in names:
+                split = bench.split(name, repeat)
+                train = TrainConfig(**{**arguments.recipe, "seed": repeat})
+                run = Run.begin(
+                    arguments.preset, bench.backbone, source, model, train, split, table
+                )
+                yield Trial(name, run, split, out / name / f"repeat{repeat}")
+
+    for name in names:
+        say(f"{name}: {PROTOCOLS[name].about}")
+    results = run_trials(trials(), bench, say)
+    label = f"{arguments.preset} on {bench.backbone.name}"
+    about = {"model": label, "data": table.name, "pictures": len(table)}
+    summed = protocol_summary(results, label)
+    title = f"{table.name}, {len(table)} pictures, {label}"
+    files = write_protocol_report(summed, out, title, about)
+    print((out / "protocols.md").read_text(encoding="utf-8"))
+    print(f"results: {out}/{', '.join(files)}")
+    if not has_matplotlib():
+        say("no plots: pip install matplotlib brings them")
+    return 0
+
+
+def cross(arguments: Any) -> int:
+    """``dcmpl cross``."""
+    backbone = load_backbone(arguments.backbone)
+    trials: list[tuple[Trial, Workbench]] = []
+    warn_of_floor(arguments.backbone)
+    for path in arguments.data:
+        table = read_data(arguments, path)
+        if any(table.name == other.table.name for _, other in trials):
+            raise UsageError(f"expected data sets of different names, got {table.name} twice")
+        bench = Workbench(table, backbone, check_pictures(table))
+        train = TrainConfig(**arguments.recipe)
+        split = bench.split("clean", train.seed)
+        source, model = source_of(arguments, table, path), model_of(arguments, table)
+        run = Run.begin(arguments.preset, backbone, source, model, train, split, table)
+        folder = Path(arguments.out) / table.name
+        trials.append((Trial(table.name, run, split, folder), bench))
+    say(" and ".join(f"{b.table.name} ({len(b.table)} pictures)" for _, b in trials))
+    files = write_cross(
+        run_cross(trials), Path(arguments.out), f"{arguments.preset} on {backbone.name}"
+    )
+    print((Path(arguments.out) / "cross.md").read_text(encoding="utf-8"))
+    print(f"results: {arguments.out}/{', '.join(files)}")
+    return 0
+
+
+def compare(arguments: Any) -> int:
+    """``dcmpl compare``."""
+    folders = [Path(run) for run in arguments.runs]
+    frame, paired = compare_runs(folders), paired_rows(folders)
+    out = Path(arguments.out) if arguments.out else folders[0]
+    names = write_comparison(frame, paired, out)
+    print((out / "comparison.md").read_text(encoding="utf-8"))
+    print(f"results: {out}/{', '.join(names)}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {
+    "evaluate": evaluate,
+    "cross": cross,
+    "compare": compare,
+}

@@ -1,0 +1,217 @@
+"""Readers of the published data sets, from the folder as its authors ship it or others copied it.
+
+Where the facts come from: the files themselves and the papers, AGIQA-3K (Li et al.,
+arXiv:2306.04717), AGIQA-1K (Zhang et al., arXiv:2303.12618), AIGCIQA2023 (Wang et al.,
+arXiv:2307.00211), AIGIQA-20K (Li et al., arXiv:2404.03407), PKU-AIGIQA-4K (Yuan et al.,
+arXiv:2404.18409).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dcmpl.aigciqa2023 import MODELS, PER_MODEL, SCALE, read_aigciqa2023, tells_aigciqa2023
+from dcmpl.sheets import first_file, need, read_sheet
+from dcmpl.table import ImageTable, MosScale, as_group, image_table, listed
+
+__all__ = ["DATASETS", "Figures", "Official"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the authors publish of a data set: counts to hold a copy against."""
+
+    pictures: int
+    prompts: int | None
+    generators: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Official:
+    """A published data set: what tells it, how it is read, what it should hold."""
+
+    scale: MosScale
+    figures: Figures
+    told_by: Callable[[Path], Path | None]
+    """The file in a folder that says this is the data set, or None."""
+    read: Callable[[Path, Path], ImageTable]
+
+
+FOLDERS = ("img", "image", "images", "file", "all", "All", "allimg", "AGIQA-3K", "ACGIQA-3K")
+"""Names that copies of these data sets give to the folder of the pictures."""
+
+
+def _sheet(folder: Path, stem: str) -> Path | None:
+    return first_file(folder, [f"{stem}.csv", f"{stem}.xlsx"])
+
+
+def _places(folder: Path, *more: str) -> list[Path]:
+    """Folders a picture may lie in; the data set's own is the last resort."""
+    found = [folder / name for name in (*FOLDERS, *more) if (folder / name).is_dir()]
+    return [*found, folder] if found else [folder]
+
+
+AGIQA_3K = {
+    "name": "image",
+    "prompt": "prompt",
+    "mos_quality": "mos_quality",
+    "std_quality": "std_quality",
+    "mos_align": "mos_alignment",
+    "std_align": "std_alignment",
+}
+
+
+def _tells_agiqa_3k(folder: Path) -> Path | None:
+    file = first_file(folder, ["data.csv"])
+    return file if file and {"adj1", "mos_align"} & set(read_sheet(file)) else None
+
+
+def _read_agiqa_3k(folder: Path, file: Path) -> ImageTable:
+    """Names are GENERATOR_SETTING_NUMBER.jpg; the setting belongs to the generator."""
+    frame = need(read_sheet(file), list(AGIQA_3K), file).rename(columns=AGIQA_3K)
+    frame["generator"] = frame["image"].str.rsplit("_", n=1).str[0]
+    places = _places(folder)[:1]
+    return image_table("AGIQA-3K", DATASETS["AGIQA-3K"].scale, frame, places, file)
+
+
+def _read_agiqa_1k(folder: Path, file: Path) -> ImageTable:
+    """One MOS. Prompts end in two words of style, and pictures that differ in them are a group.
+
+    In the authors' sheet one name stands twice, with two opinions, and one picture is absent.
+    """
+    frame = need(read_sheet(file), ["Image", "Prompt", "MOS"], file)
+    frame = frame.rename(columns={"Image": "image", "Prompt": "prompt", "MOS": "mos_quality"})
+    doubled = frame["image"].duplicated(keep=False)
+    doubled_names, notes = set(frame["image"][doubled]), []
+    if doubled.any():
+        both = " and ".join(f"{float(mos):.3f}" for mos in frame["mos_quality"][doubled])
+        notes.append(
+            f"{frame['image'][doubled].iloc[0]} stands twice in {file.name}, with MOS {both}: "
+            "both rows are left out"
+        )
+        frame = frame[~doubled].reset_index(drop=True)
+    raw = folder / "AIGC_all.csv"
+    if raw.is_file():
+        absent = set(need(read_sheet(raw), ["Image"], raw)["Image"]) - set(frame["image"])
+        absent -= {"dreamStudio_8_9_1_.jpg", *doubled_names}  # the former is the latter, cut short
+        if absent:
+            notes.append(f"{listed(sorted(absent))} of {raw.name} has no row in {file.name}")
+    frame["generator"] = frame["image"].str.split("_").str[0]
+    words = frame["prompt"].str.replace(",", " ").str.replace("-", "").str.split()
+    frame["group"] = words.str[:-2].str.join(" ")
+    places = _places(folder)[:1]
+    return image_table("AGIQA-1K", DATASETS["AGIQA-1K"].scale, frame, places, file, notes)
+
+
+AIGIQA_20K_PARTS = {"train": "train", "val": "val", "test": "test"}
+
+
+def _tells_aigiqa_20k(folder: Path) -> Path | None:
+    info = _sheet(folder, "info_train")
+    if info:
+        return info
+    file = first_file(folder, ["data.csv"])
+    return file if file and list(read_sheet(file))[:3] == ["name", "prompt", "mos"] else None
+
+
+def _read_aigiqa_20k(folder: Path, file: Path) -> ImageTable:
+    """One MOS that mixes quality and alignment, read as quality; an official split."""
+    parts = []
+    for part in AIGIQA_20K_PARTS:
+        sheet = _sheet(folder, f"info_{part}") if file.stem != "data" else None
+        if sheet:
+            parts.append(_aigiqa_20k_part(sheet).assign(part=part))
+    frame = pd.concat(parts, ignore_index=True) if parts else read_sheet(file)
+    need(frame, ["name", "prompt", "mos"], file)
+    frame = frame.rename(columns={"name": "image", "mos": "mos_quality"}).fillna("")
+    frame["generator"] = frame["image"].str.rsplit("_", n=1).str[0]
+    unjudged = int((frame["mos_quality"] == "").sum())
+    notes = ["its one MOS mixes quality and alignment; it is read as quality"]
+    notes += [f"{unjudged} pictures of the official split have no MOS"] if unjudged else []
+    places = _places(folder, "train", "val", "test")
+    return image_table("AIGIQA-20K", DATASETS["AIGIQA-20K"].scale, frame, places, file, notes)
+
+
+def _aigiqa_20k_part(file: Path) -> pd.DataFrame:
+    """With a header or without; without MOS, as the challenge shipped its tests."""
+    names = ["name", "prompt", "mos"]
+    frame = read_sheet(file)
+    if frame.columns[0].endswith(".png"):
+        frame = read_sheet(file, header=False)
+        frame.columns = [*names, *map(str, range(3, len(frame.columns)))][: len(frame.columns)]
+    return need(frame, names[:2], file)
+
+
+PKU = {
+    "Generated_image": "image",
+    "Text_prompt": "prompt",
+    "MOS_q": "mos_quality",
+    "MOS_a": "mos_authenticity",
+    "MOS_c": "mos_alignment",
+}
+
+
+PKU_FOLDERS = ("", "/All", "/SD", "/MJ", "/DALLE")
+PKU_PLACES = [f"{above}{place}" for above in ("", "/Generated_image") for place in PKU_FOLDERS]
+
+
+def _read_pku(folder: Path, file: Path) -> ImageTable:
+    """Text to image and image to image; what shares a picture prompt shares a group.
+
+    The authors test on every fourth row, which shares every prompt with training.
+    """
+    frame = need(read_sheet(file), list(PKU), file).rename(columns=PKU)
+    pictures = frame.get("Image_prompt", pd.Series("", frame.index, dtype=str))
+    frame["group"] = as_group(frame["prompt"]).where(pictures == "", "picture " + pictures)
+    frame["generator"] = frame["image"].str.split("_").str[0]
+    frame["part"] = np.where(np.arange(len(frame)) % 4 == 3, "test", "train")
+    below = [f"{part}{place}" for part in ("T2I", "I2I") for place in PKU_PLACES]
+    places = _places(folder, *below)
+    return image_table("PKU-AIGIQA-4K", DATASETS["PKU-AIGIQA-4K"].scale, frame, places, file)
+
+
+_AIGIQA_20K_COUNTS = {
+    **dict.fromkeys(("DALLE2", "DALLE3", "IF", "MJ"), 500),
+    **dict.fromkeys(("LCM_Pixart", "LCM_SD1.5", "LCM_SDXL", "SDXL_Turbo"), 1000),
+    **dict.fromkeys(("Dream", "Pixart", "Playground", "SD1.4", "SD1.5", "SDXL", "SSD1B"), 2000),
+}
+_AGIQA_3K_COUNTS = {
+    **dict.fromkeys((f"sd1.5_{s}" for s in ("highcorr", "lowcorr", "lowstep", "normal")), 300),
+    **dict.fromkeys(("AttnGAN_normal", "glide_normal", "xl2.2_normal"), 300),
+    **dict.fromkeys(("midjourney_lowstep", "midjourney_normal"), 296),
+    "DALLE2_normal": 290,
+}
+
+DATASETS: dict[str, Official] = {
+    "AGIQA-3K": Official(
+        MosScale(0, 5), Figures(2982, 300, _AGIQA_3K_COUNTS), _tells_agiqa_3k, _read_agiqa_3k
+    ),
+    "AIGCIQA2023": Official(
+        SCALE,
+        Figures(2400, 100, dict.fromkeys(MODELS, PER_MODEL)),
+        tells_aigciqa2023,
+        read_aigciqa2023,
+    ),
+    "AGIQA-1K": Official(
+        MosScale(0, 5),
+        Figures(1080, 720, {"deepai": 720, "dreamStudio": 360}),
+        lambda folder: first_file(folder, ["AIGC_MOS_Zscore.xlsx"]),
+        _read_agiqa_1k,
+    ),
+    "AIGIQA-20K": Official(
+        MosScale(0, 5),
+        Figures(20_000, 19_259, _AIGIQA_20K_COUNTS),
+        _tells_aigiqa_20k,
+        _read_aigiqa_20k,
+    ),
+    "PKU-AIGIQA-4K": Official(
+        MosScale(0, 5),
+        Figures(4000, None, {"SD": 1600, "MJ": 1600, "DALLE": 800}),
+        lambda folder: _sheet(folder, "annotation"),
+        _read_pku,
+    ),
+}
+"""By the name they are known by, in the order in which a folder is asked."""

@@ -1,0 +1,107 @@
+"""Tables and pictures as people read them: Markdown, and pages of HTML that need no other file.
+
+Whatever comes from a data set is escaped; the pages run no script and load nothing.
+"""
+
+import base64
+import html
+import importlib.util
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+__all__ = [
+    "embedded",
+    "figure_png",
+    "has_matplotlib",
+    "html_page",
+    "html_table",
+    "markdown_table",
+    "number_cell",
+]
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; color: #222;
+       padding: 0 1rem }
+h1, h2 { line-height: 1.2 }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+th { background: #f5f5f5 } td:first-child, th:first-child { text-align: left }
+tr.ours td { background: #fff6d9; font-weight: 600 }
+img { max-width: 100% }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem }
+figure { margin: 0 } figcaption { font-size: 12px; overflow-wrap: anywhere }
+"""
+
+
+def has_matplotlib() -> bool:
+    """Whether plots can be drawn: the extra ``plots`` brings it."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def figure_png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG, without any window system."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()
+
+
+def number_cell(value: Any, signed: bool = False) -> str:
+    """Three digits for a fraction, nothing for what is missing, texts and counts as they are."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:+.3f}" if signed else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cells(frame: pd.DataFrame, signed: Sequence[str]) -> list[list[str]]:
+    columns = [
+        [number_cell(value, column in signed) for value in frame[column].tolist()]
+        for column in frame
+    ]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def markdown_table(frame: pd.DataFrame, signed: Sequence[str] = ()) -> str:
+    """``frame`` as a Markdown table; columns that are empty throughout are left out."""
+    frame = frame.loc[:, [any(number_cell(v) for v in frame[c].tolist()) for c in frame]]
+    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns), *_cells(frame, signed)]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows
+    )
+
+
+def html_table(
+    frame: pd.DataFrame, signed: Sequence[str] = (), marked: Sequence[bool] | None = None
+) -> str:
+    """``frame`` as an HTML table; rows that are ``marked`` stand out."""
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in frame.columns)
+    kinds = [' class="ours"' if mark else "" for mark in marked or [False] * len(frame)]
+    body = "\n".join(
+        f"<tr{kind}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+        for kind, row in zip(kinds, _cells(frame, signed), strict=True)
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def embedded(picture: bytes, kind: str, caption: str = "") -> str:
+    """A picture inside the page; ``kind`` is png or jpeg."""
+    data = base64.b64encode(picture).decode("ascii")
+    return f'<img alt="{html.escape(caption)}" src="data:image/{kind};base64,{data}">'
+
+
+def html_page(title: str, parts: Sequence[str]) -> bytes:
+    """A whole page; ``parts`` are HTML already."""
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+    )
+    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *parts])
+    return f"{head}<body>\n{body}\n</body></html>\n".encode()

@@ -1,0 +1,157 @@
+"""How pictures are dealt out to training, validation and test: by name, so that it can be said.
+
+``clean`` is the default and cannot leak. The others replay what published tables did, under
+their own names, so that a number can be compared with its own kind and the difference measured.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dcmpl.errors import DataError, UsageError
+from dcmpl.splits import Split
+from dcmpl.table import ImageTable
+
+__all__ = ["PROTOCOLS", "Protocol", "draw_split"]
+
+Draw = Callable[[ImageTable, np.ndarray, int], dict[str, np.ndarray]]
+"""Table, the unit of each row, repeat -> rows of each part, as masks or numbers."""
+
+VAL, TEST = 0.1, 0.2
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to split; ``leaks`` are the kinds of leak it commits by design."""
+
+    about: str
+    draw: Draw
+    leaks: frozenset[str] = frozenset()
+
+
+def _shuffled(count: int, *seed: int) -> np.ndarray:
+    return np.random.default_rng([*seed, 0x5B117]).permutation(count)
+
+
+def _dealt(units: np.ndarray, val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+    in_val, in_test = np.isin(units, val), np.isin(units, test)
+    return {"train": ~(in_val | in_test), "val": in_val, "test": in_test}
+
+
+def _counted(units: np.ndarray, table: ImageTable) -> int:
+    count = int(units.max()) + 1 if len(units) else 0
+    if count < FOLDS:
+        raise DataError(
+            f"expected at least {FOLDS} different prompts in {table.name} to split into training, "
+            f"validation and test, got {count}"
+        )
+    return count
+
+
+def _clean(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
+    count = _counted(units, table)
+    order = _shuffled(count, repeat)
+    n_test, n_val = max(1, round(TEST * count)), max(1, round(VAL * count))
+    return _dealt(units, order[n_test : n_test + n_val], order[:n_test])
+
+
+def _folds(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
+    count = _counted(units, table)
+    folds = np.array_split(_shuffled(count, repeat // FOLDS), FOLDS)
+    test = folds[repeat % FOLDS]
+    rest = np.concatenate([fold for fold in folds if fold is not test])
+    chosen = _shuffled(len(rest), repeat)[: max(1, round(VAL * count))]
+    return _dealt(units, rest[chosen], test)
+
+
+def _image_level(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
+    rows = np.arange(len(table))
+    return _clean(table, rows, repeat)
+
+
+def _clip_agiqa(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
+    """One list of the prompts, shuffled again for every round, as CLIP-AGIQA's script does."""
+    key = table.frame["prompt" if table.name == "AGIQA-3K" else "group"]
+    groups = sorted(key.unique())
+    order, chain = list(range(len(groups))), random.Random(10)  # noqa: S311  the paper's own
+    for _ in range(repeat + 1):
+        chain.shuffle(order)
+    tested = {groups[i] for i in order[round((1 - TEST) * len(order)) :]}
+    test = key.isin(tested).to_numpy()
+    return {"train": ~test, "val": test, "test": test}
+
+
+def _official(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
+    """Where the data set's own split has no validation, some of training's units become it."""
+    masks = {part: (table.frame["part"] == part).to_numpy() for part in ("train", "val", "test")}
+    if not masks["train"].any() or not masks["test"].any():
+        raise UsageError(
+            f"expected a data set with a split of its own, {table.name} has none: "
+            "choose another --protocol"
+        )
+    if not masks["val"].any():
+        inside = np.unique(units[masks["train"]])
+        chosen = inside[_shuffled(len(inside), repeat)[: max(1, round(VAL * len(inside)))]]
+        masks["val"] = masks["train"] & np.isin(units, chosen)
+        masks["train"] &= ~masks["val"]
+    return masks
+
+
+def _official_disjoint(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
+    """The test part stays whole; what it shares is taken out of validation and training."""
+    masks = _official(table, units, repeat)
+    masks["val"] &= ~np.isin(units, units[masks["test"]])
+    masks["train"] &= ~np.isin(units, units[masks["test"] | masks["val"]])
+    return masks
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "clean": Protocol(
+        "70/10/20 % of the prompts at random; what shares a picture stays together; epoch chosen "
+        "on validation",
+        _clean,
+    ),
+    "clean-folds": Protocol(
+        f"{FOLDS} folds of the prompts, each the test once, 10 % of the prompts validation; "
+        "epoch chosen on validation",
+        _folds,
+    ),
+    "clip-agiqa": Protocol(
+        "80/20 % of the prompts, rounds of one chain of shuffles from seed 10; epoch chosen on "
+        "the test part (arXiv:2406.16641)",
+        _clip_agiqa,
+        frozenset({"file", "look"}),
+    ),
+    "image-level": Protocol(
+        "70/10/20 % of the pictures at random, so that prompts are shared; epoch chosen on "
+        "validation",
+        _image_level,
+        frozenset({"prompt", "file", "look"}),
+    ),
+    "official": Protocol(
+        "the data set's own split, with the prompts it shares",
+        _official,
+        frozenset({"prompt", "file", "look"}),
+    ),
+    "official-disjoint": Protocol(
+        "the data set's own test part; what it shares is taken out of training and validation",
+        _official_disjoint,
+    ),
+}
+"""By name; ``clean`` is what is meant where none is said."""
+
+
+def draw_split(name: str, table: ImageTable, units: np.ndarray, repeat: int) -> Split:
+    """The split of one repeat (from 0), the same for the same table, name and repeat.
+
+    ``units`` are those of :func:`dcmpl.leaks.tied_units`. Raises :class:`DataError` where
+    there are too few prompts, :class:`UsageError` for a split that the data set has not.
+    """
+    names = table.frame["name"].to_numpy(str)
+    masks = PROTOCOLS[name].draw(table, units, repeat)
+    parts = {part: tuple(sorted(names[mask].tolist())) for part, mask in masks.items()}
+    in_some = np.any(list(masks.values()), axis=0)
+    return Split(name, repeat, **parts, left_out=tuple(sorted(names[~in_some].tolist())))

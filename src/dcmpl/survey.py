@@ -1,0 +1,101 @@
+"""One pass over the pictures of a table: which decode, which are flat, which look alike.
+
+Two hashes tell pictures apart: SHA-256 of the file, and 255 bits of how the picture looks
+(signs of its lowest cosine frequencies, as in perceptual hashing by Zauner, *Implementation and
+Benchmarking of Perceptual Image Hash Functions*, 2010), which survive re-encoding and scaling
+but neither cropping nor mirroring.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import fft
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcmpl.errors import DataError
+from dcmpl.images import decode, quiet_pillow
+from dcmpl.progress import track
+from dcmpl.table import ImageTable
+
+__all__ = ["ALIKE_BITS", "PictureFacts", "check_pictures", "look_of", "survey"]
+
+SIDE, FREQUENCIES = 64, 16
+FLAT = 1.0
+"""Grey deviation, in steps of 256, below which a picture shows nothing."""
+
+ALIKE_BITS = 28
+"""Of 255 bits: pictures that differ in no more are near-duplicates."""
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What one look at a picture tells; only ``fault`` where it cannot be read."""
+
+    fault: str = ""
+    sha256: str = ""
+    look: bytes = b""
+    flat: bool = False
+    width: int = 0
+    height: int = 0
+
+
+def look_of(picture: Tensor) -> bytes:
+    """32 bytes that near-duplicates nearly share; ``picture`` is uint8 (3, height, width)."""
+    grey = F.adaptive_avg_pool2d(picture.float().mean(0)[None, None], SIDE)[0, 0]
+    low = fft.dctn(grey.numpy().astype(np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES]
+    values = low.ravel()[1:]
+    return np.packbits(values > np.median(values)).tobytes()
+
+
+def _facts(path: str) -> PictureFacts:
+    try:
+        picture = decode(path)
+        sha256 = hashlib.sha256()
+        with Path(path).open("rb") as file:
+            while chunk := file.read(CHUNK):
+                sha256.update(chunk)
+    except DataError as error:
+        return PictureFacts(fault=str(error))
+    except OSError as error:
+        return PictureFacts(fault=f"expected a picture at {path}, got: {error.strerror or error}")
+    flat = float(picture.float().mean(0).std(correction=0)) < FLAT
+    height, width = picture.shape[1:]
+    return PictureFacts("", sha256.hexdigest(), look_of(picture), flat, width, height)
+
+
+def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, PictureFacts]:
+    """Facts of every picture, in parallel; faults are among them, nothing is raised."""
+    paths = list(dict.fromkeys(paths))
+
+    def found() -> Iterator[PictureFacts]:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            yield from pool.map(_facts, paths)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the pool is the parallelism
+    try:
+        with quiet_pillow():
+            return dict(zip(paths, track(found(), what, len(paths)), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_pictures(table: ImageTable) -> dict[str, PictureFacts]:
+    """Facts of all pictures; raises :class:`DataError` naming all that cannot be read."""
+    found = survey(table.frame["image"])
+    faults = [facts.fault for facts in found.values() if facts.fault]
+    if faults:
+        raise DataError(
+            f"expected {len(table)} readable pictures, {len(faults)} are not, "
+            "mend them or take their rows out:\n" + "\n".join(f"  {fault}" for fault in faults)
+        )
+    return found

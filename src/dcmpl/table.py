@@ -1,0 +1,158 @@
+"""The one table that every data set becomes: a row per picture, opinions in their own units.
+
+Only :meth:`ImageTable.targets` turns opinions into [0, 1].
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dcmpl.config import TARGETS
+from dcmpl.errors import DataError
+
+__all__ = ["ImageTable", "MosScale", "as_group", "image_table", "listed"]
+
+
+@dataclass(frozen=True)
+class MosScale:
+    """The ends of an opinion scale; ``low`` is worst."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise DataError(
+                f"expected a MOS scale whose low end is below its high end, "
+                f"got {self.low:g} {self.high:g}"
+            )
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """One row per picture.
+
+    Columns of ``frame``: ``image`` (absolute path), ``name`` (as the table has it),
+    ``prompt``, ``generator``, ``group`` (rows of one group never part), ``part`` (of the data
+    set's own split, or empty), ``mos_T`` and ``std_T`` for T of quality, alignment and
+    authenticity, in units of ``scale``, NaN where nobody was asked. ``notes`` say what is
+    irregular in the data set and what was done about it.
+    """
+
+    name: str
+    scale: MosScale
+    frame: pd.DataFrame = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def targets(self) -> np.ndarray:
+        """(rows, 3) float32: the opinions of ``TARGETS`` in [0, 1], NaN where missing."""
+        mos = self.frame[[f"mos_{t}" for t in TARGETS]].to_numpy(np.float32)
+        scaled: np.ndarray = (mos - self.scale.low) / (self.scale.high - self.scale.low)
+        return scaled
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The targets that have opinions."""
+        return tuple(t for t in TARGETS if self.frame[f"mos_{t}"].notna().any())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of scale and rows, wherever the pictures lie: equal digests, equal opinions."""
+        rows = self.frame.drop(columns="image").to_csv(index=False)
+        return hashlib.sha256(f"{self.scale}\n{rows}".encode()).hexdigest()
+
+    def select(self, rows: "pd.Series[bool]") -> "ImageTable":
+        """The rows for which ``rows`` is true, in their order."""
+        return ImageTable(self.name, self.scale, self.frame[rows].reset_index(drop=True))
+
+    def joined(self, other: "ImageTable") -> "ImageTable":
+        """The rows of both."""
+        frame = pd.concat([self.frame, other.frame], ignore_index=True)
+        return ImageTable(self.name, self.scale, frame)
+
+
+def as_group(prompts: "pd.Series[str]") -> "pd.Series[str]":
+    """Prompts that differ in case or blanks only are one group.
+
+    >>> as_group(pd.Series(["A  red fox ", "a red fox"])).tolist()
+    ['a red fox', 'a red fox']
+    """
+    return prompts.str.split().str.join(" ").str.lower()
+
+
+def image_table(
+    name: str,
+    scale: MosScale,
+    frame: pd.DataFrame,
+    folders: Sequence[Path],
+    source: Path,
+    notes: Iterable[str] = (),
+) -> ImageTable:
+    """Checks and columns that all readers share.
+
+    ``frame`` holds text: ``image``, ``prompt``, one ``mos_...`` at least, and what else is
+    known of the columns of :class:`ImageTable`. A picture lies in the first of ``folders``
+    that has it. Raises :class:`DataError`, naming ``source``, for doubled pictures and for
+    opinions that are no numbers of ``scale``.
+    """
+    doubled = frame["image"][frame["image"].duplicated()].unique()
+    if len(doubled):
+        raise DataError(
+            f"expected each picture once in {source}, got {listed(list(doubled))} more than once"
+        )
+    empty = (frame["image"].str.strip() == "").to_numpy()
+    if empty.any():
+        raise DataError(
+            f"expected the name of a picture in every row of {source}, got none in row "
+            f"{int(empty.argmax()) + 1}"
+        )
+    out = pd.DataFrame({"image": [_place(folders, image) for image in frame["image"]]})
+    out["name"] = frame["image"].to_numpy()
+    out["prompt"] = frame["prompt"].to_numpy()
+    for column in ("generator", "part"):
+        out[column] = frame[column].to_numpy() if column in frame else ""
+    own = frame["group"] if "group" in frame else pd.Series("", frame.index, dtype=str)
+    out["group"] = own.where(own != "", as_group(frame["prompt"])).to_numpy()
+    for target in TARGETS:
+        mos, std = f"mos_{target}", f"std_{target}"
+        out[mos] = _opinions(frame[mos], scale, source) if mos in frame else np.nan
+        spread = MosScale(0, scale.high - scale.low)
+        out[std] = _opinions(frame[std], spread, source) if std in frame else np.nan
+    if out[[f"mos_{target}" for target in TARGETS]].isna().all(axis=None):
+        raise DataError(f"expected opinions in {source}, got none: every MOS cell is empty")
+    return ImageTable(name, scale, out, tuple(notes))
+
+
+def _place(folders: Sequence[Path], image: str) -> str:
+    """Where a picture lies, or would lie were it there."""
+    for folder in folders[:-1]:
+        if (folder / image).is_file():
+            return str((folder / image).absolute())
+    return str((folders[-1] / image).absolute())
+
+
+def _opinions(cells: "pd.Series[str]", scale: MosScale, source: Path) -> np.ndarray:
+    """Numbers in ``scale``; an empty cell is a missing one."""
+    values = pd.to_numeric(cells.where(cells.str.strip() != ""), errors="coerce")
+    bad = (values.isna() & (cells.str.strip() != "")) | (values < scale.low) | (values > scale.high)
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        raise DataError(
+            f"expected {cells.name} between {scale.low:g} and {scale.high:g} in {source}, "
+            f"got {cells.iloc[row]!r} in line {row + 2} ({int(bad.sum())} such): "
+            "mend the cell or declare the scale with --mos-scale LOW HIGH"
+        )
+    return values.to_numpy(float)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first of ``names``, and how many there are beside them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
