@@ -16,6 +16,7 @@ from dcmpl.config import EMBEDDED
 
 if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go unchecked
     from dcmpl.model import DCMPL
+    from dcmpl.table import ImageTable
     from dcmpl.weights import Backbone
 
 # Small tensors gain nothing from a second thread, and on a busy machine two wait for one another.
@@ -43,6 +44,43 @@ SMALL = {
     },
 }
 """A CLIP of 3 layers that trains in seconds; windows of 32 pixels."""
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(capsys: Capture, code: int, *words: object) -> str:
+    """Run a command that ends with ``code``; returns the sentence it ends with."""
+    from dcmpl.cli import main
+
+    assert main([str(word) for word in words]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("dcmpl: ")
+    assert "Traceback" not in line
+    return line.removeprefix("dcmpl: ")
+
+
+def made_table(*, mos_scale: tuple[float, float] = (1, 5), **columns: Any) -> "ImageTable":
+    """A table of these columns; what is not given is empty, and nobody was asked.
+
+    Without ``prompt`` every row has its own, or that of its ``group``.
+    """
+    import pandas as pd
+
+    from dcmpl.config import TARGETS
+    from dcmpl.table import ImageTable, MosScale, as_group
+
+    frame = pd.DataFrame(columns)
+    prompts = frame.get("group", pd.Series([f"prompt {i}" for i in frame.index], dtype=str))
+    names = pd.Series([f"{i}.png" for i in frame.index], dtype=str)
+    plain: dict[str, Any] = {"name": names, "prompt": prompts, "generator": "", "part": ""}
+    plain |= {f"{kind}_{target}": np.nan for kind in ("mos", "std") for target in TARGETS}
+    frame = frame.assign(**{name: plain[name] for name in plain if name not in frame})
+    derived = {"image": "/made/" + frame["name"], "group": as_group(frame["prompt"])}
+    frame = frame.assign(**{name: derived[name] for name in derived if name not in frame})
+    return ImageTable("made", MosScale(*mos_scale), frame)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dcmpl.ablate import Variant, ablate, read_grid, summary
+from dcmpl.ablate import Variant, read_grid, summary, trials_of
 from dcmpl.ablation_report import verdict, write_report
 from dcmpl.checkpoint import Source, read_run, read_split
 from dcmpl.cli import main
@@ -19,6 +19,8 @@ from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import RunError, UsageError
 from dcmpl.presets import PRESETS
+from dcmpl.repeats import Workbench, run_trials
+from dcmpl.survey import check_pictures
 from dcmpl.table import MosScale
 from dcmpl.weights import load_backbone
 from write_ablations import page
@@ -95,30 +97,40 @@ def test_grids_of_the_repository_are_read(file: str) -> None:
     assert len({variant.folder for variant in variants}) == len(variants)
 
 
+Results = list[dict[str, Any]]
+Ablate = Callable[[Path, list[Variant], range], Results]
+Finished = tuple[Path, list[Variant], Results]
+
+
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, picture_data: Path, small_backbone: Path
-) -> tuple[Path, list[Variant], list[dict[str, Any]]]:
+def ablate(picture_data: Path, small_backbone: Path) -> Ablate:
+    """Run variants on the splits of these seeds, as the command does."""
+    table = load_table(picture_data, MosScale(1, 5))
+    source = Source(str(picture_data), table.name, table.scale, table.digest)
+
+    def run(out: Path, variants: list[Variant], seeds: range) -> Results:
+        bench = Workbench(table, load_backbone(str(small_backbone)), check_pictures(table))
+        trials = trials_of(bench, source, variants, seeds, out)
+        return run_trials(trials, bench, lambda _: None)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ablate: Ablate) -> Finished:
     """The grid above on two splits."""
     out = tmp_path_factory.mktemp("ablation")
     (out / "grid.yaml").write_text(GRID)
     variants = read_grid(out / "grid.yaml", RECIPE, {})
-    table = load_table(picture_data, MosScale(1, 5))
-    source = Source(str(picture_data), table.name, table.scale, table.digest)
-    backbone = load_backbone(str(small_backbone))
-    results = ablate(table, source, backbone, variants, range(2), out, lambda _: None)
-    return out, variants, results
-
-
-Finished = tuple[Path, list[Variant], list[dict[str, Any]]]
+    return out, variants, ablate(out, variants, range(2))
 
 
 def test_every_variant_is_measured_on_every_split(finished: Finished) -> None:
     _, variants, results = finished
-    assert {(r["name"], r["seed"]) for r in results} == {
-        (v.name, s) for v in variants for s in (0, 1)
-    }
-    assert all(-1 <= r["quality_srcc"] <= 1 for r in results)
+    assert [(r["repeat"], r["name"]) for r in results] == [
+        (repeat, v.name) for repeat in (0, 1) for v in variants
+    ]
+    assert all(-1 <= r["quality"]["srcc"]["value"] <= 1 for r in results)
 
 
 def test_variants_share_their_splits(finished: Finished) -> None:
@@ -137,55 +149,73 @@ def test_variant_is_a_run_that_evaluate_takes(finished: Finished) -> None:
     folder = out / variants[1].folder / "seed0"
     assert main(["evaluate", str(folder)]) == 0
     found = json.loads((folder / "metrics.json").read_text())["quality"]["srcc"]["value"]
-    (told,) = (r for r in results if (r["name"], r["seed"]) == (variants[1].name, 0))
-    assert told["quality_srcc"] == pytest.approx(found, abs=1e-6)
+    (told,) = (r for r in results if (r["name"], r["repeat"]) == (variants[1].name, 0))
+    assert told["quality"]["srcc"]["value"] == pytest.approx(found, abs=1e-6)
+
+
+def test_evaluating_a_trial_does_not_make_it_another(finished: Finished, ablate: Ablate) -> None:
+    out, variants, results = finished
+    assert main(["evaluate", str(out / variants[1].folder / "seed1")]) == 0
+    assert ablate(out, variants, range(2)) == results
 
 
 def test_what_is_finished_is_not_run_again(
-    finished: Finished, picture_data: Path, small_backbone: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, ablate: Ablate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, variants, results = finished
-    monkeypatch.setattr("dcmpl.ablate.fit", None)
-    table = load_table(picture_data, MosScale(1, 5))
-    source = Source(str(picture_data), table.name, table.scale, table.digest)
-    backbone = load_backbone(str(small_backbone))
-    assert ablate(table, source, backbone, variants, range(2), out, lambda _: None) == results
+    monkeypatch.setattr("dcmpl.repeats.fit", None)
+    assert ablate(out, variants, range(2)) == results
 
 
-def test_results_of_other_settings_are_not_taken_over(
-    finished: Finished, picture_data: Path, small_backbone: Path
-) -> None:
+def test_results_of_other_settings_are_not_taken_over(finished: Finished, ablate: Ablate) -> None:
     out, variants, _ = finished
-    table = load_table(picture_data, MosScale(1, 5))
-    source = Source(str(picture_data), table.name, table.scale, table.digest)
     other = replace(variants[0], train=replace(variants[0].train, lr=0.1))
-    with pytest.raises(RunError, match="got those of other settings"):
-        ablate(table, source, load_backbone(str(small_backbone)), [other], [0], out, lambda _: None)
+    with pytest.raises(RunError, match="expected results of these settings, data and backbone"):
+        ablate(out, [other], range(1))
 
 
-def made(name: str, seed: int, quality: float) -> dict[str, Any]:
-    found = {f"quality_{k}": quality for k in ("srcc", "plcc", "krcc", "within")}
-    return {"name": name, "seed": seed, "parameters": 7, "seconds_per_step": 0.5, **found}
+FLOOR = "floor: generator's mean"
 
 
-def made_variants(*names: str) -> list[Variant]:
-    return [Variant(name, "dcmpl", ModelConfig(), TrainConfig()) for name in names]
+def made(name: str, repeat: int, quality: float, floor: float = 0.1) -> dict[str, Any]:
+    """Metrics of a trial that found the same of quality in every way."""
+    interval = {"value": quality, "low": None, "high": None}
+    of_floor = dict.fromkeys(("srcc", "plcc", "krcc", "within_generator_srcc"), floor)
+    return {
+        **{"name": name, "repeat": repeat, "parameters": 7, "seconds_per_step": 0.5},
+        "quality": {"srcc": interval, "plcc": interval, "within_generator_srcc": quality, "n": 9},
+        "floors": {"generator": {"quality": of_floor}},
+    }
 
 
 def test_summary_is_the_t_interval_and_the_paired_test() -> None:
     base, other = [0.70, 0.72, 0.77], [0.71, 0.76, 0.78]
     results = [made("a", s, q) for s, q in enumerate(base)]
     results += [made("b", s, q) for s, q in enumerate(other)][::-1]  # any order
-    frame = summary(results, made_variants("a", "b")).set_index("variant")
+    frame = summary(results, ["a", "b"]).set_index("variant")
     interval = stats.t.interval(0.95, 2, np.mean(base), stats.sem(base))
     assert frame.loc["a", ["quality low", "quality high"]].tolist() == pytest.approx(interval)
+    assert frame.loc["b", "quality mean"] == pytest.approx(0.75)
+    assert frame.loc["b", "quality median"] == 0.76
     assert frame.loc["b", "quality difference"] == pytest.approx(0.02)
     assert frame.loc["b", "quality p"] == pytest.approx(stats.ttest_rel(other, base).pvalue)
     assert np.isnan(frame.loc["a", "quality p"])
 
 
+def test_floors_of_the_splits_follow_the_variants() -> None:
+    base, floor = [0.70, 0.72, 0.77], [0.2, 0.1, 0.3]
+    results = [made("a", s, q, f) for s, (q, f) in enumerate(zip(base, floor, strict=True))]
+    results += [made("b", s, q, f) for s, (q, f) in enumerate(zip(base, floor, strict=True))]
+    frame = summary(results, ["a", "b"])
+    assert frame["variant"].tolist() == ["a", "b", FLOOR]
+    row = frame.set_index("variant").loc[FLOOR]
+    assert (row["repeats"], row["parameters"]) == (3, 0)
+    assert row["quality mean"] == pytest.approx(0.2)
+    assert row["quality difference"] == pytest.approx(0.2 - 0.73)
+
+
 def test_single_repeat_has_no_interval_and_no_p() -> None:
-    frame = summary([made("a", 0, 0.7), made("b", 0, 0.8)], made_variants("a", "b"))
+    frame = summary([made("a", 0, 0.7), made("b", 0, 0.8)], ["a", "b"])
     assert frame[["quality deviation", "quality low", "quality p"]].isna().all(axis=None)
 
 
@@ -204,10 +234,11 @@ def test_verdict_bounds_all_tests_at_once(difference: float, p: float, told: str
 
 def test_report_is_written_in_all_forms(finished: Finished, tmp_path: Path) -> None:
     _, variants, results = finished
-    write_report(summary(results, variants), tmp_path, "Title")
+    names = [variant.name for variant in variants]
+    write_report(summary(results, names), tmp_path, "Title")
     told = (tmp_path / "ablation.md").read_text()
-    assert all(f"| {variant.name} |" in told for variant in variants)
-    assert pd.read_csv(tmp_path / "ablation.csv")["repeats"].tolist() == [2] * len(variants)
+    assert all(f"| {name} |" in told for name in [*names, FLOOR])
+    assert pd.read_csv(tmp_path / "ablation.csv")["repeats"].unique().tolist() == [2]
 
 
 def test_command_writes_the_report(
@@ -225,11 +256,12 @@ def test_page_of_the_docs_says_what_the_numbers_say(tmp_path: Path) -> None:
     values = {"dcmpl": 0.7, "mpa.form=joint": 0.72, "coop": 0.5, "adapter.shared": 0.701}
     drift = [0.0, 0.01, 0.02, 0.012, 0.004]
     results = [made(n, s, values[n] + d) for n in names for s, d in enumerate(drift)]
-    results[7]["quality_srcc"] += 0.001  # or the paired differences of joint were constant
-    results[12]["quality_srcc"] += 0.001
-    frame = summary(results, made_variants(*names))
+    for index in (7, 12):  # or the paired differences of joint were constant
+        results[index]["quality"]["srcc"]["value"] += 0.001
+    frame = summary(results, names)
     write_report(frame, tmp_path, "Title")
     told = page(pd.read_csv(tmp_path / "ablation.csv"), (tmp_path / "ablation.md").read_text())
     assert "## The form of prompt attention\n" in told
     assert "- `mpa.form=joint`: 0.729 (+0.020, p 0.000): higher." in told
     assert "- `coop`: 0.509 (-0.200, p 0.000): lower." in told
+    assert "- `floor: generator's mean`: 0.100 (-0.609, p 0.000): lower." in told

@@ -30,7 +30,7 @@ from dcmpl.splits import Split
 from dcmpl.table import MosScale
 from dcmpl.weights import Backbone, load_backbone
 
-SPLIT = Split(0, ("a", "b"), ("c",), ("d",))
+SPLIT = Split("clean", 0, ("a", "b"), ("c",), ("d",))
 RUN = Run(
     preset="dcmpl",
     backbone="tiny",
@@ -46,6 +46,7 @@ RUN = Run(
     split_sha256=SPLIT.digest,
     history=({"loss": 0.5, "quality_srcc": 0.25}, {"loss": 0.25, "quality_srcc": 0.5}),
     best_epoch=2,
+    learned=("quality",),
 )
 
 
@@ -128,7 +129,7 @@ def test_missing_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_split_of_another_run_is_refused(tmp_path: Path) -> None:
-    write_split(tmp_path, Split(0, ("a", "d"), ("c",), ("b",)))
+    write_split(tmp_path, Split("clean", 0, ("a", "d"), ("c",), ("b",)))
     with pytest.raises(RunError, match=r"expected the split that run\.json names"):
         read_split(tmp_path, RUN)
 
@@ -347,6 +348,8 @@ def test_trained_run_can_be_moved(trained_run: Path, tmp_path: Path) -> None:
         ("model", "n_context", 10**9),
         ("train", "precision", "fp8"),
         (None, "backbone", None),
+        (None, "learned", ["quality", "authenticity"]),
+        (None, "learned", None),
     ],
 )
 def test_edited_record_is_refused(

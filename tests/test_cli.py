@@ -1,6 +1,5 @@
 """Every command ends with its exit code, and every mistake with one sentence."""
 
-import csv
 import json
 import os
 import shutil
@@ -12,25 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from conftest import Capture, refused
 from dcmpl.checkpoint import read_run
 from dcmpl.cli import main, parse
-from dcmpl.commands import COMMANDS
 from dcmpl.config import RECIPES, TrainConfig
+from dcmpl.measuring import COMMANDS
 from dcmpl.metrics import bootstrap
 from dcmpl.presets import PRESETS
-
-Capture = pytest.CaptureFixture[str]
-
-
-def refused(capsys: Capture, code: int, *words: object) -> str:
-    """Run a command that ends with ``code``; returns the sentence it ends with."""
-    assert main([str(word) for word in words]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith("dcmpl: ")
-    assert "Traceback" not in line
-    return line.removeprefix("dcmpl: ")
 
 
 @pytest.fixture
@@ -65,18 +52,20 @@ def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
     assert refused(capsys, 2, *train, "--epoch", 3).endswith("did you mean --epochs?")
 
 
+EVERY = (
+    "train, evaluate, compare, cross, score, presets, ablate, import, "
+    "data check, data show, data split"
+)
+
+
 def test_unknown_command_names_the_nearest(capsys: Capture) -> None:
     assert refused(capsys, 2, "trian") == (
-        "expected a command (train, evaluate, score, presets, ablate, import), got trian: "
-        "did you mean train?"
+        f"expected a command ({EVERY}), got trian: did you mean train?"
     )
 
 
 def test_no_command_names_them_all(capsys: Capture) -> None:
-    assert refused(capsys, 2) == (
-        "expected a command (train, evaluate, score, presets, ablate, import), got none: "
-        "see dcmpl --help"
-    )
+    assert refused(capsys, 2) == (f"expected a command ({EVERY}), got none: see dcmpl --help")
 
 
 @pytest.mark.parametrize(
@@ -125,22 +114,32 @@ def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str])
     ("words", "missing"),
     [
         (["train", "--out", "x"], "--data"),
-        (["evaluate"], "RUN"),
+        (["compare"], "RUN"),
+        (["data check"], "PATH"),
+        (["data split", "."], "--out"),
         (["score", "a.png", "-o", "x.csv"], "--model"),
         (["score", "a.png", "--model", "x"], "--out"),
         (["score", "-o", "x.csv", "--model", "x"], "PATH"),
     ],
 )
 def test_missing_argument_is_named(capsys: Capture, words: list[str], missing: str) -> None:
-    told = refused(capsys, 2, *words)
-    command = words[0]
+    command, *others = words
+    told = refused(capsys, 2, *command.split(), *others)
     assert told == (f"expected {missing} for dcmpl {command}, got none; see dcmpl {command} --help")
+
+
+@pytest.mark.parametrize(("words", "got"), [("", "neither"), (". --protocol clean", "both")])
+def test_evaluate_takes_a_run_or_protocols(capsys: Capture, words: str, got: str) -> None:
+    assert refused(capsys, 2, "evaluate", *words.split()) == (
+        "expected a RUN to measure or --protocol NAME ... to train and measure, "
+        f"got {got}; see dcmpl evaluate --help"
+    )
 
 
 def test_missing_data_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "nowhere"
     assert refused(capsys, 2, "train", "--data", path, "--out", "x") == (
-        f"expected a data set at --data {path}, found nothing there"
+        f"expected a data set at {path}, found nothing there"
     )
 
 
@@ -290,6 +289,7 @@ def test_configuration_round_trip_gives_the_same_arguments(
     again = parse(["train", "--config", str(tmp_path / "c.yaml")])
     wanted = parse(train)
     names = ["data", "mos_scale", "columns", "out", "preset", "backbone", "resume", "recipe"]
+    names += ["protocol", "split", "targets", "set"]
     assert [again[name] for name in names] == [wanted[name] for name in names]
 
 
@@ -313,141 +313,14 @@ def test_missing_configuration_is_wrong_usage(capsys: Capture, tmp_path: Path) -
     assert str(tmp_path / "no.yaml") in told
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "scores.csv"
-
-
-def rows_of(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
-def score(*words: object) -> int:
-    return main(["score", *(str(word) for word in words)])
-
-
-def test_scoring_a_folder_writes_a_row_for_each(
-    picture_data: Path, trained_run: Path, out: Path
-) -> None:
-    assert score(picture_data.parent, "--model", trained_run, "-o", out) == 0
-    rows = rows_of(out)
-    assert [Path(row["image"]).name for row in rows] == [f"{i:02}.png" for i in range(48)]
-    assert {row["status"] for row in rows} == {"ok"}
-
-
-def test_score_file_has_its_columns(picture_data: Path, trained_run: Path, out: Path) -> None:
-    score(picture_data.parent / "00.png", "--model", trained_run, "-o", out)
-    columns = ["image", "prompt", "quality", "alignment", "status", "reason"]
-    assert list(rows_of(out)[0]) == columns
-
-
-def test_bad_file_gives_exit_code_3_and_a_row_with_its_reason(
-    capsys: Capture, picture_data: Path, trained_run: Path, out: Path, tmp_path: Path
-) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_text("no picture")
-    good = picture_data.parent / "00.png"
-    assert score(good, bad, "--model", trained_run, "-o", out) == 3
-    first, second = rows_of(out)
-    assert (first["status"], first["reason"]) == ("ok", "")
-    assert (second["status"], second["quality"]) == ("error", "")
-    assert second["reason"].startswith(f"expected a picture that can be decoded, got {bad}: ")
-    captured = capsys.readouterr()
-    assert captured.out == f"1 of 2 pictures scored: {out}\n"
-    assert captured.err == f"not scored: {second['reason']}\n"
-
-
-def test_many_bad_files_are_told_in_eleven_lines(
-    capsys: Capture, trained_run: Path, out: Path, tmp_path: Path
-) -> None:
-    assert (
-        score(*(tmp_path / f"{i}.png" for i in range(12)), "--model", trained_run, "-o", out) == 3
-    )
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 11
-    assert lines[-1] == "and 2 more, each with its reason in the file"
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_other_formats_hold_the_same_scores(
-    picture_data: Path, trained_run: Path, out: Path, suffix: str
-) -> None:
-    for file in (out, out.with_suffix(suffix)):
-        assert score(picture_data.parent / "00.png", "--model", trained_run, "-o", file) == 0
-    other = out.with_suffix(suffix)
-    found = (
-        json.loads(other.read_text())["quality"]
-        if suffix == ".jsonl"
-        else pd.read_parquet(other)["quality"][0]
-    )
-    assert float(rows_of(out)[0]["quality"]) == found
-
-
-def test_prompt_is_carried_into_every_row(picture_data: Path, trained_run: Path, out: Path) -> None:
-    names = [picture_data.parent / name for name in ("00.png", "01.png")]
-    assert score(*names, "--model", trained_run, "-o", out, "--prompt", "a fox") == 0
-    assert [row["prompt"] for row in rows_of(out)] == ["a fox", "a fox"]
-
-
-def test_prompts_of_a_table_go_to_their_pictures(
-    capsys: Capture, picture_data: Path, trained_run: Path, out: Path
-) -> None:
-    name = picture_data.parent / "03.png"
-    assert score(name, "--model", trained_run, "-o", out, "--prompts", picture_data) == 0
-    assert rows_of(out)[0]["prompt"] == "prompt 3"
-    assert f"47 rows of {picture_data} name none of the pictures" in capsys.readouterr().err
-
-
-def test_missing_prompts_are_wrong_usage(capsys: Capture, trained_run: Path, out: Path) -> None:
-    words = ["score", "a.png", "--model", trained_run, "-o", out, "--prompts", "none.csv"]
-    assert refused(capsys, 2, *words) == "expected a CSV at --prompts none.csv, found no file"
-
-
-def test_unknown_format_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
-    assert refused(capsys, 2, "score", "a.png", "--model", trained_run, "-o", "x.txt") == (
-        "expected -o to end in .csv, .jsonl, .parquet, got x.txt"
-    )
-
-
-def test_folder_without_pictures_is_wrong_usage(
-    capsys: Capture, trained_run: Path, out: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "nothing").mkdir()
-    words = ["score", tmp_path / "nothing", "--model", trained_run, "-o", out]
-    assert refused(capsys, 2, *words).startswith(f"expected pictures in {tmp_path / 'nothing'}")
-
-
-def test_missing_run_is_wrong_usage(capsys: Capture, out: Path) -> None:
-    assert refused(capsys, 2, "score", "a.png", "--model", "nowhere", "-o", out) == (
-        "expected a run folder made by dcmpl train, found none at nowhere"
-    )
-
-
-@pytest.mark.parametrize("command", ["score", "evaluate"])
-def test_folder_that_is_no_run_fails(
-    capsys: Capture, tmp_path: Path, out: Path, command: str
-) -> None:
-    words = ["a.png", "--model", tmp_path, "-o", out] if command == "score" else [tmp_path]
-    assert refused(capsys, 1, command, *words) == (
-        f"expected a run folder made by dcmpl train at {tmp_path}, found no run.json in it"
-    )
-
-
-def test_place_that_cannot_be_written_fails(
-    capsys: Capture, picture_data: Path, trained_run: Path
-) -> None:
-    inside = picture_data / "scores.csv"  # a place inside a file
-    words = ["score", picture_data.parent / "00.png", "--model", trained_run, "-o", inside]
-    assert refused(capsys, 1, *words).startswith(f"expected to write {inside}, got: ")
-
-
 def test_unknown_split_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
     told = refused(capsys, 2, "evaluate", trained_run, "--split", "foo")
     assert told == "expected 'test', 'val', 'train', 'all' for --split, got foo"
 
 
-@pytest.mark.parametrize(("part", "count"), [("test", 8), ("val", 4)])
+@pytest.mark.parametrize(
+    ("part", "count", "kind"), [("test", 8, "clean"), ("val", 4, "part val of its own data")]
+)
 def test_evaluation_prints_its_table_and_its_files(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
@@ -455,12 +328,14 @@ def test_evaluation_prints_its_table_and_its_files(
     tmp_path: Path,
     part: str,
     count: int,
+    kind: str,
 ) -> None:
     few = partial(bootstrap, draws=5)
     monkeypatch.setattr("dcmpl.evaluate.bootstrap", lambda *words: few(*words[:4]))
     assert main(["evaluate", str(trained_run), "--split", part, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert f"scores, {part} part, {count} pictures" in printed
+    title = f"scores, {part} part, {count} pictures; protocol: {kind}"
+    assert title in " ".join(printed.split())
     assert printed.endswith(f"results: {tmp_path}/metrics.json, predictions.csv\n")
 
 

@@ -78,7 +78,8 @@ def test_agiqa_3k_generator_is_the_name_without_its_number(tmp_path: Path) -> No
 def test_agiqa_3k_targets_are_scaled(tmp_path: Path) -> None:
     targets = load_table(agiqa_3k(tmp_path, "img")).targets()
     assert targets.dtype == np.float32
-    assert targets == pytest.approx(np.array([[0.1, 0.3], [1.0, 0.0]]), abs=1e-7)  # float32
+    assert targets[:, :2] == pytest.approx(np.array([[0.1, 0.3], [1.0, 0.0]]), abs=1e-7)  # float32
+    assert np.isnan(targets[:, 2]).all()  # nobody was asked of authenticity
 
 
 def test_real_agiqa_3k_has_its_rows_groups_and_generators() -> None:
@@ -96,9 +97,10 @@ def test_real_agiqa_3k_has_all_its_pictures() -> None:
 
 
 def test_own_table_is_read_with_its_scale(one_table: OneTable) -> None:
-    file = one_table("image,prompt,mos_quality,mos_alignment", "a.png,a fox,1,5", "b.png,an ox,3,2")
+    header = "image,prompt,mos_authenticity,mos_quality,mos_alignment"
+    file = one_table(header, "a.png,a fox,4,1,5", "b.png,an ox,2,3,2")
     targets = load_table(file, MosScale(1, 5)).targets()
-    assert targets.tolist() == [[0.0, 1.0], [0.5, 0.25]]
+    assert targets.tolist() == [[0.0, 1.0, 0.75], [0.5, 0.25, 0.25]]
 
 
 def test_own_table_is_named_after_its_file(one_table: OneTable) -> None:
@@ -151,12 +153,12 @@ def test_missing_opinions_are_nan(one_table: OneTable) -> None:
         "image,prompt,mos_quality,mos_alignment", "a.png,a fox,,2", "b.png,an ox,  ,", "c.png,c,3,3"
     )
     missing = np.isnan(load_table(file, MosScale(1, 5)).targets())
-    assert missing.tolist() == [[True, False], [True, True], [False, False]]
+    assert missing.tolist() == [[True, False, True], [True, True, True], [False, False, True]]
 
 
 def test_column_that_nobody_filled_is_nan(one_table: OneTable) -> None:
     file = one_table("image,prompt,mos_quality", "a.png,a fox,3")
-    assert np.isnan(load_table(file, MosScale(1, 5)).targets()[:, 1]).all()
+    assert np.isnan(load_table(file, MosScale(1, 5)).targets()).tolist() == [[False, True, True]]
 
 
 def test_alignment_alone_is_enough(one_table: OneTable) -> None:
@@ -187,7 +189,8 @@ def test_wrong_mapping_is_named(one_table: OneTable, mapping: dict[str, str]) ->
     file = one_table("image,prompt,mos_quality", "a.png,a fox,3")
     wrong = "picture" if "image" in mapping else "mos"
     assert fault(file, MosScale(1, 5), **mapping) == (
-        "expected --columns to map image, prompt, mos_quality, mos_alignment, generator to "
+        "expected --columns to map image, prompt, generator, group, part, mos_quality, "
+        "mos_alignment, mos_authenticity, std_quality, std_alignment, std_authenticity to "
         f"columns of {file} (image, prompt, mos_quality), got {wrong}"
     )
 
@@ -288,8 +291,9 @@ def test_rows_that_are_all_too_long_are_refused(one_table: OneTable) -> None:
 def test_folder_without_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     assert fault(tmp_path) == (
-        f"expected {tmp_path} to be a CSV file or a folder with data.csv and pictures, "
-        "found 1 entries and no data.csv"
+        f"expected {tmp_path} to be a table, or a folder with data.csv or with one of AGIQA-3K, "
+        "AIGCIQA2023, AGIQA-1K, AIGIQA-20K, PKU-AIGIQA-4K as its authors ship it, found 1 entries "
+        "and none of their tables"
     )
 
 
@@ -322,7 +326,10 @@ def with_pictures(table: ImageTable, folder: Path, bad: list[str]) -> ImageTable
 
 
 def test_readable_pictures_pass_the_check(picture_data: Path) -> None:
-    check_pictures(load_table(picture_data, MosScale(1, 5)))
+    table = load_table(picture_data, MosScale(1, 5))
+    facts = check_pictures(table)
+    assert list(facts) == table.frame["image"].tolist()
+    assert {fact.fault for fact in facts.values()} == {""}
 
 
 def test_check_names_every_picture_that_cannot_be_read(picture_data: Path, tmp_path: Path) -> None:

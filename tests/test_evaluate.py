@@ -13,17 +13,25 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from conftest import made_table
 from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
 from dcmpl.datasets import load_table
-from dcmpl.evaluate import measure, predictions_frame, scatter_plots, write_results
-from dcmpl.metrics import bootstrap, plcc_mapped
+from dcmpl.evaluate import (
+    measure,
+    predictions_frame,
+    scatter_plots,
+    write_plots,
+    write_results,
+)
+from dcmpl.metrics import bootstrap, pairwise_accuracy, plcc_mapped, plcc_mapped5
 from dcmpl.table import ImageTable, MosScale
 
 TOLERANCE = 1e-9
 """Float64, but predictions go through the text of a CSV."""
 
-INTERVALS = ("srcc", "plcc", "plcc_mapped", "krcc", "rmse")
+INTERVALS = ("srcc", "plcc", "plcc_mapped", "plcc_mapped5", "krcc", "rmse")
+OTHERS = ("n", "within_generator_srcc", "pairwise_accuracy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,17 +64,19 @@ def metrics_in(folder: Path) -> dict[str, Any]:
 
 def test_metrics_have_their_keys(results: Path) -> None:
     metrics = metrics_in(results)
-    assert {"quality", "alignment", "split", "protocol"} <= metrics.keys()
+    assert {"quality", "alignment", "part", "protocol", "floors"} <= metrics.keys()
+    assert metrics["floors"].keys() == {"generator", "statistics"}
     for target in ("quality", "alignment"):
-        assert metrics[target].keys() == {*INTERVALS, "n", "within_generator_srcc"}
+        assert metrics[target].keys() == {*INTERVALS, *OTHERS}
         for name in INTERVALS:
             assert metrics[target][name].keys() == {"value", "low", "high"}
 
 
-def test_metrics_name_the_protocol_and_the_split(results: Path) -> None:
+def test_metrics_name_the_protocol_and_the_split(results: Path, trained_run: Path) -> None:
     metrics = metrics_in(results)
-    assert metrics["split"] == "test"
-    assert metrics["protocol"] == "clean: prompt-grouped split, epoch chosen on validation"
+    assert (metrics["part"], metrics["protocol"]) == ("test", "clean")
+    assert metrics["selects_on_test"] is False
+    assert metrics["split_sha256"] == read_run(trained_run).split_sha256
 
 
 @pytest.mark.parametrize("target", ["quality", "alignment"])
@@ -78,12 +88,15 @@ def test_values_equal_direct_computation_from_the_predictions(results: Path, tar
         "srcc": stats.spearmanr(predicted, opinion).statistic,
         "plcc": stats.pearsonr(predicted, opinion).statistic,
         "plcc_mapped": plcc_mapped(predicted.to_numpy(), opinion.to_numpy()),
+        "plcc_mapped5": plcc_mapped5(predicted.to_numpy(), opinion.to_numpy()),
         "krcc": stats.kendalltau(predicted, opinion).statistic,
         "rmse": np.sqrt(((predicted - opinion) ** 2).mean()),
     }
     values = {name: found[name]["value"] for name in INTERVALS}
     assert values == pytest.approx(expected, abs=TOLERANCE)
     assert found["n"] == len(frame)
+    picked = pairwise_accuracy(*(c.to_numpy() for c in (predicted, opinion, frame["group"])))
+    assert found["pairwise_accuracy"] == pytest.approx(picked, abs=TOLERANCE)
 
 
 def test_within_generator_srcc_is_the_mean_over_generators(results: Path) -> None:
@@ -100,7 +113,8 @@ def test_within_generator_srcc_is_the_mean_over_generators(results: Path) -> Non
 def test_predictions_are_of_the_test_part(results: Path, trained_run: Path) -> None:
     frame = pd.read_csv(results / "predictions.csv")
     split = read_split(trained_run, read_run(trained_run))
-    assert set(frame["group"]) == set(split.test)
+    assert split is not None
+    assert tuple(sorted(frame["image"])) == split.test
 
 
 def test_predictions_name_picture_prompt_and_opinions(results: Path, picture_data: Path) -> None:
@@ -141,7 +155,7 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 def test_part_that_is_asked_for_is_measured(run: Path, part: str) -> None:
     assert main(["evaluate", str(run), "--split", part]) == 0
     frame = pd.read_csv(run / part / "predictions.csv")
-    assert set(frame["group"]) == set(getattr(read_split(run, read_run(run)), part))
+    assert set(frame["image"]) == set(getattr(read_split(run, read_run(run)), part))
 
 
 def test_all_measures_every_row(run: Path) -> None:
@@ -151,7 +165,7 @@ def test_all_measures_every_row(run: Path) -> None:
 
 def test_test_part_is_written_into_the_run(run: Path) -> None:
     assert main(["evaluate", str(run)]) == 0
-    assert metrics_in(run)["split"] == "test"
+    assert metrics_in(run)["part"] == "test"
 
 
 def test_validation_srcc_is_that_of_the_best_epoch(run: Path) -> None:
@@ -172,14 +186,17 @@ OtherData = Callable[[str], Path]
 
 @pytest.fixture
 def other_data(picture_data: Path, tmp_path: Path) -> OtherData:
-    """Twelve of the pictures under other prompts, in a CSV of that name."""
+    """Twelve new pictures of new prompts, in a CSV of that name."""
 
     def make(name: str) -> Path:
         folder = tmp_path / "other"
         folder.mkdir()
         frame = pd.read_csv(picture_data).iloc[:12].assign(prompt="something new")
+        rng = np.random.default_rng(1)
         for image in frame["image"]:
-            shutil.copy(picture_data.parent / image, folder / image)
+            Image.fromarray(rng.integers(256, size=(40, 44, 3), dtype=np.uint8)).save(
+                folder / image
+            )
         frame.to_csv(folder / name, index=False)
         return folder / name
 
@@ -194,7 +211,8 @@ def test_all_rows_of_another_data_set_are_measured(run: Path, other_data: OtherD
     assert evaluate_other(run, other_data("new.csv")) == 0
     (folder,) = run.glob("new-*-all")
     metrics = metrics_in(folder)
-    assert (metrics["split"], metrics["quality"]["n"]) == ("all", 12)
+    assert (metrics["part"], metrics["quality"]["n"]) == ("all", 12)
+    assert metrics["protocol"] == "other data"
 
 
 def test_another_data_set_of_the_same_file_name_is_another_data_set(
@@ -206,15 +224,40 @@ def test_another_data_set_of_the_same_file_name_is_another_data_set(
     assert (run / "metrics.json").exists() == before
 
 
-def test_data_of_known_prompts_but_other_opinions_is_another_data_set(
-    run: Path, picture_data: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["prompt", "file"])
+def test_data_that_training_has_seen_is_refused(
+    run: Path,
+    picture_data: Path,
+    kind: str,
+    other_data: OtherData,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its pictures under other prompts, or its prompts of other pictures."""
+    split = read_split(run, read_run(run))
+    assert split is not None
+    data = other_data("new.csv")
+    known = split.train[0]
+    frame = pd.read_csv(data)
+    if kind == "file":
+        shutil.copy(picture_data.parent / known, data.parent / frame["image"][3])
+    else:
+        frame.loc[3, "prompt"] = pd.read_csv(picture_data).set_index("image")["prompt"][known]
+    frame.to_csv(data, index=False)
+    assert evaluate_other(run, data) == 1
+    told = capsys.readouterr().err
+    assert "expected nothing in new that the run was trained on, got 03.png and " in told
+    assert f"({kind})" in told
+    assert not list(run.glob("new-*-all"))
+
+
+def test_own_data_with_other_opinions_is_data_that_training_has_seen(
+    run: Path, picture_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
     frame = pd.read_csv(moved)
     frame.assign(mos_quality=3.0 + frame["mos_quality"] / 10).to_csv(moved, index=False)
-    assert evaluate_other(run, moved) == 0
-    (folder,) = run.glob("scores-*-all")
-    assert metrics_in(folder)["protocol"].startswith("not clean")
+    assert evaluate_other(run, moved) == 1
+    assert "expected nothing in scores that the run was trained on" in capsys.readouterr().err
 
 
 def test_own_table_that_changed_is_refused(
@@ -231,14 +274,14 @@ def test_own_table_that_changed_is_refused(
 
 def test_plot_of_earlier_results_does_not_stay(tmp_path: Path) -> None:
     (tmp_path / "alignment.png").touch()
-    write_results(tmp_path, table(mos_alignment=np.nan), PREDICTED, "all", {})
+    write_plots(tmp_path, table(mos_alignment=np.nan), PREDICTED)
     assert not (tmp_path / "alignment.png").exists()
 
 
 def test_own_data_that_moved_is_still_split(run: Path, picture_data: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
     assert evaluate_other(run, moved) == 0
-    assert metrics_in(run)["split"] == "test"
+    assert metrics_in(run)["part"] == "test"
 
 
 def test_own_data_that_moved_needs_no_scale_again(
@@ -249,21 +292,11 @@ def test_own_data_that_moved_needs_no_scale_again(
 
 
 def table(**changes: Any) -> ImageTable:
-    frame = pd.DataFrame(
-        {
-            "image": ["/x/a.png", "/x/b.png", "/x/c.png"],
-            "name": ["a.png", "b.png", "c.png"],
-            "prompt": ["one", "two", "three"],
-            "generator": "",
-            "group": ["one", "two", "three"],
-            "mos_quality": [1.0, 2.0, 4.0],
-            "mos_alignment": [np.nan, 2.0, 3.0],
-        }
-    )
-    return ImageTable("made", MosScale(1, 5), frame.assign(**changes))
+    opinions = {"mos_quality": [1.0, 2.0, 4.0], "mos_alignment": [np.nan, 2.0, 3.0]}
+    return made_table(prompt=["one", "two", "three"], **(opinions | changes))
 
 
-PREDICTED = np.array([[0.0, 0.9], [0.5, 0.1], [0.75, 0.5]])
+PREDICTED = np.array([[0.0, 0.9, 0.2], [0.5, 0.1, 0.4], [0.75, 0.5, 0.1]])
 
 
 def test_rmse_is_in_mos_units() -> None:
@@ -292,12 +325,17 @@ def test_results_without_matplotlib_have_no_plots(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("dcmpl.evaluate.importlib.util.find_spec", lambda _: None)
-    write_results(tmp_path, table(), PREDICTED, "all", {})
+    assert not write_plots(tmp_path, table(), PREDICTED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_predictions_and_metrics(tmp_path: Path) -> None:
+    write_results(tmp_path, table(), PREDICTED, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "predictions.csv"]
 
 
 def test_notes_are_in_the_metrics(tmp_path: Path) -> None:
-    write = partial(write_results, tmp_path, table(), PREDICTED, "all")
+    write = partial(write_results, tmp_path, table(), PREDICTED)
     assert write({"protocol": "a word"})["protocol"] == "a word"
     assert metrics_in(tmp_path)["protocol"] == "a word"
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 import golden_open_clip
 from dcmpl.clip import Clip
-from dcmpl.commands import portable
 from dcmpl.config import EMBEDDED
 from dcmpl.errors import UsageError, WeightsError
 from dcmpl.formats import read_config
@@ -125,7 +124,7 @@ def test_the_place_of_a_file_is_recorded_in_full(
     """Or a run could be used only from where it was trained."""
     torch.save(openai, folder / "ViT.pt")
     monkeypatch.chdir(folder)
-    assert portable("ViT.pt") == str(folder / "ViT.pt")
+    assert load_backbone("ViT.pt").name == str(folder / "ViT.pt")
 
 
 def test_a_file_of_openai_needs_a_tokenizer_beside_it(folder: Path, openai: State) -> None:

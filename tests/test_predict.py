@@ -111,7 +111,7 @@ def test_wrong_number_of_prompts_is_a_usage_error(
 def test_missing_picture_gets_a_row_with_its_reason(scorer: Scorer, tmp_path: Path) -> None:
     path = tmp_path / "no.png"
     reason = f"expected a picture at {path}, found no file"
-    assert scorer.score([path], "a fox") == [Score(str(path), "a fox", None, None, reason)]
+    assert scorer.score([path], "a fox") == [Score(str(path), "a fox", reason=reason)]
 
 
 def test_row_with_a_reason_is_an_error(scorer: Scorer, tmp_path: Path) -> None:

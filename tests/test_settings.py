@@ -181,7 +181,10 @@ def test_flags_of_the_parser_are_no_fields(setting: str) -> None:
         ("model.mpa.identity_start=maybe", "identity_start"),
         ("model.mpa.identity_start=1", "identity_start"),
         ("model.words={}", "quality, alignment"),
-        ("model.words={colour: [[red, blue]]}", "quality, alignment in words, got colour"),
+        (
+            "model.words={colour: [[red, blue]]}",
+            "quality, alignment, authenticity in words, got colour",
+        ),
         ("model.words={quality: [], alignment: [[a, b]]}", "pairs"),
         ("model.words={quality: good}", "words"),
         ("model.words={quality: [[a, b, c]]}", "words"),

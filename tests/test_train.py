@@ -24,16 +24,20 @@ from dcmpl.config import TARGETS, ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import read_image, to_unit_range, windows
+from dcmpl.leaks import tied_units
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.presets import PRESETS
+from dcmpl.protocols import draw_split
 from dcmpl.ridge import STRENGTHS
-from dcmpl.splits import Split, make_split
+from dcmpl.splits import Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
+
+NAN = float("nan")
 
 READERS = ("dcmpl.batches.read_image", "dcmpl.inference.read_image")
 """Where training and validation read their pictures."""
@@ -62,7 +66,7 @@ def table(picture_data: Path) -> ImageTable:
 
 @pytest.fixture(scope="module")
 def split(table: ImageTable) -> Split:
-    return make_split(table, 0)
+    return draw_split("clean", table, tied_units(table, check_pictures(table)), 0)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +84,7 @@ def fit_in(small_backbone: Path, table: ImageTable, split: Split) -> Fit:
         model = DCMPL(backbone.clip, backbone.tokenizer, ModelConfig(), config.seed)
         spoil(model)
         source = Source("scores.csv", "scores", MosScale(1, 5), "0" * 64)
-        run = Run(
-            "dcmpl", backbone.name, backbone.sha256, source, model.config, config, split.digest
-        )
+        run = Run.begin("dcmpl", backbone, source, model.config, config, split, data)
         parts = split.train_part(data), split.validation_part(data)
         return Trained(model, fit(model, *parts, run, folder, report), folder)
 
@@ -245,7 +247,7 @@ def test_test_opinions_do_not_change_training(
     fitted: Fit, table: ImageTable, split: Split, unbroken: Trained
 ) -> None:
     frame = table.frame.copy()
-    frame.loc[frame["group"].isin(split.test), ["mos_quality", "mos_alignment"]] = 1.0
+    frame.loc[frame["name"].isin(split.test), ["mos_quality", "mos_alignment"]] = 1.0
     other = fitted("other", data=ImageTable(table.name, table.scale, frame))
     assert other.content() == unbroken.content()
 
@@ -254,7 +256,7 @@ def test_validation_opinions_do_not_change_the_weights(
     fitted: Fit, table: ImageTable, split: Split, unbroken: Trained
 ) -> None:
     frame = table.frame.copy()
-    rows = frame["group"].isin(split.val)
+    rows = frame["name"].isin(split.val)
     frame.loc[rows, "mos_quality"] = 6 - frame.loc[rows, "mos_quality"]
     other = fitted("other", data=ImageTable(table.name, table.scale, frame))
     ours, theirs = (load_file(t.folder / "last.safetensors") for t in (unbroken, other))
@@ -309,7 +311,7 @@ def test_targets_of_training_without_a_validation_are_refused(
     fitted: Fit, table: ImageTable, split: Split
 ) -> None:
     frame = table.frame.copy()
-    frame.loc[frame["group"].isin(split.val), "mos_alignment"] = math.nan
+    frame.loc[frame["name"].isin(split.val), "mos_alignment"] = math.nan
     with pytest.raises(DataError, match="expected opinions on the same of"):
         fitted(data=ImageTable(table.name, table.scale, frame))
 
@@ -348,6 +350,7 @@ def without_alignment(table: ImageTable, rows: slice) -> ImageTable:
 def test_table_without_alignment_trains_quality(fitted: Fit, table: ImageTable) -> None:
     found = fitted(data=without_alignment(table, slice(None)))
     assert found.run.history[-1].keys() == {"loss", "quality_srcc", "quality_plcc"}
+    assert found.run.learned == ("quality",)
 
 
 def test_table_with_some_alignment_has_a_finite_loss(fitted: Fit, table: ImageTable) -> None:
@@ -380,30 +383,36 @@ def test_loss_that_is_no_number_is_a_run_error(fitted: Fit, tmp_path: Path) -> N
 
 
 def scores(*pairs: tuple[float, float]) -> Scores:
-    return Scores(TARGETS, torch.tensor(pairs, requires_grad=True).T)
+    return Scores(("quality", "alignment"), torch.tensor(pairs, requires_grad=True).T)
 
 
 def test_loss_is_the_weighted_sum_of_two_squared_errors() -> None:
-    targets = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    targets = torch.tensor([[0.5, 0.5, NAN], [1.0, 0.0, 0.7]])  # no task reads the third
     loss = task_loss(scores((0.0, 0.5), (0.5, 1.0)), targets, 0.1)
     assert loss.item() == pytest.approx(0.25 + 0.1 * 0.5, abs=1e-7)  # float32
 
 
 def test_missing_target_counts_nothing() -> None:
-    targets = torch.tensor([[0.5, float("nan")], [float("nan"), 0.0]])
+    targets = torch.tensor([[0.5, NAN, NAN], [NAN, 0.0, NAN]])
     loss = task_loss(scores((0.0, 0.5), (0.5, 1.0)), targets, 0.1)
     assert loss.item() == pytest.approx(0.25 + 0.1, abs=1e-7)  # float32
 
 
 def test_missing_targets_give_gradients_of_zero() -> None:
-    values = torch.tensor([[0.5, 0.5]], requires_grad=True)
-    task_loss(Scores(TARGETS, values.T), torch.full((1, 2), float("nan")), 0.1).backward()
+    values = torch.tensor([[0.5, 0.5, 0.5]], requires_grad=True)
+    task_loss(Scores(TARGETS, values.T), torch.full((1, 3), NAN), 0.1).backward()
     assert values.grad is not None
-    assert values.grad.tolist() == [[0.0, 0.0]]
+    assert values.grad.tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_every_auxiliary_task_has_the_weight_of_alignment() -> None:
+    found = Scores(TARGETS, torch.tensor([[0.5], [0.5], [0.5]]))
+    loss = task_loss(found, torch.tensor([[1.0, 0.0, 0.1]]), 0.1)
+    assert loss.item() == pytest.approx(0.25 + 0.1 * (0.25 + 0.16), abs=1e-7)  # float32
 
 
 def test_loss_of_one_task_reads_its_own_column() -> None:
-    targets = torch.tensor([[0.5, 0.1], [1.0, 0.9]])
+    targets = torch.tensor([[0.5, 0.1, 0.3], [1.0, 0.9, 0.3]])
     only = Scores(("alignment",), torch.tensor([[0.1, 0.4]]))
     assert task_loss(only, targets, 0.1).item() == pytest.approx(0.125, abs=1e-7)  # float32
 
@@ -433,9 +442,6 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, float]]], 
         monkeypatch.setattr("dcmpl.train.validate", lambda *_: next(entries))
 
     return tell
-
-
-NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -524,9 +530,7 @@ def fit_preset(
         backbone = load_backbone(str(small_backbone))
         model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS[preset].model, config.seed)
         source = Source("scores.csv", "scores", MosScale(1, 5), "0" * 64)
-        run = Run(
-            preset, backbone.name, backbone.sha256, source, model.config, config, split.digest
-        )
+        run = Run.begin(preset, backbone, source, model.config, config, split, table)
         parts = split.train_part(table), split.validation_part(table)
         folder = tmp_path / name
         return Trained(model, fit(model, *parts, run, folder), folder)
@@ -568,10 +572,11 @@ def test_views_may_be_trained_on_where_visual_prompts_are_learned(
     assert one.content() == two.content()
 
 
-def test_ridge_is_the_closed_form(fit_preset: Callable[..., Trained], table: ImageTable) -> None:
+def test_ridge_is_the_closed_form(
+    fit_preset: Callable[..., Trained], table: ImageTable, split: Split
+) -> None:
     """The stored map minimises the penalised squares for one of the tried penalties."""
     trained = fit_preset("linear-probe")
-    split = make_split(table, 0)
     rows = split.rows(table, "train")
     with torch.inference_mode():
         x = torch.stack(

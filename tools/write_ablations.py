@@ -28,7 +28,9 @@ CHOICES = {
     "The form of prompt attention": ("mpa.",),
     "The image adapter": ("adapter.",),
     "The fusion layers": ("fusion.",),
+    "The floors, which see no text and learn no prompt": ("floor: ",),
 }
+"""By title, names of variants, or how they begin where that ends in a mark or a blank."""
 
 
 def sentences(frame: pd.DataFrame, task: str, names: tuple[str, ...]) -> Iterator[str]:
@@ -36,7 +38,7 @@ def sentences(frame: pd.DataFrame, task: str, names: tuple[str, ...]) -> Iterato
     tests = len(frame) - 1
     for _, row in frame.iterrows():
         name = str(row["variant"])
-        chosen = any(name == n or (n[-1] in ".-" and name.startswith(n)) for n in names)
+        chosen = any(name == n or (n[-1] in ".- " and name.startswith(n)) for n in names)
         if not chosen or pd.isna(row.get(f"{task} difference")):
             continue
         told = verdict(row.to_dict(), task, tests)

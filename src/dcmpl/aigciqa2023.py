@@ -45,9 +45,7 @@ def read_aigciqa2023(folder: Path, file: Path) -> ImageTable:
     _check_ranges(numbers, file)
     frame = pd.DataFrame({f"mos_{t}": _texts(values) for t, values in numbers.items()})
     for index, target in enumerate(AIGCIQA_2023_TARGETS, 1):
-        spread = first_file(
-            folder, [f"{p}SD{index}.mat" for p in ("DATA/STD/", "STD/", "DATA/", "")]
-        )
+        spread = first_file(folder, [f"{place}SD{index}.mat" for place in SPREADS])
         if spread:
             frame[f"std_{target}"] = _texts(read_mat(spread, "SD", count))
     frame["generator"] = np.repeat(MODELS, PER_MODEL)
@@ -62,7 +60,9 @@ def read_aigciqa2023(folder: Path, file: Path) -> ImageTable:
     texts = texts or _aigciqa2023_prompts(folder)
     notes = [] if texts else ["no sheet of prompts beside it: they are not known, only numbered"]
     frame["prompt"] = [texts[p] if texts else "" for p in prompt]
-    frame["group"] = [f"{p:03}" for p in prompt]
+    frame["group"] = [
+        f"{p:03} {text}".strip() for p, text in zip(prompt, frame["prompt"], strict=True)
+    ]
     plus = folder / "AIGIQA2023+.csv"
     if plus.is_file():
         _check_plus(plus, frame["generator"])

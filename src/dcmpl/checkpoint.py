@@ -1,7 +1,7 @@
 """A run folder: what was learned, how, and from what; strict when read back.
 
     run.json            configurations, data, backbone, history (this file says "finished")
-    split.json          the prompts of training, validation and test
+    split.json          the pictures of training, validation and test
     model.safetensors   learned tensors of the chosen epoch; never the backbone
     last.safetensors    learned tensors and Adam's state after the last epoch, for --resume
 

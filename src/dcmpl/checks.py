@@ -133,7 +133,7 @@ def _check_evaluate(arguments: Namespace) -> None:
     for name in ("data", "out"):
         if arguments[name] is None:
             raise UsageError(f"expected --{name} with --protocol, got none")
-    if arguments.part is not None:
+    if arguments.split is not None:
         raise UsageError("expected --split with a RUN only: protocols measure their test parts")
     _check_own_scale(arguments)
     _check_model(arguments)

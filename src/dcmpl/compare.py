@@ -28,11 +28,13 @@ from dcmpl.pages import (
     number_cell,
 )
 from dcmpl.paired import compare_paired
+from dcmpl.repeats import RESULT
 from dcmpl.sheets import read_sheet
 
 __all__ = ["compare", "our_rows", "paired_rows", "published_rows", "write_comparison"]
 
 PUBLISHED = Path(__file__).parent / "results" / "published.csv"
+MEASURED = ("metrics.json", RESULT)
 MAX_BYTES = 64 * 2**20
 
 GROUPED = "prompt-grouped"
@@ -66,8 +68,8 @@ def our_rows(folder: Path) -> pd.DataFrame:
     try:
         if (folder / "protocols.json").is_file():
             rows = _of_protocols(_read(folder / "protocols.json"), folder)
-        elif (folder / "metrics.json").is_file():
-            rows = _of_run(_read(folder / "metrics.json"), folder)
+        elif file := next((folder / n for n in MEASURED if (folder / n).is_file()), None):
+            rows = _of_run(_read(file), folder)
         else:
             raise RunError(
                 f"expected results in {folder}, found neither metrics.json (dcmpl evaluate RUN) "

@@ -15,7 +15,7 @@ from dcmpl.inference import predict_table
 from dcmpl.leaks import find_leaks
 from dcmpl.model import DCMPL
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
-from dcmpl.repeats import Trial, Workbench, read_result, run_trial
+from dcmpl.repeats import RESULT, Trial, Workbench, read_result, run_trial
 from dcmpl.table import listed
 
 __all__ = ["cross_matrix", "run_cross", "write_cross"]
@@ -38,7 +38,7 @@ def run_cross(trials: Sequence[tuple[Trial, Workbench]]) -> dict[tuple[str, str]
 
 def _transferred(trial: Trial, bench: Workbench, other: Workbench) -> dict[str, Any]:
     folder = trial.folder / f"on-{other.table.name}"
-    if not (folder / "metrics.json").exists():
+    if not (folder / RESULT).exists():
         known = bench.table.select(
             ~bench.table.frame["name"].isin({*trial.split.test, *trial.split.left_out})
         )
@@ -60,7 +60,8 @@ def _transferred(trial: Trial, bench: Workbench, other: Workbench) -> dict[str, 
             "preset": run.preset,
             "backbone": run.backbone,
         }
-        write_results(folder, other.table, run.only_learned(predicted), notes, draws=0)
+        predicted = run.only_learned(predicted)
+        write_results(folder, other.table, predicted, notes, draws=0, name=RESULT)
     return read_result(folder, trial.run)
 
 

@@ -110,12 +110,9 @@ def measure_floors(
 
 
 def plain_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    """One target's entry of the metrics without its intervals."""
-    return {
-        name: value["value"] if isinstance(value, dict) else value
-        for name, value in entry.items()
-        if name != "n"
-    }
+    """One target's entry of the metrics without its intervals; null is nan."""
+    values = {n: v["value"] if isinstance(v, dict) else v for n, v in entry.items() if n != "n"}
+    return {name: float("nan") if value is None else value for name, value in values.items()}
 
 
 NAMES = {
@@ -203,17 +200,18 @@ def write_results(
     notes: Mapping[str, Any],
     floors: Mapping[str, np.ndarray] | None = None,
     draws: int = DRAWS,
+    name: str = "metrics.json",
 ) -> dict[str, Any]:
-    """Write ``predictions.csv`` and ``metrics.json``; returns the metrics.
+    """Write ``predictions.csv`` and the metrics as ``name``; returns them.
 
-    ``notes`` are further entries of ``metrics.json``: the protocol, the backbone, ...
+    ``notes`` are further entries of the metrics: the protocol, the backbone, ...
     """
     frame = predictions_frame(table, predicted)
     write_atomically(folder / "predictions.csv", frame.to_csv(index=False).encode())
     metrics = measure(frame, table.scale, draws)
     metrics["floors"] = measure_floors(table, floors or {})
     metrics |= {"data": table.name, "data_sha256": table.digest, "version": __version__, **notes}
-    write_atomically(folder / "metrics.json", as_json(metrics))
+    write_atomically(folder / name, as_json(metrics))
     return metrics
 
 

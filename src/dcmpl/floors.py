@@ -77,7 +77,8 @@ def _support_vectors(x: np.ndarray, opinion: np.ndarray, new: np.ndarray) -> np.
     """All in unit deviations of the training part."""
     from sklearn.svm import SVR
 
-    center, scale = x.mean(0), x.std(0) + 1e-9
+    center, scale = x.mean(0), x.std(0)
+    scale[scale < 1e-9] = np.inf  # what never varied says nothing
     mean, deviation = opinion.mean(), opinion.std() or 1.0
     machine = SVR(C=2.0, gamma=0.3 / x.shape[1], epsilon=0.2)
     machine.fit((x - center) / scale, (opinion - mean) / deviation)

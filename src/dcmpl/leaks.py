@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dcmpl.errors import DataError
 from dcmpl.splits import Split
-from dcmpl.survey import ALIKE_BITS, PictureFacts
+from dcmpl.survey import ALIKE_BITS, LOOK_BYTES, PictureFacts
 from dcmpl.table import ImageTable, as_group
 
 __all__ = ["KINDS", "Leak", "check_leaks", "find_leaks", "tied_units"]
@@ -37,7 +37,7 @@ def _looks(table: ImageTable, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
     """(rows, bits) of what can be compared, and which rows that are: flat pictures look alike."""
     rows = [i for i, path in enumerate(table.frame["image"]) if not facts[path].flat]
     packed = b"".join(facts[table.frame["image"].iloc[i]].look for i in rows)
-    bytes_ = np.frombuffer(packed, np.uint8).reshape(len(rows), -1)
+    bytes_ = np.frombuffer(packed, np.uint8).reshape(-1, LOOK_BYTES)
     return np.unpackbits(bytes_, axis=1).astype(np.float32), np.array(rows, dtype=int)
 
 
@@ -72,7 +72,9 @@ def tied_units(table: ImageTable, facts: Facts) -> np.ndarray:
     table could not be read.
     """
     size = len(table)
-    ones, others = [], []
+    if fault := next((f for f in (facts[p].fault for p in table.frame["image"]) if f), ""):
+        raise DataError(fault)
+    ones, others = [np.arange(size)], [np.arange(size)]
     for _, codes in _codes(table, facts):
         first: dict[str, int] = {}
         for row, code in enumerate(codes):

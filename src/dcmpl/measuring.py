@@ -51,7 +51,7 @@ def _evaluate_run(arguments: Any) -> int:
     split = read_split(folder, run)
     table, own = _table_to_measure(arguments, run.source)
     whole, training = table, None
-    name = arguments.part or ("test" if own else "all")
+    name = arguments.split or ("test" if own else "all")
     if name != "all":
         if split is None:
             raise UsageError(f"expected --split all for an imported run, got {name}")
@@ -202,7 +202,10 @@ def cross(arguments: Any) -> int:
     trials: list[tuple[Trial, Workbench]] = []
     warn_of_floor(arguments.backbone)
     for path in arguments.data:
-        table = read_data(arguments, path)
+        own = Path(path).is_file()  # published ones have scales and columns of their own
+        table = load_table(
+            path, mos_scale(arguments) if own else None, arguments.columns if own else {}
+        )
         if any(table.name == other.table.name for _, other in trials):
             raise UsageError(f"expected data sets of different names, got {table.name} twice")
         bench = Workbench(table, backbone, check_pictures(table))

@@ -4,7 +4,6 @@ All functions take two arrays of one length, predictions first. What is undefine
 than two values, or a constant) is nan, as in scipy. Higher is better except for RMSE.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +25,8 @@ __all__ = [
     "srcc",
     "within",
 ]
+
+FIT_STEPS = 500
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -94,14 +95,17 @@ def logistic_mapped(
     x = (predicted - predicted.mean()) / predicted.std()
     y = (opinion - opinion.mean()) / opinion.std()
     slope = float(np.mean(x * y))
-    starts = {4: [y.max(), y.min(), 0.0, 1.0], 5: [np.ptp(y) / 4, 1.0, 0.0, slope / 2, 0.0]}
+    sign = 1.0 if slope >= 0 else -1.0
+    ends = [y.max(), y.min()][:: int(sign)]
+    starts = {4: [*ends, 0.0, 1.0], 5: [sign * np.ptp(y) / 4, 1.0, 0.0, slope / 2, 0.0]}
     curve: Callable[..., np.ndarray] = _logistic4 if parameters == 4 else _logistic5
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optimize.OptimizeWarning)
-            best, _ = optimize.curve_fit(curve, x, y, p0=starts[parameters], maxfev=2000)
-    except RuntimeError:  # no convergence
-        return predicted
+
+    def residuals(b: np.ndarray) -> np.ndarray:
+        return curve(x, *b) - y
+
+    # A fit that is still getting better when it is stopped is a fit all the same.
+    found = optimize.least_squares(residuals, starts[parameters], method="lm", max_nfev=FIT_STEPS)
+    best = found.x
     mapped: np.ndarray = curve(x, *best) * opinion.std() + opinion.mean()
     return mapped
 

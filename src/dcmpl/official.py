@@ -71,7 +71,8 @@ def _tells_agiqa_3k(folder: Path) -> Path | None:
 
 def _read_agiqa_3k(folder: Path, file: Path) -> ImageTable:
     """Names are GENERATOR_SETTING_NUMBER.jpg; the setting belongs to the generator."""
-    frame = need(read_sheet(file), list(AGIQA_3K), file).rename(columns=AGIQA_3K)
+    wanted = [theirs for theirs, ours in AGIQA_3K.items() if not ours.startswith("std")]
+    frame = need(read_sheet(file), wanted, file).rename(columns=AGIQA_3K)
     frame["generator"] = frame["image"].str.rsplit("_", n=1).str[0]
     places = _places(folder)[:1]
     return image_table("AGIQA-3K", DATASETS["AGIQA-3K"].scale, frame, places, file)

@@ -179,7 +179,6 @@ def _evaluate_parser() -> ArgumentParser:
     _add_data(parser, "another data set than the run's own, or that of the protocols", False)
     parser.add_argument(
         "--split",
-        dest="part",
         type=Optional[Literal["test", "val", "train", "all"]],
         metavar="{test,val,train,all}",
         help="part of the data (default: test of the run's own data, all of another)",

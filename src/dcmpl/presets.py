@@ -146,6 +146,11 @@ def with_targets(
                 f"expected --targets of {', '.join(judged)}, which the data has opinions on, "
                 f"got {unjudged[0]}"
             )
+        if len(chosen) == 1 and len(model.words) > 1 and model.readout == "words":
+            raise UsageError(
+                f"expected two --targets or more for a preset with an auxiliary task, got "
+                f"{chosen[0]} alone: take dcmpl-no-aux or another preset of one task"
+            )
         words = {target: model.words.get(target, WORDS[target]) for target in chosen}
         return replace(model, words=words)
     if len(model.words) > 1 and "authenticity" in judged:

@@ -1,5 +1,6 @@
 """What a protocol is worth: the same model under several, over repeats, beside ``clean``."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,14 @@ def protocol_summary(results: Sequence[Mapping[str, Any]], model: str) -> pd.Dat
             & (frame["protocol"] == "clean")
             & (frame["predictor"] == row["predictor"])
         ]
-        values = part["srcc"].astype(float)
+        values, others = (p["srcc"].astype(float).dropna() for p in (part, clean))
         row |= {"repeats": len(part), **spread(values)}
         for name in ("plcc", "krcc", "within_generator_srcc", "pairwise_accuracy"):
             row[name] = part[name].astype(float).mean()
         row["selection"] = part["selection"].astype(float).mean()
-        if row["protocol"] != "clean" and len(clean):
-            row |= _optimism(values.to_numpy(), clean["srcc"].astype(float).to_numpy())
+        row |= dict.fromkeys(("optimism", "optimism low", "optimism high", "p"), np.nan)
+        if row["protocol"] != "clean" and len(values) and len(others):
+            row |= _optimism(values.to_numpy(), others.to_numpy())
         found.append(row)
     order = {name: i for i, name in enumerate([*PROTOCOLS, model, *FLOORS.values(), *TARGETS])}
     summed = pd.DataFrame(found)
@@ -76,8 +78,10 @@ def _selection(result: Mapping[str, Any], target: str) -> dict[str, float]:
 
 def _optimism(values: np.ndarray, clean: np.ndarray) -> dict[str, float]:
     found = {"optimism": float(values.mean() - clean.mean())}
-    if len(values) > 1 and len(clean) > 1 and (np.ptp(values) or np.ptp(clean)):
-        test = stats.ttest_ind(values, clean, equal_var=False)
+    if len(values) > 1 and len(clean) > 1 and max(np.ptp(values), np.ptp(clean)) > 1e-12:
+        with warnings.catch_warnings():  # one of the two may hardly vary
+            warnings.simplefilter("ignore", RuntimeWarning)
+            test = stats.ttest_ind(values, clean, equal_var=False)
         interval = test.confidence_interval(0.95)
         found |= {"optimism low": interval.low, "optimism high": interval.high, "p": test.pvalue}
     return found
@@ -154,7 +158,8 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
         for index, predictor in enumerate(predictors):
             rows = frame[(frame["target"] == target) & (frame["predictor"] == predictor)]
             places = [protocols.index(p) + 0.18 * index for p in rows["protocol"]]
-            half = (rows["high"] - rows["mean"]).fillna(0.0)
+            ends = rows["mean"] - rows["low"], rows["high"] - rows["mean"]
+            half = [end.fillna(0.0) for end in ends]
             axes.errorbar(
                 rows["mean"],
                 places,
@@ -164,6 +169,8 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
                 capsize=2,
                 label=predictor,
             )
+        low, high = axes.get_xlim()  # two repeats have intervals beyond what SRCC can be
+        axes.set_xlim(max(-1.0, low), min(1.0, high))
         axes.set(xlabel=f"{target} SRCC, mean and 95 % interval")
         axes.grid(axis="x", color="0.92")
     panels[0].set_yticks(range(len(protocols)), protocols)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dcmpl.errors import DataError, UsageError
-from dcmpl.splits import Split
+from dcmpl.splits import PARTS, Split
 from dcmpl.table import ImageTable
 
 __all__ = ["PROTOCOLS", "Protocol", "draw_split"]
@@ -41,14 +41,17 @@ def _dealt(units: np.ndarray, val: np.ndarray, test: np.ndarray) -> dict[str, np
     return {"train": ~(in_val | in_test), "val": in_val, "test": in_test}
 
 
-def _counted(units: np.ndarray, table: ImageTable) -> int:
-    count = int(units.max()) + 1 if len(units) else 0
+def _enough(count: int, table: ImageTable) -> int:
     if count < FOLDS:
         raise DataError(
             f"expected at least {FOLDS} different prompts in {table.name} to split into training, "
             f"validation and test, got {count}"
         )
     return count
+
+
+def _counted(units: np.ndarray, table: ImageTable) -> int:
+    return _enough(int(units.max()) + 1 if len(units) else 0, table)
 
 
 def _clean(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
@@ -76,7 +79,7 @@ def _clip_agiqa(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, 
     """One list of the prompts, shuffled again for every round, as CLIP-AGIQA's script does."""
     key = table.frame["prompt" if table.name == "AGIQA-3K" else "group"]
     groups = sorted(key.unique())
-    order, chain = list(range(len(groups))), random.Random(10)  # noqa: S311  the paper's own
+    order, chain = list(range(_enough(len(groups), table))), random.Random(10)  # noqa: S311  the paper's own
     for _ in range(repeat + 1):
         chain.shuffle(order)
     tested = {groups[i] for i in order[round((1 - TEST) * len(order)) :]}
@@ -84,27 +87,45 @@ def _clip_agiqa(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, 
     return {"train": ~test, "val": test, "test": test}
 
 
-def _official(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
-    """Where the data set's own split has no validation, some of training's units become it."""
-    masks = {part: (table.frame["part"] == part).to_numpy() for part in ("train", "val", "test")}
+def _own_parts(table: ImageTable) -> dict[str, np.ndarray]:
+    """The data set's own split, as far as it was judged; validation may be empty."""
+    judged = np.isfinite(table.targets()).any(1)
+    masks = {part: (table.frame["part"] == part).to_numpy() & judged for part in PARTS}
     if not masks["train"].any() or not masks["test"].any():
         raise UsageError(
-            f"expected a data set with a split of its own, {table.name} has none: "
-            "choose another --protocol"
+            f"expected a split of {table.name}'s own with opinions on training and test, "
+            "found none in this copy: choose another --protocol"
         )
+    return masks
+
+
+def _validated(masks: dict[str, np.ndarray], units: np.ndarray, repeat: int) -> None:
+    """Where there is no validation, some of training's units become it."""
     if not masks["val"].any():
         inside = np.unique(units[masks["train"]])
         chosen = inside[_shuffled(len(inside), repeat)[: max(1, round(VAL * len(inside)))]]
         masks["val"] = masks["train"] & np.isin(units, chosen)
-        masks["train"] &= ~masks["val"]
+        masks["train"] = masks["train"] & ~masks["val"]
+
+
+def _official(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
+    masks = _own_parts(table)
+    _validated(masks, units, repeat)
     return masks
 
 
 def _official_disjoint(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
     """The test part stays whole; what it shares is taken out of validation and training."""
-    masks = _official(table, units, repeat)
-    masks["val"] &= ~np.isin(units, units[masks["test"]])
-    masks["train"] &= ~np.isin(units, units[masks["test"] | masks["val"]])
+    masks = _own_parts(table)
+    for part in ("val", "train"):
+        masks[part] &= ~np.isin(units, units[masks["test"]])
+    _validated(masks, units, repeat)
+    masks["train"] &= ~np.isin(units, units[masks["val"]])
+    if not masks["train"].any():
+        raise UsageError(
+            f"expected prompts in {table.name} that its own test part has not, found none: "
+            "choose another --protocol"
+        )
     return masks
 
 
@@ -147,11 +168,18 @@ PROTOCOLS: dict[str, Protocol] = {
 def draw_split(name: str, table: ImageTable, units: np.ndarray, repeat: int) -> Split:
     """The split of one repeat (from 0), the same for the same table, name and repeat.
 
+    Pictures that nobody judged are left out.
+
     ``units`` are those of :func:`dcmpl.leaks.tied_units`. Raises :class:`DataError` where
     there are too few prompts, :class:`UsageError` for a split that the data set has not.
     """
-    names = table.frame["name"].to_numpy(str)
-    masks = PROTOCOLS[name].draw(table, units, repeat)
+    # In the order of names, so that a table whose rows were moved is split as before.
+    order = np.argsort(table.frame["name"].to_numpy(str))
+    table = ImageTable(table.name, table.scale, table.frame.iloc[order].reset_index(drop=True))
+    _, first, units = np.unique(units[order], return_index=True, return_inverse=True)
+    units = np.argsort(np.argsort(first))[units]
+    names, judged = table.frame["name"].to_numpy(str), np.isfinite(table.targets()).any(1)
+    masks = {p: m & judged for p, m in PROTOCOLS[name].draw(table, units, repeat).items()}
     parts = {part: tuple(sorted(names[mask].tolist())) for part, mask in masks.items()}
     in_some = np.any(list(masks.values()), axis=0)
     return Split(name, repeat, **parts, left_out=tuple(sorted(names[~in_some].tolist())))

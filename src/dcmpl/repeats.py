@@ -32,6 +32,7 @@ from dcmpl.train import EpochReport, fit, trains_on_views
 from dcmpl.weights import Backbone
 
 __all__ = [
+    "RESULT",
     "Trial",
     "Workbench",
     "flat_numbers",
@@ -41,7 +42,8 @@ __all__ = [
     "spread",
 ]
 
-RESULT = "metrics.json"
+RESULT = "trial.json"
+"""Not ``metrics.json``, which ``dcmpl evaluate`` writes into any run."""
 
 
 @dataclass(frozen=True)
@@ -174,15 +176,14 @@ def _measure(trial: Trial, bench: Workbench) -> None:
         "parameters": sum(p.numel() for p in trainable_parameters(model).values()),
         "seconds_per_step": statistics.median(seconds) if seconds else 0.0,
     }
-    write_results(
-        trial.folder, test, run.only_learned(predicted), notes, bench.floors(split), draws=0
-    )
+    predicted, floors = run.only_learned(predicted), bench.floors(split)
+    write_results(trial.folder, test, predicted, notes, floors, draws=0, name=RESULT)
 
 
 def flat_numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """``quality_srcc`` and the like of one trial's metrics, NaN where undefined."""
     return {
-        f"{target}_{name}": float("nan") if value is None else float(value)
+        f"{target}_{name}": float(value)
         for target in TARGETS
         if target in result
         for name, value in plain_numbers(result[target]).items()

@@ -24,12 +24,13 @@ from dcmpl.images import decode, quiet_pillow
 from dcmpl.progress import track
 from dcmpl.table import ImageTable
 
-__all__ = ["ALIKE_BITS", "PictureFacts", "check_pictures", "look_of", "survey"]
+__all__ = ["ALIKE_BITS", "LOOK_BYTES", "PictureFacts", "check_pictures", "look_of", "survey"]
 
 SIDE, FREQUENCIES = 64, 16
 FLAT = 1.0
 """Grey deviation, in steps of 256, below which a picture shows nothing."""
 
+LOOK_BYTES = FREQUENCIES**2 // 8
 ALIKE_BITS = 28
 """Of 255 bits: pictures that differ in no more are near-duplicates."""
 

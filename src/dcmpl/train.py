@@ -58,7 +58,7 @@ class EpochReport:
 def task_loss(scores: Scores, targets: Tensor, alignment_weight: float) -> Tensor:
     """MSE of the main task + ``alignment_weight`` MSE of each other; missing targets count nothing.
 
-    ``targets`` (N, 2) in [0, 1], columns as in ``TARGETS``, NaN where missing.
+    ``targets`` (N, 3) in [0, 1], columns as in ``TARGETS``, NaN where missing.
     """
     columns = targets[:, [TARGETS.index(task) for task in scores.tasks]].T
     known = columns.isfinite()
@@ -95,10 +95,11 @@ def validate(
 
 
 def best_epoch(history: History) -> int:
-    """The epoch (from 1) of the best validation SRCC; the first of equals."""
+    """The epoch (from 1) of the main task's best validation SRCC; the first of equals."""
 
     def merit(entry: dict[str, float]) -> float:
-        value = entry.get("quality_srcc", entry.get("alignment_srcc", math.nan))
+        # The main task comes first.
+        value = next((v for name, v in entry.items() if name.endswith("_srcc")), math.nan)
         return -math.inf if math.isnan(value) else value
 
     return 1 + max(range(len(history)), key=lambda i: (merit(history[i]), -i))

@@ -1,0 +1,140 @@
+"""``dcmpl score`` writes a row for every picture, and says what it could not read."""
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import Capture, refused
+from dcmpl.cli import main
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "scores.csv"
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def score(*words: object) -> int:
+    return main(["score", *(str(word) for word in words)])
+
+
+def test_scoring_a_folder_writes_a_row_for_each(
+    picture_data: Path, trained_run: Path, out: Path
+) -> None:
+    assert score(picture_data.parent, "--model", trained_run, "-o", out) == 0
+    rows = rows_of(out)
+    assert [Path(row["image"]).name for row in rows] == [f"{i:02}.png" for i in range(48)]
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_score_file_has_its_columns(picture_data: Path, trained_run: Path, out: Path) -> None:
+    score(picture_data.parent / "00.png", "--model", trained_run, "-o", out)
+    columns = ["image", "prompt", "quality", "alignment", "authenticity", "status", "reason"]
+    assert list(rows_of(out)[0]) == columns
+
+
+def test_bad_file_gives_exit_code_3_and_a_row_with_its_reason(
+    capsys: Capture, picture_data: Path, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    good = picture_data.parent / "00.png"
+    assert score(good, bad, "--model", trained_run, "-o", out) == 3
+    first, second = rows_of(out)
+    assert (first["status"], first["reason"]) == ("ok", "")
+    assert (second["status"], second["quality"]) == ("error", "")
+    assert second["reason"].startswith(f"expected a picture that can be decoded, got {bad}: ")
+    captured = capsys.readouterr()
+    assert captured.out == f"1 of 2 pictures scored: {out}\n"
+    assert captured.err == f"not scored: {second['reason']}\n"
+
+
+def test_many_bad_files_are_told_in_eleven_lines(
+    capsys: Capture, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    assert (
+        score(*(tmp_path / f"{i}.png" for i in range(12)), "--model", trained_run, "-o", out) == 3
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "and 2 more, each with its reason in the file"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_other_formats_hold_the_same_scores(
+    picture_data: Path, trained_run: Path, out: Path, suffix: str
+) -> None:
+    for file in (out, out.with_suffix(suffix)):
+        assert score(picture_data.parent / "00.png", "--model", trained_run, "-o", file) == 0
+    other = out.with_suffix(suffix)
+    found = (
+        json.loads(other.read_text())["quality"]
+        if suffix == ".jsonl"
+        else pd.read_parquet(other)["quality"][0]
+    )
+    assert float(rows_of(out)[0]["quality"]) == found
+
+
+def test_prompt_is_carried_into_every_row(picture_data: Path, trained_run: Path, out: Path) -> None:
+    names = [picture_data.parent / name for name in ("00.png", "01.png")]
+    assert score(*names, "--model", trained_run, "-o", out, "--prompt", "a fox") == 0
+    assert [row["prompt"] for row in rows_of(out)] == ["a fox", "a fox"]
+
+
+def test_prompts_of_a_table_go_to_their_pictures(
+    capsys: Capture, picture_data: Path, trained_run: Path, out: Path
+) -> None:
+    name = picture_data.parent / "03.png"
+    assert score(name, "--model", trained_run, "-o", out, "--prompts", picture_data) == 0
+    assert rows_of(out)[0]["prompt"] == "prompt 3"
+    assert f"47 rows of {picture_data} name none of the pictures" in capsys.readouterr().err
+
+
+def test_missing_prompts_are_wrong_usage(capsys: Capture, trained_run: Path, out: Path) -> None:
+    words = ["score", "a.png", "--model", trained_run, "-o", out, "--prompts", "none.csv"]
+    assert refused(capsys, 2, *words) == "expected a CSV at --prompts none.csv, found no file"
+
+
+def test_unknown_format_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
+    assert refused(capsys, 2, "score", "a.png", "--model", trained_run, "-o", "x.txt") == (
+        "expected -o to end in .csv, .jsonl, .parquet, got x.txt"
+    )
+
+
+def test_folder_without_pictures_is_wrong_usage(
+    capsys: Capture, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    words = ["score", tmp_path / "nothing", "--model", trained_run, "-o", out]
+    assert refused(capsys, 2, *words).startswith(f"expected pictures in {tmp_path / 'nothing'}")
+
+
+def test_missing_run_is_wrong_usage(capsys: Capture, out: Path) -> None:
+    assert refused(capsys, 2, "score", "a.png", "--model", "nowhere", "-o", out) == (
+        "expected a run folder made by dcmpl train, found none at nowhere"
+    )
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_folder_that_is_no_run_fails(
+    capsys: Capture, tmp_path: Path, out: Path, command: str
+) -> None:
+    words = ["a.png", "--model", tmp_path, "-o", out] if command == "score" else [tmp_path]
+    assert refused(capsys, 1, command, *words) == (
+        f"expected a run folder made by dcmpl train at {tmp_path}, found no run.json in it"
+    )
+
+
+def test_place_that_cannot_be_written_fails(
+    capsys: Capture, picture_data: Path, trained_run: Path
+) -> None:
+    inside = picture_data / "scores.csv"  # a place inside a file
+    words = ["score", picture_data.parent / "00.png", "--model", trained_run, "-o", inside]
+    assert refused(capsys, 1, *words).startswith(f"expected to write {inside}, got: ")

@@ -1,0 +1,250 @@
+"""Copies of a picture look the same whatever was done to the file, other pictures do not."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import made_table
+from dcmpl.errors import DataError
+from dcmpl.survey import ALIKE_BITS, PictureFacts, check_pictures, look_of, survey
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "agiqa-3k-dev" / "img"
+BITS = 255
+SHOWN = range(6)
+
+
+def drawn(seed: int, height: int = 160, width: int = 208) -> Image.Image:
+    """A picture with the spectrum of photographs: amplitude falls with frequency."""
+    rng = np.random.default_rng(seed)
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
+    fall = 1 / np.maximum(np.hypot(y, x), 1 / width) ** 1.3
+    grey = np.fft.ifft2(fall * np.fft.fft2(rng.normal(size=(height, width)))).real
+    grey = 128 + 45 * (grey - grey.mean()) / grey.std()
+    tint = rng.uniform(0.7, 1.0, 3)
+    return Image.fromarray((grey[..., None] * tint).clip(0, 255).astype(np.uint8))
+
+
+def differing(ours: PictureFacts, theirs: PictureFacts) -> int:
+    """How many of the 255 bits are not the same."""
+    a, b = (int.from_bytes(facts.look, "big") for facts in (ours, theirs))
+    return (a ^ b).bit_count()
+
+
+def jpeg(quality: int) -> Callable[[Image.Image, Path], None]:
+    return lambda image, path: image.save(path, "JPEG", quality=quality)
+
+
+def webp(quality: int) -> Callable[[Image.Image, Path], None]:
+    return lambda image, path: image.save(path, "WEBP", quality=quality)
+
+
+def scaled(times: float) -> Callable[[Image.Image, Path], None]:
+    def save(image: Image.Image, path: Path) -> None:
+        sides = tuple(round(times * side) for side in image.size)
+        image.resize(sides, Image.Resampling.BICUBIC).save(path, "PNG")
+
+    return save
+
+
+COPIES = {
+    **{f"JPEG {quality}": jpeg(quality) for quality in (30, 50, 75, 95)},
+    **{f"WebP {quality}": webp(quality) for quality in (30, 80)},
+    **{f"scaled {times}": scaled(times) for times in (0.5, 0.75, 1.5, 2)},
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copy_is_a_near_duplicate(tmp_path: Path, name: str) -> None:
+    for seed in SHOWN:
+        drawn(seed).save(tmp_path / f"{seed}.png")
+        COPIES[name](drawn(seed), tmp_path / f"{seed}.copy")
+    facts = survey(str(path) for path in tmp_path.iterdir())
+    for seed in SHOWN:
+        one, other = (facts[str(tmp_path / f"{seed}.{end}")] for end in ("png", "copy"))
+        assert one.sha256 != other.sha256
+        assert differing(one, other) <= ALIKE_BITS
+
+
+def test_different_pictures_are_no_near_duplicates(tmp_path: Path) -> None:
+    for seed in range(40):
+        drawn(seed, 64, 80).save(tmp_path / f"{seed}.png")
+    facts = list(survey(str(path) for path in sorted(tmp_path.iterdir())).values())
+    pairs = [differing(a, b) for i, a in enumerate(facts) for b in facts[:i]]
+    assert min(pairs) > ALIKE_BITS
+    # Half of the bits on average; the deviation of the mean is far below one bit.
+    assert np.mean(pairs) == pytest.approx(BITS / 2, abs=3)
+
+
+@pytest.mark.parametrize("change", ["mirrored", "upside down", "negative"])
+def test_turned_or_inverted_picture_is_another(change: str) -> None:
+    pixels = torch.from_numpy(np.array(drawn(0))).permute(2, 0, 1)
+    other = {"mirrored": pixels.flip(2), "upside down": pixels.flip(1), "negative": 255 - pixels}
+    looks = (PictureFacts(look=look_of(picture)) for picture in (pixels, other[change]))
+    assert differing(*looks) > ALIKE_BITS
+
+
+def test_real_pictures_are_known_again_and_told_apart(tmp_path: Path) -> None:
+    if not REAL.is_dir():
+        pytest.skip(f"{REAL} is not beside this repository")
+    names = sorted(path.name for path in REAL.iterdir())[5::170]
+    for name in names:
+        with Image.open(REAL / name) as image:
+            image.save(tmp_path / f"{name}.png", compress_level=1)
+            jpeg(30)(image, tmp_path / f"{name}.low")
+            webp(60)(image, tmp_path / f"{name}.webp")
+            scaled(0.5)(image, tmp_path / f"{name}.half")
+    facts = survey(str(path) for path in tmp_path.iterdir())
+    whole = [facts[str(tmp_path / f"{name}.png")] for name in names]
+    assert not any(f.flat or f.fault for f in whole)
+    for end in ("low", "webp", "half"):
+        copies = [facts[str(tmp_path / f"{name}.{end}")] for name in names]
+        assert max(map(differing, whole, copies)) <= ALIKE_BITS
+        assert (
+            min(differing(a, b) for a in whole for b in copies if b is not copies[whole.index(a)])
+            > ALIKE_BITS
+        )
+
+
+def cosines(length: int, count: int) -> np.ndarray:
+    """The first ``count`` rows of the orthonormal cosine transform."""
+    rows, columns = np.arange(count)[:, None], np.arange(length)
+    scale = np.where(rows == 0, 1, 2**0.5) / length**0.5
+    return scale * np.cos(np.pi * (columns + 0.5) * rows / length)
+
+
+def test_look_is_the_signs_of_the_lowest_frequencies_about_their_median() -> None:
+    picture = np.array(drawn(3, 128, 192)).transpose(2, 0, 1)
+    cells = picture.mean(0).reshape(64, 2, 64, 3).mean((1, 3))
+    low = (cosines(64, 16) @ cells @ cosines(64, 16).T).ravel()[1:]
+    expected = np.packbits(low > np.median(low)).tobytes()
+    assert look_of(torch.from_numpy(picture)) == expected
+    assert len(expected) == 32
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (63, 65), (64, 64)])
+def test_look_of_any_size_is_32_bytes(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8)
+    assert len(look_of(torch.from_numpy(noise))) == 32
+
+
+def test_facts_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    drawn(1, 50, 70).save(path)
+    (found,) = survey([str(path)]).values()
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found.fault, found.flat, found.width, found.height) == ("", False, 70, 50)
+    assert found.look == look_of(torch.from_numpy(np.array(drawn(1, 50, 70))).permute(2, 0, 1))
+
+
+def noisy(deviation: float) -> np.ndarray:
+    """Grey of just this deviation: the half above the middle, the half below it."""
+    signs = np.random.default_rng(0).permutation(np.repeat([-1.0, 1.0], 2048)).reshape(64, 64)
+    return np.repeat((128 + signs * deviation)[..., None], 3, axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "flat"),
+    [
+        (np.zeros((64, 64, 3), np.uint8), True),
+        (np.full((64, 64, 3), 200, np.uint8), True),
+        (np.full((1, 1, 3), 90, np.uint8), True),
+        (np.pad(np.full((1, 1, 3), 40, np.uint8), ((0, 63), (0, 63), (0, 0))), True),
+        (noisy(2.0), False),
+        (np.array(drawn(0)), False),
+    ],
+    ids=["black", "grey", "one pixel", "a speck", "faint noise", "a picture"],
+)
+def test_picture_that_shows_nothing_is_flat(tmp_path: Path, pixels: np.ndarray, flat: bool) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (found,) = survey([str(tmp_path / "a.png")]).values()
+    assert found.flat is flat
+    assert found.fault == ""
+
+
+BROKEN: dict[str, Callable[[Path], None]] = {
+    "no file": lambda path: None,
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("not a picture"),
+    "a folder": lambda path: path.mkdir(),
+    "cut off": lambda path: path.write_bytes(_png()[:-200]),
+}
+
+
+def _png() -> bytes:
+    import io
+
+    file = io.BytesIO()
+    drawn(0, 64, 64).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_unreadable_picture_is_a_fault_that_names_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "bad.png"
+    BROKEN[kind](path)
+    (found,) = survey([str(path)]).values()
+    assert found.fault.startswith("expected a picture")
+    assert str(path) in found.fault
+    assert found == PictureFacts(fault=found.fault)
+
+
+def test_one_bad_picture_among_many_leaves_the_facts_of_the_others(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i:02}.png") for i in range(30)]
+    for i, path in enumerate(paths):
+        drawn(i, 40, 40).save(path)
+    alone = survey(paths)
+    Path(paths[17]).write_text("broken since")
+    found = survey(paths)
+    assert [path for path, facts in found.items() if facts.fault] == [paths[17]]
+    assert {p: f for p, f in found.items() if p != paths[17]} == {
+        p: f for p, f in alone.items() if p != paths[17]
+    }
+
+
+def test_facts_come_in_the_order_of_the_paths_and_once_each(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(8)]
+    for i, path in enumerate(paths):
+        drawn(i, 24, 24).save(path)
+    asked = [*paths[::-1], *paths]
+    assert list(survey(asked)) == paths[::-1]
+
+
+def test_no_pictures_have_no_facts() -> None:
+    assert survey([]) == {}
+
+
+def test_survey_leaves_the_number_of_threads(tmp_path: Path) -> None:
+    drawn(0, 24, 24).save(tmp_path / "a.png")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        survey([str(tmp_path / "a.png")])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_checking_names_every_unreadable_picture(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(5)]
+    for i in (0, 2, 4):
+        drawn(i, 24, 24).save(paths[i])
+    Path(paths[3]).write_bytes(b"GIF89a")
+    with pytest.raises(DataError) as caught:
+        check_pictures(made_table(image=paths))
+    first, *named = str(caught.value).splitlines()
+    assert first == ("expected 5 readable pictures, 2 are not, mend them or take their rows out:")
+    assert named[0] == f"  expected a picture at {paths[1]}, found no file"
+    assert named[1].startswith(f"  expected a picture that can be decoded, got {paths[3]}: ")
+    assert len(named) == 2
+
+
+def test_checking_readable_pictures_gives_what_the_survey_gives(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for i, path in enumerate(paths):
+        drawn(i, 24, 24).save(path)
+    assert check_pictures(made_table(image=paths)) == survey(paths)
