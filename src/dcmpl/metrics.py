@@ -101,7 +101,8 @@ def logistic_mapped(
     curve: Callable[..., np.ndarray] = _logistic4 if parameters == 4 else _logistic5
 
     def residuals(b: np.ndarray) -> np.ndarray:
-        return curve(x, *b) - y
+        apart: np.ndarray = curve(x, *b) - y
+        return apart
 
     # A fit that is still getting better when it is stopped is a fit all the same.
     found = optimize.least_squares(residuals, starts[parameters], method="lm", max_nfev=FIT_STEPS)
