@@ -60,9 +60,8 @@ def read_aigciqa2023(folder: Path, file: Path) -> ImageTable:
     texts = texts or _aigciqa2023_prompts(folder)
     notes = [] if texts else ["no sheet of prompts beside it: they are not known, only numbered"]
     frame["prompt"] = [texts[p] if texts else "" for p in prompt]
-    frame["group"] = [
-        f"{p:03} {text}".strip() for p, text in zip(prompt, frame["prompt"], strict=True)
-    ]
+    pairs = zip(prompt, frame["prompt"], strict=True)
+    frame["group"] = [f"{number:03} {text}".strip() for number, text in pairs]
     plus = folder / "AIGIQA2023+.csv"
     if plus.is_file():
         _check_plus(plus, frame["generator"])
@@ -131,7 +130,7 @@ def _aigciqa2023_prompts(folder: Path) -> list[str]:
         texts = texts[:PER_MODEL:PER_PROMPT]
     else:
         frame = read_sheet(file, header=False)
-        texts = need(frame, ["2"], file)["2"].tolist()
+        texts = frame["2"].tolist() if "2" in frame else []
     if len(texts) != PER_MODEL // PER_PROMPT:
         raise DataError(
             f"expected {PER_MODEL // PER_PROMPT} prompts in the third column of {file}, "

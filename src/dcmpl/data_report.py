@@ -64,7 +64,10 @@ def _short_of_figures(table: ImageTable) -> Iterator[str]:
     prompts = table.frame["prompt"][table.frame["prompt"] != ""].nunique()
     if figures.prompts and prompts and prompts != figures.prompts:
         absent = figures.prompts - prompts
-        yield f"{absent} of {figures.prompts:,} prompts of the full set are absent"
+        if absent > 0:
+            yield f"{absent} of {figures.prompts:,} prompts of the full set are absent"
+        else:
+            yield f"{prompts:,} prompts are there, of {figures.prompts:,} of the full set"
     counts = table.frame["generator"].value_counts()
     short = [
         f"{counts.get(name, 0)} of {wanted} of {name}"
@@ -78,8 +81,8 @@ def _short_of_figures(table: ImageTable) -> Iterator[str]:
 
 
 def _left_out(table: ImageTable) -> int:
-    """Rows that the reader left out and told of: the two of AGIQA-1K's doubled name."""
-    return 2 if any("both rows are left out" in note for note in table.notes) else 0
+    """Rows that the reader left out and told of: two for each name that AGIQA-1K doubles."""
+    return 2 * sum("both rows are left out" in note for note in table.notes)
 
 
 def _without_row(table: ImageTable) -> list[str]:

@@ -75,4 +75,4 @@ def _read_own(
             f"expected the ends of the MOS scale of {file}, got none: "
             "add --mos-scale LOW HIGH, for example --mos-scale 1 5"
         )
-    return image_table(name, mos_scale, frame, [file.parent], file)
+    return image_table(name, mos_scale, frame, [file.parent], file, declared=True)

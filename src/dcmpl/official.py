@@ -15,7 +15,7 @@ import pandas as pd
 
 from dcmpl.aigciqa2023 import MODELS, PER_MODEL, SCALE, read_aigciqa2023, tells_aigciqa2023
 from dcmpl.sheets import first_file, need, read_sheet
-from dcmpl.table import ImageTable, MosScale, as_group, image_table, listed
+from dcmpl.table import ImageTable, MosScale, as_group, image_table, listed, opinions
 
 __all__ = ["DATASETS", "Figures", "Official"]
 
@@ -87,13 +87,11 @@ def _read_agiqa_1k(folder: Path, file: Path) -> ImageTable:
     frame = frame.rename(columns={"Image": "image", "Prompt": "prompt", "MOS": "mos_quality"})
     doubled = frame["image"].duplicated(keep=False)
     doubled_names, notes = set(frame["image"][doubled]), []
-    if doubled.any():
-        both = " and ".join(f"{float(mos):.3f}" for mos in frame["mos_quality"][doubled])
-        notes.append(
-            f"{frame['image'][doubled].iloc[0]} stands twice in {file.name}, with MOS {both}: "
-            "both rows are left out"
-        )
-        frame = frame[~doubled].reset_index(drop=True)
+    for name, cells in frame["mos_quality"][doubled].groupby(frame["image"], sort=False):
+        numbers = pd.to_numeric(cells, errors="coerce")
+        both = " and ".join(f"{mos:.3f}" for mos in numbers)
+        notes.append(f"{name} stands twice in {file.name}, with MOS {both}: both rows are left out")
+    frame = frame[~doubled].reset_index(drop=True)
     raw = folder / "AIGC_all.csv"
     if raw.is_file():
         absent = set(need(read_sheet(raw), ["Image"], raw)["Image"]) - set(frame["image"])
@@ -124,7 +122,7 @@ def _read_aigiqa_20k(folder: Path, file: Path) -> ImageTable:
     for part in AIGIQA_20K_PARTS:
         sheet = _sheet(folder, f"info_{part}") if file.stem != "data" else None
         if sheet:
-            parts.append(_aigiqa_20k_part(sheet).assign(part=part))
+            parts.append(_aigiqa_20k_part(sheet, part).assign(part=part))
     frame = pd.concat(parts, ignore_index=True) if parts else read_sheet(file)
     need(frame, ["name", "prompt", "mos"], file)
     frame = frame.rename(columns={"name": "image", "mos": "mos_quality"}).fillna("")
@@ -136,14 +134,20 @@ def _read_aigiqa_20k(folder: Path, file: Path) -> ImageTable:
     return image_table("AIGIQA-20K", DATASETS["AIGIQA-20K"].scale, frame, places, file, notes)
 
 
-def _aigiqa_20k_part(file: Path) -> pd.DataFrame:
+def _aigiqa_20k_part(file: Path, part: str) -> pd.DataFrame:
     """With a header or without; without MOS, as the challenge shipped its tests."""
     names = ["name", "prompt", "mos"]
-    frame = read_sheet(file)
-    if frame.columns[0].endswith(".png"):
-        frame = read_sheet(file, header=False)
+    frame = read_sheet(file, header=False)
+    if str(frame.iloc[0, 0]).endswith(".png"):
         frame.columns = [*names, *map(str, range(3, len(frame.columns)))][: len(frame.columns)]
-    return need(frame, names[:2], file)
+    else:
+        frame = read_sheet(file)
+    judged = part == "train" or len(frame.columns) > 2
+    frame = need(frame, names if judged else names[:2], file)
+    if judged:
+        mos = frame["mos"].rename("mos_quality")
+        opinions(mos, DATASETS["AIGIQA-20K"].scale, file)
+    return frame
 
 
 PKU = {

@@ -4,6 +4,7 @@ Only :meth:`ImageTable.targets` turns opinions into [0, 1].
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from dcmpl.config import TARGETS
 from dcmpl.errors import DataError
 
-__all__ = ["ImageTable", "MosScale", "as_group", "image_table", "listed"]
+__all__ = ["ImageTable", "MosScale", "as_group", "image_table", "listed", "opinions"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def image_table(
     folders: Sequence[Path],
     source: Path,
     notes: Iterable[str] = (),
+    declared: bool = False,
 ) -> ImageTable:
     """Checks and columns that all readers share.
 
@@ -102,12 +104,13 @@ def image_table(
     that has it. Raises :class:`DataError`, naming ``source``, for doubled pictures and for
     opinions that are no numbers of ``scale``.
     """
-    doubled = frame["image"][frame["image"].duplicated()].unique()
+    empty = (frame["image"].str.strip() == "").to_numpy()
+    same = frame["image"].map(os.path.normpath).duplicated()
+    doubled = [repr(name)[1:-1] for name in frame["image"][same & ~empty].unique()]
     if len(doubled):
         raise DataError(
             f"expected each picture once in {source}, got {listed(list(doubled))} more than once"
         )
-    empty = (frame["image"].str.strip() == "").to_numpy()
     if empty.any():
         raise DataError(
             f"expected the name of a picture in every row of {source}, got none in row "
@@ -122,9 +125,9 @@ def image_table(
     out["group"] = own.where(own != "", as_group(frame["prompt"])).to_numpy()
     for target in TARGETS:
         mos, std = f"mos_{target}", f"std_{target}"
-        out[mos] = _opinions(frame[mos], scale, source) if mos in frame else np.nan
+        out[mos] = opinions(frame[mos], scale, source, declared) if mos in frame else np.nan
         spread = MosScale(0, scale.high - scale.low)
-        out[std] = _opinions(frame[std], spread, source) if std in frame else np.nan
+        out[std] = opinions(frame[std], spread, source, declared) if std in frame else np.nan
     if out[[f"mos_{target}" for target in TARGETS]].isna().all(axis=None):
         raise DataError(f"expected opinions in {source}, got none: every MOS cell is empty")
     return ImageTable(name, scale, out, tuple(notes))
@@ -138,7 +141,9 @@ def _place(folders: Sequence[Path], image: str) -> str:
     return str((folders[-1] / image).absolute())
 
 
-def _opinions(cells: "pd.Series[str]", scale: MosScale, source: Path) -> np.ndarray:
+def opinions(
+    cells: "pd.Series[str]", scale: MosScale, source: Path, declared: bool = False
+) -> np.ndarray:
     """Numbers in ``scale``; an empty cell is a missing one."""
     values = pd.to_numeric(cells.where(cells.str.strip() != ""), errors="coerce")
     bad = (values.isna() & (cells.str.strip() != "")) | (values < scale.low) | (values > scale.high)
@@ -146,8 +151,9 @@ def _opinions(cells: "pd.Series[str]", scale: MosScale, source: Path) -> np.ndar
         row = int(bad.to_numpy().argmax())
         raise DataError(
             f"expected {cells.name} between {scale.low:g} and {scale.high:g} in {source}, "
-            f"got {cells.iloc[row]!r} in line {row + 2} ({int(bad.sum())} such): "
-            "mend the cell or declare the scale with --mos-scale LOW HIGH"
+            f"got {cells.iloc[row][:200]!r} in line {row + 2} ({int(bad.sum())} such): "
+            "mend the cell"
+            + (" or declare the scale with --mos-scale LOW HIGH" if declared else "")
         )
     return values.to_numpy(float)
 
