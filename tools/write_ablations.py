@@ -47,7 +47,40 @@ def sentences(frame: pd.DataFrame, task: str, names: tuple[str, ...]) -> Iterato
         yield f"- `{name}`: {row[f'{task} mean']:.3f} ({difference:+.3f}{p}): {told}."
 
 
-def page(frame: pd.DataFrame, table: str) -> str:
+def verdicts(frame: pd.DataFrame, task: str) -> Iterator[str]:
+    """What the numbers say of the paper's claim, of the defaults and of the floors."""
+    tests = len(frame) - 1
+    rows = {str(row["variant"]): row.to_dict() for _, row in frame.iterrows()}
+    told = {name: verdict(row, task, tests) for name, row in rows.items()}
+    parts = [name for name in rows if name.startswith("dcmpl-no-") and told[name]]
+    needed = [name for name in parts if told[name].startswith("lower")]
+    if needed:
+        yield f"- {task}: without it the method is lower: {', '.join(needed)}."
+    idle = [
+        f"`{name}` ({rows[name][f'{task} difference']:+.3f})"
+        for name in parts
+        if name not in needed
+    ]
+    if idle:
+        yield (
+            f"- {task}, against the paper, which says that every part helps: leaving it out is not "
+            f"shown to lower the SRCC here: {', '.join(idle)}."
+        )
+    variants = [name for name in rows if not name.startswith("floor: ")]
+    for kind, bound in (("higher", "after Bonferroni's bound"), ("lower", "after it")):
+        some = [f"`{name}`" for name in variants if told[name] == kind]
+        yield f"- {task}: {kind} than `dcmpl` {bound}: {', '.join(some) or 'none'}."
+    base = rows[str(frame["variant"].iloc[0])][f"{task} mean"]
+    above = [
+        f"{name} ({row[f'{task} mean']:.3f})"
+        for name, row in rows.items()
+        if name.startswith("floor: ") and row[f"{task} mean"] > base
+    ]
+    if above:
+        yield f"- {task}: `dcmpl` at this budget ({base:.3f}) is below {' and '.join(above)}."
+
+
+def page(frame: pd.DataFrame, table: str, notes: str = "") -> str:
     """The whole page."""
     base, repeats = frame.iloc[0], int(frame["repeats"].min())
     tasks = [task for task in TARGETS if f"{task} mean" in frame]
@@ -60,7 +93,12 @@ def page(frame: pd.DataFrame, table: str) -> str:
         "The budget of a training is small, so what is compared is what a choice is worth after "
         "few steps on a small backbone; it need not hold for a pretrained CLIP at the full recipe.",
         "",
+        *([notes, ""] if notes else []),
         "![Means and intervals](ablations.png)",
+        "",
+        "## What it says",
+        "",
+        *(line for task in tasks for line in verdicts(frame, task)),
     ]
     for title, names in CHOICES.items():
         lines += ["", f"## {title}"]
@@ -79,10 +117,11 @@ def page(frame: pd.DataFrame, table: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", type=Path, help="the folder that dcmpl ablate wrote to")
+    parser.add_argument("--notes", default="", help="what else is to be known of the results")
     options = parser.parse_args()
     frame = pd.read_csv(options.results / "ablation.csv")
     table = (options.results / "ablation.md").read_text(encoding="utf-8")
-    (DOCS / "ablations.md").write_text(page(frame, table), encoding="utf-8")
+    (DOCS / "ablations.md").write_text(page(frame, table, options.notes), encoding="utf-8")
     shutil.copy(options.results / "ablation.png", DOCS / "ablations.png")
 
 
