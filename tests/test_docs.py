@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dcmpl.cli import main
+from dcmpl.compare import published_rows
 from dcmpl.model import DCMPL
 from dcmpl.presets import PRESETS
 from dcmpl.weights import load_backbone
@@ -91,6 +92,10 @@ def test_commands_and_python_of_the_readme_run(
     capsys.readouterr()
     exec(example, {})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["a.png", "b.png"]
+
+
+def test_count_of_published_numbers_in_the_readme_is_true() -> None:
+    assert f"beside {len(published_rows())} published numbers" in README
 
 
 def test_captioned_tree_names_every_source_file() -> None:
