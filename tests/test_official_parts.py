@@ -5,50 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
 from dcmpl.data_report import check_table
 from dcmpl.datasets import load_table
-from dcmpl.errors import DataError, UsageError
 from dcmpl.survey import PictureFacts
 from dcmpl.table import MosScale
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def told(folder: Path, scale: MosScale | None = None) -> str:
-    """The one sentence with which ``folder`` is refused."""
-    with pytest.raises((DataError, UsageError)) as caught:
-        load_table(folder, scale)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def real(name: str) -> Path:
-    folder = SHARED / name
-    if not folder.is_dir():
-        pytest.skip(f"shared/data/{name} is not beside this repository")
-    return folder
-
-
-def sheet(file: Path, columns: list[str], rows: list[list[Any]]) -> Path:
-    """A CSV or an XLSX, by the ending; without ``columns`` there is no header."""
-    frame = pd.DataFrame(rows, columns=columns or None)
-    if file.suffix == ".csv":
-        frame.to_csv(file, index=False, header=bool(columns))
-    else:
-        frame.to_excel(file, index=False, header=bool(columns))
-    return file
-
-
-def picture(file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8)).save(file)
-    return file
-
+from strange_tables import picture, real, sheet, told
 
 # AIGIQA-20K
 

@@ -6,7 +6,7 @@ memory; what such a file unpacks to is then a small multiple of the limit.
 
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -17,24 +17,14 @@ import pytest
 from scipy.io import savemat
 
 from dcmpl import sheets
-from dcmpl.errors import DataError
 from dcmpl.sheets import SHEETS, read_mat, read_numbers, read_sheet
+from strange_tables import refusal as told
 
 MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
 OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 PACKAGE = "http://schemas.openxmlformats.org/package/2006"
 KIND = "application/vnd.openxmlformats-officedocument.spreadsheetml"
 XML = '<?xml version="1.0"?>'
-
-
-def told(call: Callable[[], object]) -> str:
-    """The one short sentence with which something is refused."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 1500, f"{len(message)} characters"
-    return message
 
 
 def xlsx(file: Path, rows: Iterable[str], head: str = XML, shared: str = "", dim: str = "") -> Path:

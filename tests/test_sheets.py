@@ -15,22 +15,12 @@ from scipy.io import savemat
 
 from dcmpl import sheets
 from dcmpl.datasets import load_table
-from dcmpl.errors import DataError
 from dcmpl.sheets import SHEETS, first_file, need, read_mat, read_numbers, read_sheet
 from dcmpl.table import MosScale
+from strange_tables import refusal as told
 
 NAMES = ["image", "prompt", "mos_quality"]
 ROWS = [["ä.png", "a fox, «red»", "3.5"], ["b.png", "NA", ""], ["c.png", "1984", "0"]]
-
-
-def told(call: Callable[[], object]) -> str:
-    """The one short sentence with which something is refused."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 1500, f"{len(message)} characters"
-    return message
 
 
 def write(file: Path, names: list[str], rows: list[list[Any]]) -> Path:
