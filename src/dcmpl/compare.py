@@ -178,6 +178,7 @@ def _paired(
     return rows
 
 
+METRICS = ("srcc", "plcc")
 SHOWN = {"method": "method", "srcc": "SRCC", "plcc": "PLCC", "source": "source"}
 
 
@@ -198,7 +199,9 @@ def write_comparison(frame: pd.DataFrame, paired: pd.DataFrame, out: Path) -> li
         else:
             note = ""
         heading = f"{dataset}, {task}: {protocol}" + (f" ({note})" if note else "")
-        shown = rows[list(SHOWN)].rename(columns=SHOWN)
+        # Four digits, as they are printed.
+        digits = {m: rows[m].map(lambda v: "" if np.isnan(v) else f"{v:.4f}") for m in METRICS}
+        shown = rows[list(SHOWN)].assign(**digits).rename(columns=SHOWN)
         bold = shown.assign(
             method=[
                 f"**{m}**" if o else m for m, o in zip(rows["method"], rows["ours"], strict=True)
