@@ -156,6 +156,21 @@ def test_check_lists_what_is_missing_damaged_and_doubled(
     assert lines[-1] == "46 of 48 pictures decode; 3 things are wrong"
 
 
+def test_check_of_a_copy_without_pictures_says_how_many_more(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcmpl.data_commands.MOST_LINES", 5)
+    for picture in data.parent.glob("*.png"):
+        picture.unlink()
+    assert main(["data", "check", str(data), *SCALE]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("found no file" in line for line in lines) == 5
+    assert lines[-2:] == [
+        "  wrong: and 43 more",
+        "0 of 48 pictures decode; 48 things are wrong",
+    ]
+
+
 def test_check_of_an_opinion_out_of_scale_is_one_sentence(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

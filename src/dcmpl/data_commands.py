@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dcmpl.checkpoint import as_json, write_atomically
-from dcmpl.commands import read_data, say
+from dcmpl.commands import mos_scale, read_data, say
 from dcmpl.data_report import check_table, data_page
+from dcmpl.datasets import load_table
 from dcmpl.leaks import check_leaks, tied_units
 from dcmpl.protocols import PROTOCOLS, draw_split
 from dcmpl.splits import PARTS
@@ -14,10 +15,13 @@ from dcmpl.survey import check_pictures, survey
 
 __all__ = ["COMMANDS"]
 
+MOST_LINES = 100
+"""Of one kind; a copy without any picture would fill the screen."""
+
 
 def check(arguments: Any) -> int:
     """``dcmpl data check``: 1 where the copy is not whole."""
-    table = read_data(arguments, arguments.path)
+    table = load_table(arguments.path, mos_scale(arguments), arguments.columns)
     facts = survey(table.frame["image"])
     found = check_table(table, facts)
     frame = table.frame
@@ -28,8 +32,10 @@ def check(arguments: Any) -> int:
         f"{table.scale.high:g} for {', '.join(table.judged)}"
     )
     for kind, lines in (("note", found.notes), ("wrong", found.faults)):
-        for line in lines:
+        for line in lines[:MOST_LINES]:
             print(f"  {kind}: {line}")
+        if len(lines) > MOST_LINES:
+            print(f"  {kind}: and {len(lines) - MOST_LINES} more")
     readable = sum(not facts[path].fault for path in frame["image"])
     print(f"{readable:,} of {len(table):,} pictures decode; {len(found.faults)} things are wrong")
     return 1 if found.faults else 0
