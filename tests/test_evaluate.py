@@ -324,7 +324,7 @@ def test_target_without_opinions_has_no_plot() -> None:
 def test_results_without_matplotlib_have_no_plots(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("dcmpl.evaluate.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("dcmpl.pages.importlib.util.find_spec", lambda _: None)
     assert not write_plots(tmp_path, table(), PREDICTED)
     assert list(tmp_path.iterdir()) == []
 

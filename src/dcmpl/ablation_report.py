@@ -1,7 +1,5 @@
 """An ablation as people read it: Markdown, CSV and a plot."""
 
-import importlib.util
-import io
 import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -10,6 +8,7 @@ import pandas as pd
 
 from dcmpl.checkpoint import write_atomically
 from dcmpl.config import TARGETS
+from dcmpl.pages import figure_png, has_matplotlib
 
 __all__ = ["write_report"]
 
@@ -89,9 +88,8 @@ def _markdown(frame: pd.DataFrame, title: str) -> str:
 
 def _plot(frame: pd.DataFrame, title: str) -> bytes:
     """Means and intervals, one row per variant and one panel per task; empty without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not has_matplotlib():
         return b""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tasks = [task for task in TARGETS if f"{task} mean" in frame]
@@ -108,6 +106,4 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
         axes.set_xlabel(f"{task} SRCC, mean and 95 % interval")
         axes.grid(axis="y", color="0.92")
     panels[0].set_yticks(range(len(frame)), list(frame["variant"])[::-1], fontsize=8)
-    file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
-    return file.getvalue()
+    return figure_png(figure)

@@ -1,7 +1,5 @@
 """Predictions against opinions: a table of rows, a table of numbers, and plots."""
 
-import importlib.util
-import io
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +24,7 @@ from dcmpl.metrics import (
     srcc,
     within,
 )
+from dcmpl.pages import figure_png, has_matplotlib
 from dcmpl.table import ImageTable, MosScale
 
 __all__ = [
@@ -163,9 +162,8 @@ def scatter_plots(frame: pd.DataFrame, scale: MosScale) -> dict[str, bytes]:
 
     Empty where matplotlib (the extra ``plots``) is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not has_matplotlib():
         return {}
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     plots = {}
@@ -187,9 +185,7 @@ def scatter_plots(frame: pd.DataFrame, scale: MosScale) -> dict[str, bytes]:
         )
         if rows["generator"].ne("").any():
             axes.legend(fontsize=7, markerscale=1.5, loc="upper left")
-        file = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(file)
-        plots[f"{target}.png"] = file.getvalue()
+        plots[f"{target}.png"] = figure_png(figure)
     return plots
 
 
