@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from dcmpl.datasets import load_table
     from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
     from dcmpl.model import DCMPL
-    from dcmpl.predict import Score, Scorer
+    from dcmpl.predict import Scorer
+    from dcmpl.scores import Score, Scores
     from dcmpl.table import MosScale
     from dcmpl.weights import load_backbone
 
@@ -26,6 +27,7 @@ __all__ = [
     "RunError",
     "Score",
     "Scorer",
+    "Scores",
     "TrainConfig",
     "UsageError",
     "WeightsError",
@@ -37,8 +39,9 @@ _HOMES = {
     "DCMPL": "model",
     "ModelConfig": "config",
     "MosScale": "table",
-    "Score": "predict",
+    "Score": "scores",
     "Scorer": "predict",
+    "Scores": "scores",
     "TrainConfig": "config",
     "load_backbone": "weights",
     "load_table": "datasets",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dcmpl.checkpoint import write_atomically
 from dcmpl.config import TARGETS
+from dcmpl.disk import write_atomically
 from dcmpl.pages import figure_png, has_matplotlib
 
 __all__ = ["write_report"]

@@ -6,9 +6,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dcmpl.config import TrainConfig
-from dcmpl.images import random_window, read_image, to_unit_range
+from dcmpl.images import read_image
 from dcmpl.inference import FrozenTable
+from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
+from dcmpl.views import random_window
 
 __all__ = ["EpochWindows", "epoch_loader"]
 
@@ -46,7 +48,7 @@ class EpochWindows(Dataset[tuple[Tensor, Tensor]]):
             return known[torch.from_numpy(rng.integers(len(known), size=count))].float()
         picture = read_image(path)
         crops = [random_window(picture, self.size, rng, step) for _ in range(count)]
-        return to_unit_range(torch.stack(crops))
+        return to_unit_range(torch.from_numpy(np.stack(crops)))
 
 
 def epoch_loader(

@@ -9,13 +9,11 @@ Every file is written beside its place and moved there, so a kill or a full disk
 the old one or the new one, whole.
 """
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from dcmpl import __version__
 from dcmpl.config import (
+    MODEL,
     RECORD,
     SPLIT,
     TARGETS,
@@ -36,13 +35,14 @@ from dcmpl.config import (
     MpaConfig,
     TrainConfig,
 )
+from dcmpl.disk import as_json, check_sealed, sealed, sha256_of, write_atomically
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.model import trainable_parameters
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import Backbone
 
-__all__ = ["Run", "Source", "load_learned", "read_run", "write_atomically"]
+__all__ = ["Run", "Source", "load_learned", "read_run"]
 
 
 History = tuple[dict[str, float], ...]
@@ -65,6 +65,7 @@ class Run:
     """The record of a run; one that was imported has no source and no split.
 
     ``learned`` are the tasks whose opinions it was trained on: what it says of others is noise.
+    ``weights_sha256`` is that of the learned tensors of a finished run.
     """
 
     preset: str
@@ -78,6 +79,7 @@ class Run:
     best_epoch: int = 0
     finished: bool = False
     learned: tuple[str, ...] = ()
+    weights_sha256: str = ""
     version: str = __version__
 
     @staticmethod
@@ -110,9 +112,18 @@ class Run:
         text = as_json([*decides, asdict(self.model), asdict(self.train)])
         return hashlib.sha256(text).hexdigest()
 
+    def about(self) -> dict[str, str]:
+        """What tells it from all other runs, for the records of its scores and exports."""
+        names = "weights_sha256", "backbone", "backbone_sha256", "preset"
+        return {"identity": self.identity, **{name: str(getattr(self, name)) for name in names}}
+
     def write(self, folder: Path) -> None:
         """Write ``run.json``."""
-        write_atomically(folder / RECORD, as_json(asdict(self)))
+        write_atomically(folder / RECORD, sealed(asdict(self)))
+
+    def finished_in(self, folder: Path) -> "Run":
+        """The finished run, whose learned tensors lie in ``folder``; not written yet."""
+        return replace(self, finished=True, weights_sha256=sha256_of(folder / MODEL))
 
     def only_learned(self, predicted: np.ndarray) -> np.ndarray:
         """``predicted`` (rows, targets) with NaN for tasks whose opinions it never saw."""
@@ -163,6 +174,7 @@ def read_run(folder: Path) -> Run:
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        check_sealed(record, path)
         model, source = dict(record.pop("model")), record.pop("source")
         history, learned = read_history(record.pop("history")), tuple(record.pop("learned"))
         run = Run(
@@ -179,6 +191,8 @@ def read_run(folder: Path) -> Run:
         texts += [run.source.path, run.source.sha256] if run.source else []
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a backbone, a digest or a path that is no text")
+    except RunError:
+        raise
     except (*UNREADABLE, DcmplError) as error:
         raise RunError(f"expected the record of a run at {path}, got: {error}") from error
     return run
@@ -202,25 +216,6 @@ def read_split(folder: Path, run: Run) -> Split | None:
 
 def write_split(folder: Path, split: Split) -> None:
     write_atomically(folder / SPLIT, json.dumps(split.to_json(), indent=1).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` whole or not at all; raises :class:`RunError` on failure."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunError(
-            f"expected to write {path}, got: {error.strerror or error}; what stood there before "
-            "is whole, make room and start again"
-        ) from error
 
 
 def save_learned(
@@ -247,7 +242,8 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
     :class:`RunError` where they are not tensors of ``run``, or not numbers.
     """
     try:
-        tensors = load(path.read_bytes())
+        content = path.read_bytes()
+        tensors = load(content)
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["dcmpl"])
         identity, history = str(record["run"]), read_history(record["history"])
@@ -263,6 +259,15 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
         for name in list(tensors)
         if name.startswith("optimizer/")
     }
+    if (
+        run.finished
+        and path.name == MODEL
+        and hashlib.sha256(content).hexdigest() != run.weights_sha256
+    ):
+        raise RunError(
+            f"expected {path} as dcmpl wrote it, {RECORD} beside it names another SHA-256: "
+            "the file was changed, train again"
+        )
     parameters = trainable_parameters(model)
     wrong = sorted(parameters.keys() ^ tensors.keys()) or sorted(
         name for name, p in parameters.items() if p.shape != tensors[name].shape
@@ -279,18 +284,3 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
     return history, optimizer_state
-
-
-def as_json(value: Any) -> bytes:
-    """Indented JSON in which what is not finite is null."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {key: plain(v) for key, v in x.items()}
-        if isinstance(x, (list, tuple)):
-            return [plain(v) for v in x]
-        if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))):
-            return None
-        return x
-
-    return json.dumps(plain(value), indent=2).encode()

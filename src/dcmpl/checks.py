@@ -1,5 +1,6 @@
 """What can be told wrong of a command's words before torch is imported."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,11 +14,12 @@ from dcmpl.config import (
     TARGETS,
     TrainConfig,
     check_backbone,
+    check_views,
     recipe_for,
 )
 from dcmpl.errors import UsageError
-from dcmpl.files import FORMATS, find_pictures
 from dcmpl.presets import PRESETS, with_settings, with_targets
+from dcmpl.scores import FORMATS
 from dcmpl.usage import flag, nearest
 
 __all__ = ["CHECKS"]
@@ -180,15 +182,99 @@ def _check_run(run: str) -> None:
         raise UsageError(f"expected a run folder made by dcmpl train, found none at {run}")
 
 
+def _check_output(out: str) -> None:
+    if Path(out).suffix.lower() not in FORMATS:
+        raise UsageError(f"expected -o to end in {', '.join(FORMATS)}, got {out}")
+    if Path(out).is_dir():
+        raise UsageError(f"expected a file at -o {out}, found a folder")
+
+
 def _check_score(arguments: Namespace) -> None:
-    _check_run(arguments.model)
-    if Path(arguments.out).suffix.lower() not in FORMATS:
-        raise UsageError(f"expected -o to end in {', '.join(FORMATS)}, got {arguments.out}")
-    if Path(arguments.out).is_dir():
-        raise UsageError(f"expected a file at -o {arguments.out}, found a folder")
+    if not Path(arguments.model).is_dir():
+        raise UsageError(
+            "expected a run folder or an exported model at --model, found none at "
+            f"{arguments.model}"
+        )
+    if arguments.out != "-":
+        _check_output(arguments.out)
+    elif arguments.resume or arguments.sort or arguments.top or arguments.copy_top:
+        raise UsageError(
+            "expected a file at -o with --resume, --sort, --top and --copy-top, got -: "
+            "rows go to standard output as they come"
+        )
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():
-        raise UsageError(f"expected a CSV at --prompts {arguments.prompts}, found no file")
-    arguments.pictures = find_pictures(arguments.paths)
+        raise UsageError(f"expected a table at --prompts {arguments.prompts}, found no file")
+    if arguments.views not in (None, "auto"):
+        check_views(arguments.views)
+    _check_targets(arguments.targets or [])
+    _check_targets([arguments.by])
+    for name in ("workers", "top"):
+        if arguments[name] is not None and arguments[name] < 1:
+            raise UsageError(f"expected --{name} of at least 1, got {arguments[name]}")
+    _read_shard(arguments)
+    _read_selection(arguments)
+    from dcmpl.sources import find_entries  # imports numpy and Pillow
+
+    arguments.entries = find_entries(arguments.paths, arguments.prompt_from == "sidecar")
+    if arguments.move_below and any(entry.member for entry in arguments.entries):
+        raise UsageError("expected files for --move-below, got an archive: its pictures stay in it")
+
+
+def _check_targets(targets: Sequence[str]) -> None:
+    for target in targets:
+        if target not in TARGETS:
+            hint = nearest(target, TARGETS, "they are what people were asked")
+            raise UsageError(f"expected a target of {', '.join(TARGETS)}, got {target}: {hint}")
+
+
+def _read_shard(arguments: Namespace) -> None:
+    if arguments.shard is None:
+        return
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", arguments.shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"expected --shard I/N with I from 1 to N, got {arguments.shard}")
+    if arguments.sort or arguments.top:
+        raise UsageError("expected --sort and --top without --shard: shards are merged in order")
+    arguments.shard = int(found[1]), int(found[2])
+
+
+def _read_selection(arguments: Namespace) -> None:
+    """Numbers for the words of --copy-top and --move-below."""
+    for name, kind, wanted in (("copy_top", int, "K DIR"), ("move_below", float, "SCORE DIR")):
+        if arguments[name] is None:
+            continue
+        word, folder = arguments[name]
+        try:
+            value = kind(word)
+        except ValueError:
+            value = -1
+        if not 0 <= value < float("inf"):
+            raise UsageError(f"expected {flag(name)} {wanted}, got {word} {folder}")
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise UsageError(f"expected a folder for {flag(name)}, found a file at {folder}")
+        arguments[name] = value, folder
+
+
+def _check_export(arguments: Namespace) -> None:
+    _check_run(arguments.run)
+    _check_targets(arguments.targets or [])
+    if Path(arguments.out).exists() and not _is_empty(Path(arguments.out)):
+        raise UsageError(f"expected a new folder at -o {arguments.out}, found something there")
+    if arguments.pictures is not None:
+        from dcmpl.sources import find_entries  # imports numpy and Pillow
+
+        arguments.entries = find_entries(arguments.pictures)
+
+
+def _check_merge(arguments: Namespace) -> None:
+    _check_output(arguments.out)
+    for path in arguments.scores:
+        if not Path(path).is_file():
+            raise UsageError(f"expected the scores of a shard at {path}, found no file")
+        if Path(path).suffix.lower() not in FORMATS:
+            raise UsageError(f"expected scores that end in {', '.join(FORMATS)}, got {path}")
+        if Path(path).absolute() == Path(arguments.out).absolute():
+            raise UsageError(f"expected a new file at -o, got {path}, which is to be merged")
 
 
 def _check_ablate(arguments: Namespace) -> None:
@@ -225,6 +311,8 @@ CHECKS: dict[str, Callable[[Namespace], None]] = {
     "data show": _check_data_show,
     "data split": _check_data_split,
     "score": _check_score,
+    "merge": _check_merge,
+    "export": _check_export,
     "presets": lambda _: None,
     "ablate": _check_ablate,
     "import": _check_import,

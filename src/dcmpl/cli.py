@@ -8,6 +8,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 from jsonargparse import Namespace
 
@@ -17,6 +18,16 @@ from dcmpl.parsers import COMMANDS, GROUPS, POSITIONAL, build_parser
 from dcmpl.usage import Words, explain, nearest
 
 __all__ = ["main"]
+
+HOMES = {
+    "scoring": ("score", "merge"),
+    "commands": ("train",),
+    "measuring": ("evaluate", "compare", "cross"),
+    "data_commands": ("data check", "data show", "data split"),
+    "studies": ("presets", "ablate", "import"),
+    "export": ("export",),
+}
+"""By module: the commands it holds, so that only what a command needs is imported."""
 
 
 def command_of(argv: Sequence[str]) -> str | None:
@@ -64,11 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = parse(words)
-        from dcmpl import commands, data_commands, measuring, studies  # import torch
-
-        every = (commands, data_commands, measuring, studies)
-        run = {name: run for module in every for name, run in module.COMMANDS.items()}
-        code: int = run[arguments.command](arguments)
+        home = next(home for home, names in HOMES.items() if arguments.command in names)
+        module = import_module(f"dcmpl.{home}")  # most of them import torch
+        code: int = module.COMMANDS[arguments.command](arguments)
         return code
     except DcmplError as error:
         if "--debug" in words:

@@ -1,6 +1,5 @@
-"""Training and scoring, from parsed words to files and printed results."""
+"""Training, from parsed words to a run folder; what other commands read likewise."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +9,6 @@ from typing import Any
 
 from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
 from dcmpl.config import (
-    CLIP_AGIQA_WORDS,
-    EMBEDDED,
     LAST,
     MODEL,
     RECORD,
@@ -20,13 +17,12 @@ from dcmpl.config import (
 )
 from dcmpl.datasets import load_table
 from dcmpl.errors import RunError
-from dcmpl.files import read_prompts, score_file
 from dcmpl.leaks import Facts, check_leaks, tied_units
 from dcmpl.model import DCMPL, trainable_parameters
-from dcmpl.predict import Score, Scorer
 from dcmpl.presets import PRESETS, with_settings, with_targets
-from dcmpl.progress import track
+from dcmpl.progress import say
 from dcmpl.protocols import PROTOCOLS, draw_split
+from dcmpl.scoring import warn_of_floor
 from dcmpl.splits import PARTS, Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
@@ -43,18 +39,6 @@ __all__ = [
     "source_of",
     "warn_of_floor",
 ]
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def warn_of_floor(backbone: str) -> None:
-    if backbone in EMBEDDED:
-        say(
-            f"note: {backbone} is a small backbone trained on drawings; its scores of real "
-            "pictures are a floor, a pretrained CLIP (--backbone) judges better"
-        )
 
 
 def mos_scale(arguments: Any) -> MosScale | None:
@@ -209,51 +193,4 @@ def _epoch_printer(done: int) -> Callable[[EpochReport], None]:
     return show
 
 
-COLUMNS = ("image", "prompt", "quality", "alignment", "authenticity", "status", "reason")
-
-
-def _say_what_scores_mean(scorer: Scorer, run: Run, has_prompts: bool) -> None:
-    warn_of_floor(run.backbone)
-    if has_prompts:
-        say("note: this model judges alignment from the picture alone; prompts are carried along")
-    for task in CLIP_AGIQA_WORDS:
-        if task not in scorer.tasks:
-            say(f"note: this model does not predict {task}; its column stays empty")
-
-
-def score(arguments: Any) -> int:
-    """``dcmpl score``."""
-    pictures: list[str] = arguments.pictures
-    prompts: dict[str, str] = {}
-    if arguments.prompts is not None:
-        prompts, strange = read_prompts(Path(arguments.prompts), pictures)
-        if strange:
-            say(
-                f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
-                f"{strange[0]!r} among them"
-            )
-        if without := [picture for picture in pictures if picture not in prompts]:
-            say(
-                f"{len(without)} of {len(pictures)} pictures have no row in {arguments.prompts}, "
-                f"{without[0]!r} among them: they get no prompt"
-            )
-    scorer = Scorer.from_pretrained(arguments.model)
-    _say_what_scores_mean(
-        scorer, read_run(Path(arguments.model)), bool(prompts or arguments.prompt)
-    )
-    pairs = ((p, prompts.get(p, arguments.prompt or "")) for p in pictures)
-    faults: list[Score] = []
-    with score_file(Path(arguments.out), COLUMNS) as write:
-        for found in track(scorer.stream(pairs), "scoring", len(pictures)):
-            write({column: getattr(found, column) for column in COLUMNS})
-            if found.status == "error":
-                faults.append(found)
-    for fault in faults[:10]:
-        say(f"not scored: {fault.reason}")
-    if len(faults) > 10:
-        say(f"and {len(faults) - 10} more, each with its reason in the file")
-    print(f"{len(pictures) - len(faults)} of {len(pictures)} pictures scored: {arguments.out}")
-    return 3 if faults else 0
-
-
-COMMANDS: dict[str, Callable[[Any], int]] = {"train": train, "score": score}
+COMMANDS: dict[str, Callable[[Any], int]] = {"train": train}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dcmpl.checkpoint import write_atomically
 from dcmpl.config import TARGETS
+from dcmpl.disk import write_atomically
 from dcmpl.errors import RunError
 from dcmpl.floors import FLOORS
 from dcmpl.metrics import srcc

@@ -65,9 +65,10 @@ def check_backbone(name: str) -> str:
 
 def check_views(views: str) -> str:
     """``views`` itself where it is valid; raises :class:`UsageError` where not."""
-    if views not in ("windows", "center") and not re.fullmatch(r"grid-[1-9]\d?", views):
+    named = ("windows", "center", "resize")
+    if views not in named and not re.fullmatch(r"grid-[1-9]\d?", views):
         raise UsageError(
-            f"expected views to be windows, center or grid-N (N x N windows), got {views!r}"
+            f"expected views to be windows, center, resize or grid-N (N x N windows), got {views!r}"
         )
     return views
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dcmpl.checkpoint import load_learned, read_run, write_atomically
+from dcmpl.checkpoint import load_learned, read_run
 from dcmpl.config import MODEL, TARGETS
+from dcmpl.disk import write_atomically
 from dcmpl.errors import DataError
 from dcmpl.evaluate import write_results
 from dcmpl.inference import predict_table

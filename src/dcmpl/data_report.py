@@ -11,10 +11,10 @@ import pandas as pd
 from PIL import Image
 
 from dcmpl.errors import DataError
-from dcmpl.files import is_picture
 from dcmpl.images import read_image
 from dcmpl.official import DATASETS
 from dcmpl.pages import embedded, figure_png, has_matplotlib, html_page, html_table
+from dcmpl.sources import is_picture
 from dcmpl.survey import PictureFacts
 from dcmpl.table import ImageTable, listed
 
@@ -158,7 +158,7 @@ def _samples(table: ImageTable, facts: Mapping[str, PictureFacts], target: str) 
     figures = []
     for _, row in rows.iloc[places].iterrows():
         try:
-            picture = Image.fromarray(read_image(row["image"]).permute(1, 2, 0).numpy())
+            picture = Image.fromarray(read_image(row["image"]))
         except DataError:  # gone since it was surveyed
             continue
         picture.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -10,8 +10,8 @@ import pandas as pd
 from rich.table import Table
 
 from dcmpl import __version__
-from dcmpl.checkpoint import as_json, write_atomically
 from dcmpl.config import TARGETS
+from dcmpl.disk import as_json, write_atomically
 from dcmpl.floors import FLOORS
 from dcmpl.metrics import (
     bootstrap,

@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 
 from dcmpl.config import TARGETS
-from dcmpl.images import read_image, to_unit_range, windows
+from dcmpl.images import read_image
 from dcmpl.progress import track
-from dcmpl.stem import cell_statistics, dct_kernels
+from dcmpl.stem import cell_statistics, dct_kernels, to_unit_range
 from dcmpl.table import ImageTable
+from dcmpl.views import windows
 
 __all__ = ["FLOORS", "Statistics", "predict_floors", "statistics_of"]
 
@@ -37,9 +38,9 @@ def statistics_of(paths: Iterable[str]) -> dict[str, np.ndarray]:
     luma, chroma = dct_kernels(8), dct_kernels(4)
     found = {}
     for path in track(list(dict.fromkeys(paths)), "hand-made statistics"):
-        cut = to_unit_range(torch.stack(list(windows(read_image(path), SIZE, "grid-2"))))
+        cut = np.stack(list(windows(read_image(path), SIZE, "grid-2")))
         with torch.inference_mode():
-            cells = cell_statistics(cut, CELLS, luma, chroma)
+            cells = cell_statistics(to_unit_range(torch.from_numpy(cut)), CELLS, luma, chroma)
             summary = torch.cat([cells.mean(1), cells.std(1, correction=0)], dim=1)
         found[path] = summary.mean(0).numpy()
     return found

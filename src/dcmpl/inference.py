@@ -1,23 +1,25 @@
-"""Pictures in, one score per picture and task out: the only scoring loop.
+"""A model that is being trained or measured, and a table of pictures: predictions.
 
-Validation, evaluation and the scorer all run it; only validation may run the towers in
-bfloat16. Windows of several pictures share a batch; a picture's score is the mean over its
-windows.
+Only validation may run the towers in bfloat16. A picture's score is the mean over its windows.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dcmpl.config import TARGETS
-from dcmpl.images import read_image, to_unit_range, windows
+from dcmpl.images import read_image
 from dcmpl.model import DCMPL
+from dcmpl.packing import outputs_of
 from dcmpl.progress import track
+from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
+from dcmpl.views import windows
 
 __all__ = [
     "FrozenTable",
@@ -25,7 +27,6 @@ __all__ = [
     "precision_context",
     "predict_frozen",
     "predict_table",
-    "score_pictures",
 ]
 
 BATCH = 64
@@ -38,51 +39,9 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
     return nullcontext()
 
 
-def _of_windows(
-    outputs: Callable[[Tensor], Tensor],
-    pictures: Iterable[Iterable[Tensor]],
-    batch_size: int,
-    apart: bool = False,
-) -> Iterator[Tensor]:
-    """For each picture, in order, what ``outputs`` gives for its windows, (windows, ...).
-
-    A picture is given as its windows, and comes back as soon as the last of them is done.
-    What holds memory is one batch and the pictures it touches. ``apart``: no batch holds
-    windows of two pictures.
-    """
-    waiting: list[Tensor] = []
-    owners: list[int] = []
-    done: dict[int, list[Tensor]] = {}
-
-    def flush() -> None:
-        for owner, output in zip(owners, outputs(torch.stack(waiting)), strict=True):
-            done[owner].append(output)
-        waiting.clear()
-        owners.clear()
-
-    def finished(before: int) -> Iterator[Tensor]:
-        for owner in sorted(o for o in done if o < before):
-            yield torch.stack(done.pop(owner))
-
-    index = -1
-    for index, picture in enumerate(pictures):
-        done[index] = []
-        for window in picture:
-            waiting.append(window)
-            owners.append(index)
-            if len(waiting) == batch_size:
-                flush()
-        if apart and waiting:
-            flush()
-        yield from finished(owners[0] if owners else index + 1)
-    if waiting:
-        flush()
-    yield from finished(index + 1)
-
-
 def _scores(
     model: DCMPL,
-    pictures: Iterable[Iterable[Tensor]],
+    pictures: Iterable[Iterable[Any]],
     precision: str,
     batch_size: int,
     frozen: bool = False,
@@ -91,35 +50,22 @@ def _scores(
     device = model.mean.device
 
     @torch.inference_mode()
-    def outputs(batch: Tensor) -> Tensor:
-        batch = batch.to(device)
+    def outputs(batch: Sequence[Any]) -> Tensor:
+        inputs = torch.stack(list(batch)).to(device).float() if frozen else _pixels(batch, device)
         with precision_context(device, precision):
-            scores = model(batch.float() if frozen else to_unit_range(batch), condition, frozen)
+            scores = model(inputs, condition, frozen)
         values: Tensor = scores.values
         return values.T.double().cpu()
 
     with torch.inference_mode(), precision_context(device, precision):
         condition = None if model.reads_batch else model.condition()
-    for found in _of_windows(outputs, pictures, batch_size, apart=model.reads_batch):
-        yield found.mean(0)
+    apart = 1 if model.reads_batch else None
+    for found in outputs_of(pictures, outputs, batch_size, chunk=apart):
+        yield torch.stack(found).mean(0)
 
 
-def score_pictures(
-    model: DCMPL,
-    pictures: Iterable[Tensor],
-    views: str,
-    batch_size: int = BATCH,
-    precision: str = "fp32",
-) -> Iterator[dict[str, float]]:
-    """Each picture's score in [0, 1] per task, in order, as soon as its last window is scored.
-
-    ``pictures`` are uint8 (3, height, width) and are taken one at a time; ``batch_size``
-    counts windows.
-    """
-    size = model.clip.config.image_size
-    cut = (windows(picture, size, views) for picture in pictures)
-    for values in _scores(model, cut, precision, batch_size):
-        yield dict(zip(model.config.tasks, values.tolist(), strict=True))
+def _pixels(batch: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    return to_unit_range(torch.from_numpy(np.stack(batch)).to(device))
 
 
 def _as_targets(model: DCMPL, rows: Iterable[Tensor]) -> np.ndarray:
@@ -178,13 +124,13 @@ def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) ->
     kept = torch.float16 if precision == "bf16" and model.config.has_visual_prompts else None
 
     @torch.inference_mode()
-    def outputs(batch: Tensor) -> Tensor:
+    def outputs(batch: Sequence[np.ndarray]) -> Tensor:
         with precision_context(device, precision):
-            return model.frozen(to_unit_range(batch.to(device))).cpu().to(kept or torch.float32)
+            return model.frozen(_pixels(batch, device)).cpu().to(kept or torch.float32)
 
     paths = list(table.frame["image"])
     cut = (windows(read_image(p), size, views) for p in track(paths, "reading pictures once"))
-    parts = list(_of_windows(outputs, cut, BATCH))
+    parts = [torch.stack(found) for found in outputs_of(cut, outputs, BATCH)]
     starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
     return FrozenTable(torch.cat(parts), starts, {path: row for row, path in enumerate(paths)})
 

@@ -12,10 +12,8 @@ from dcmpl.commands import (
     model_of,
     mos_scale,
     read_data,
-    say,
     say_leaks,
     source_of,
-    warn_of_floor,
 )
 from dcmpl.compare import compare as compare_runs
 from dcmpl.compare import paired_rows, write_comparison
@@ -28,13 +26,15 @@ from dcmpl.floors import predict_floors, statistics_of
 from dcmpl.inference import predict_table
 from dcmpl.leaks import find_leaks
 from dcmpl.pages import has_matplotlib
-from dcmpl.predict import Scorer
+from dcmpl.progress import say
 from dcmpl.protocol_report import protocol_summary, write_protocol_report
 from dcmpl.protocols import PROTOCOLS
 from dcmpl.repeats import Trial, Workbench, run_trials
+from dcmpl.scoring import warn_of_floor
 from dcmpl.splits import Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, listed
+from dcmpl.trained import load_model, table_of_run
 from dcmpl.weights import load_backbone
 
 __all__ = ["COMMANDS"]
@@ -60,7 +60,7 @@ def _evaluate_run(arguments: Any) -> int:
                 f"expected --split all for another data set than the run's own, got {name}"
             )
         table = split.rows(table, name)
-    scorer = Scorer.from_pretrained(folder)
+    _, model = load_model(folder)
     warn_of_floor(run.backbone)
     if own and split is not None:
         say_leaks(split, whole, check_pictures(whole))
@@ -70,9 +70,7 @@ def _evaluate_run(arguments: Any) -> int:
         training = _training_of(run, split)
         _refuse_leaks(training, table)
         kind = "other data"
-    predicted = run.only_learned(
-        predict_table(scorer.model, table, scorer.views, "fp32", "scoring")
-    )
+    predicted = run.only_learned(predict_table(model, table, run.train.views, "fp32", "scoring"))
     own_place = folder if name == "test" else folder / name
     default = own_place if own else folder / f"{table.name}-{table.digest[:6]}-{name}"
     out = Path(arguments.out) if arguments.out else default
@@ -128,15 +126,12 @@ def _training_of(run: Run, split: Split | None) -> ImageTable | None:
     if run.source is None or split is None:
         say("note: it is not known what this run was trained on, so no leak can be looked for")
         return None
-    source = run.source
     try:
-        table = load_table(source.path, source.scale, source.columns)
-        if table.digest != source.sha256:
-            raise DataError(f"{source.path} has changed")
+        table = table_of_run(run)
     except DcmplError:
         say(
-            f"note: the training data is not at {source.path} any more, so no leak can be looked "
-            "for"
+            f"note: the training data is not at {run.source.path} any more, so no leak can be "
+            "looked for"
         )
         return None
     return table.select(table.frame["name"].isin({*split.train, *split.val}))

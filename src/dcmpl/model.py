@@ -226,14 +226,15 @@ class DCMPL(nn.Module):
     ) -> list[Float[Tensor, "batch joint"]]:
         """Each task's image embedding behind its adapter; branches run as one batch."""
         of_branch = self._encoded(frozen, condition.visual)
-        found = []
-        for index, task in enumerate(self.config.tasks):
-            embedding = of_branch[min(index, len(of_branch) - 1)]
-            adapter = self._adapted[0] if self.config.adapter.shared else task
-            found.append(
-                self.adapters[adapter](embedding) if adapter in self.adapters else embedding
-            )
-        return found
+        return [
+            self.adapter_of(task)(of_branch[min(index, len(of_branch) - 1)])
+            for index, task in enumerate(self.config.tasks)
+        ]
+
+    def adapter_of(self, task: str) -> nn.Module:
+        """What refines the image embedding of ``task``; it may do nothing."""
+        name = self._adapted[0] if self.config.adapter.shared else task
+        return self.adapters[name] if name in self.adapters else nn.Identity()
 
     def _encoded(self, frozen: Tensor, visual: list[list[Tensor]]) -> list[Tensor]:
         if not self.config.has_visual_prompts:

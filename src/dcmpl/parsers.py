@@ -1,30 +1,26 @@
 """The words of every command, as parsers; nothing here imports torch or pandas."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Literal, Optional, get_type_hints
+from typing import Literal, Optional, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from dcmpl import __version__
 from dcmpl.config import COLUMNS, PROTOCOLS, RECIPES, TARGETS, TrainConfig
 from dcmpl.presets import PRESETS
+from dcmpl.score_parsers import (
+    add_common,
+    export_parser,
+    merge_parser,
+    plain_parser,
+    score_parser,
+)
 from dcmpl.usage import flag
 
 __all__ = ["COMMANDS", "GROUPS", "POSITIONAL", "build_parser"]
 
 DATA = "folder of a published data set, or a table: image, prompt, mos_quality, ..."
-
-
-def _parser(**options: Any) -> ArgumentParser:
-    return ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        default_env=False,
-        formatter_class=argparse.HelpFormatter,
-        **options,
-    )
 
 
 def _recipe_defaults(name: str) -> str:
@@ -36,11 +32,6 @@ def _recipe_defaults(name: str) -> str:
         if getattr(recipe, name) != paper
     ]
     return "; ".join([f"default: {'none' if paper is None else paper}", *others])
-
-
-def _add_common(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML file with any of these flags")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _add_data(parser: ArgumentParser, what: str, required: bool = True) -> None:
@@ -84,8 +75,8 @@ def _add_recipe(parser: ArgumentParser, leave_out: Sequence[str] = ()) -> None:
 
 
 def _train_parser() -> ArgumentParser:
-    parser = _parser(description="Train on a data set; writes a run folder.")
-    _add_common(parser)
+    parser = plain_parser(description="Train on a data set; writes a run folder.")
+    add_common(parser)
     _add_data(parser, DATA)
     parser.add_argument("--out", type=str, required=True, metavar="RUN", help="run folder to make")
     parser.add_argument(
@@ -130,10 +121,10 @@ def _add_model(parser: ArgumentParser) -> None:
 
 
 def _ablate_parser() -> ArgumentParser:
-    parser = _parser(
+    parser = plain_parser(
         description="Train and test presets and options on the same prompt-grouped splits."
     )
-    _add_common(parser)
+    add_common(parser)
     _add_data(parser, DATA)
     parser.add_argument(
         "--grid", type=str, required=True, metavar="FILE", help="YAML file of the variants"
@@ -150,8 +141,8 @@ def _ablate_parser() -> ArgumentParser:
 
 
 def _import_parser() -> ArgumentParser:
-    parser = _parser(description="Make a run of the files that CLIP-AGIQA's script saved.")
-    _add_common(parser)
+    parser = plain_parser(description="Make a run of the files that CLIP-AGIQA's script saved.")
+    add_common(parser)
     parser.add_argument(
         "--aux", type=str, required=True, metavar="FILE", help="auxiliary learner, ..._aux_best.pth"
     )
@@ -162,17 +153,17 @@ def _import_parser() -> ArgumentParser:
 
 
 def _presets_parser() -> ArgumentParser:
-    parser = _parser(description="List the presets and the fields that --set may change.")
-    _add_common(parser)
+    parser = plain_parser(description="List the presets and the fields that --set may change.")
+    add_common(parser)
     return parser
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = _parser(
+    parser = plain_parser(
         description="Measure a run against human scores; or, with --protocol, train and measure "
         "repeats of protocols beside clean. What is finished is kept."
     )
-    _add_common(parser)
+    add_common(parser)
     parser.add_argument(
         "run", type=Optional[str], nargs="?", metavar="RUN", help="folder made by dcmpl train"
     )
@@ -205,8 +196,8 @@ def _evaluate_parser() -> ArgumentParser:
 
 
 def _compare_parser() -> ArgumentParser:
-    parser = _parser(description="Set runs beside what others published, like beside like.")
-    _add_common(parser)
+    parser = plain_parser(description="Set runs beside what others published, like beside like.")
+    add_common(parser)
     parser.add_argument(
         "runs", type=str, nargs="+", metavar="RUN", help="measured runs, or protocols' --out"
     )
@@ -217,8 +208,8 @@ def _compare_parser() -> ArgumentParser:
 
 
 def _cross_parser() -> ArgumentParser:
-    parser = _parser(description="Train on each data set, test on all: a matrix.")
-    _add_common(parser)
+    parser = plain_parser(description="Train on each data set, test on all: a matrix.")
+    add_common(parser)
     parser.add_argument(
         "--data", type=str, nargs="+", required=True, metavar="PATH", help=f"several: {DATA}"
     )
@@ -230,8 +221,8 @@ def _cross_parser() -> ArgumentParser:
 
 
 def _data_parser(about: str) -> ArgumentParser:
-    parser = _parser(description=about)
-    _add_common(parser)
+    parser = plain_parser(description=about)
+    add_common(parser)
     parser.add_argument("path", type=str, metavar="PATH", help=DATA)
     _add_own_table(parser)
     return parser
@@ -263,21 +254,7 @@ def _data_split_parser() -> ArgumentParser:
     return parser
 
 
-def _score_parser() -> ArgumentParser:
-    parser = _parser(description="Score pictures with a trained run.")
-    _add_common(parser)
-    parser.add_argument("paths", type=str, nargs="+", metavar="PATH", help="file, folder or glob")
-    parser.add_argument("--model", type=str, required=True, metavar="RUN", help="run folder")
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", type=str, metavar="TEXT", help="prompt of all the pictures")
-    prompts.add_argument("--prompts", type=str, metavar="FILE", help="CSV: image, prompt")
-    parser.add_argument(
-        "-o", "--out", type=str, required=True, metavar="FILE", help=".csv, .jsonl or .parquet"
-    )
-    return parser
-
-
-POSITIONAL = {"run": "RUN", "runs": "RUN", "path": "PATH", "paths": "PATH"}
+POSITIONAL = {"run": "RUN", "runs": "RUN", "path": "PATH", "paths": "PATH", "scores": "FILE"}
 
 GROUPS = {"data": "check, show and split data sets"}
 
@@ -286,7 +263,9 @@ COMMANDS = {
     "evaluate": (_evaluate_parser, "measure a run on prompts it has never seen, or protocols"),
     "compare": (_compare_parser, "set runs beside published numbers"),
     "cross": (_cross_parser, "train on one data set, test on another"),
-    "score": (_score_parser, "score pictures"),
+    "score": (score_parser, "score pictures"),
+    "merge": (merge_parser, "join the scores of shards"),
+    "export": (export_parser, "make models that need no torch"),
     "presets": (_presets_parser, "list the published variants"),
     "ablate": (_ablate_parser, "compare variants over repeated splits"),
     "import": (_import_parser, "make a run of CLIP-AGIQA's published files"),
@@ -299,7 +278,7 @@ COMMANDS = {
 
 def build_parser() -> ArgumentParser:
     """The whole command line."""
-    parser = _parser(
+    parser = plain_parser(
         prog="dcmpl",
         description="Score AI-generated images: how good each looks, how well it follows its text.",
     )
@@ -309,7 +288,7 @@ def build_parser() -> ArgumentParser:
         if " " not in name:
             commands.add_subcommand(name, build(), help=about)
     for group, about in GROUPS.items():
-        below = _parser(description=about)
+        below = plain_parser(description=about)
         commands.add_subcommand(group, below, help=about)
         actions = below.add_subcommands(dest="action", title="commands")
         for name, (build, told) in COMMANDS.items():

@@ -1,53 +1,42 @@
-"""The scorer: a trained run, pictures in any form, one row out for each."""
+"""The scorer: a trained or exported model, pictures in any form, one row out for each."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from dcmpl.checkpoint import load_learned, read_run
-from dcmpl.config import MODEL, TARGETS
+from dcmpl.config import RECORD, check_views
+from dcmpl.engines import BATCH, Engine, open_export, read_export, scores_of
 from dcmpl.errors import DataError, UsageError
-from dcmpl.images import from_pil, read_image
-from dcmpl.inference import score_pictures
-from dcmpl.model import DCMPL
-from dcmpl.weights import load_backbone
+from dcmpl.fewest import fewest_of_run
+from dcmpl.images import Picture, decode, from_pil, quiet_pillow
+from dcmpl.packing import ahead, lanes
+from dcmpl.scores import ENGINES, EXPORT, PRECISIONS, Score, Scores
+from dcmpl.sources import Request
 
-__all__ = ["Picture", "Score", "Scorer"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Picture = Union[str, Path, Image.Image, np.ndarray]
-"""A file, a Pillow image, or uint8 RGB of shape (height, width, 3)."""
+    from dcmpl.loss import ScoreLoss
 
+__all__ = ["CHUNK", "Input", "Scorer"]
 
-@dataclass(frozen=True)
-class Score:
-    """One picture's row. The scores lie in [0, 1], higher is better.
+Input = Union[str, Path, Image.Image, np.ndarray, "Tensor"]
+"""A file, a Pillow image, uint8 RGB of shape (height, width, 3), or a tensor (3, height, width)
+of floats in [0, 1]."""
 
-    Where the picture could not be read all are None and ``reason`` says why; what the run has
-    not learned is None as well. Alignment is judged from the picture alone, as in the paper:
-    ``prompt`` is carried along, not read.
-    """
-
-    image: str
-    prompt: str
-    quality: float | None = None
-    alignment: float | None = None
-    authenticity: float | None = None
-    reason: str = ""
-
-    @property
-    def status(self) -> str:
-        """``ok`` or ``error``."""
-        return "error" if self.reason else "ok"
+CHUNK = 64
+"""Pictures: no batch holds windows of two chunks, so a job that goes on at the beginning of a
+chunk computes just what it would have computed in one go."""
 
 
 class Scorer:
-    """Scores pictures with a trained run.
+    """Scores pictures with a run folder or with what ``dcmpl export`` made of one.
 
     >>> scorer = Scorer.from_pretrained("runs/demo")        # doctest: +SKIP
     >>> scorer.score(["a.png"], ["a red fox"])[0].quality   # doctest: +SKIP
@@ -56,92 +45,267 @@ class Scorer:
 
     def __init__(
         self,
-        model: DCMPL,
+        engine: Engine,
         views: str,
-        batch_size: int = 64,
-        tasks: Sequence[str] | None = None,
+        targets: Sequence[str] | None = None,
+        *,
+        about: dict[str, Any] | None = None,
+        workers: int | None = None,
+        batch_size: int = BATCH,
     ) -> None:
-        self.model = model.eval()
-        self.tasks = tuple(model.config.tasks if tasks is None else tasks)
-        self.views = views
+        self.engine = engine
+        self.views = check_views(views)
+        self.targets = tuple(engine.tasks if targets is None else targets)
+        self.about = about or {}
+        self.workers = workers or _cores()
         self.batch_size = batch_size
 
     @classmethod
     def from_pretrained(
-        cls, run: str | Path, backbone: str | None = None, device: str | None = None
+        cls,
+        model: str | Path,
+        backbone: str | None = None,
+        device: str | None = None,
+        *,
+        engine: str = "auto",
+        precision: str = "fp32",
+        views: str | None = None,
+        targets: Sequence[str] | None = None,
+        workers: int | None = None,
+        batch_size: int = BATCH,
     ) -> "Scorer":
-        """Load a run folder made by ``dcmpl train``.
+        """Load a run folder, or a folder that ``dcmpl export`` made.
 
-        ``backbone`` is needed only where the run's own has moved. Raises ``RunError`` for
-        what is not a run, or is one of another backbone.
+        ``engine``: torch for a run; for an export onnx or openvino, or auto, the faster one
+        here. ``views``: as the model was measured, unless given; ``auto`` takes the fewest
+        that were found to be enough. ``targets``: what to compute, all that was learned
+        unless given. ``backbone`` is needed only where the run's own has moved. ``workers``
+        threads each decode or compute on a core. Raises :class:`RunError` for a folder that
+        is neither or was changed, :class:`UsageError` for what it has not.
         """
-        folder = Path(run)
-        record = read_run(folder)
-        frozen = load_backbone(backbone or record.backbone)
-        record.check_backbone(frozen)
-        model = DCMPL(frozen.clip, frozen.tokenizer, record.model, record.train.seed)
-        load_learned(folder / MODEL, model, record)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, record.train.views, tasks=record.learned)
+        folder, count = Path(model), workers or _cores()
+        if engine not in ("auto", *ENGINES) or precision not in PRECISIONS:
+            raise UsageError(
+                f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
+                f"{', '.join(PRECISIONS)}, got {engine} and {precision}"
+            )
+        if (folder / EXPORT).is_file():
+            found, own, about = _exported(folder, engine, precision, views, targets, count)
+        else:
+            from_run = _trained(folder, engine, precision, views, targets, backbone, device)
+            found, own, about = from_run
+        chosen = found.tasks if targets is None else targets
+        return cls(found, own, chosen, about=about, workers=count, batch_size=batch_size)
 
     def score(
-        self, images: Sequence[Picture], prompts: Sequence[str] | str | None = None
-    ) -> list[Score]:
+        self,
+        images: "Sequence[Input] | Tensor",
+        prompts: Sequence[str] | str | None = None,
+    ) -> Scores:
         """One :class:`Score` per picture, in order; ``prompts`` may be one for all.
 
-        Raises :class:`UsageError` where the counts differ.
+        ``images`` is a sequence of pictures or one tensor (N, 3, height, width). Raises
+        :class:`UsageError` where the counts differ.
         """
+        if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+            raise UsageError(f"expected a list of pictures, got one {type(images).__name__}: [it]")
+        shape = getattr(images, "shape", (len(images), 3, 0, 0))
+        if len(shape) != 4:
+            raise UsageError(
+                "expected a list of pictures or a tensor (N, 3, height, width), got one of shape "
+                f"{tuple(shape)}"
+            )
         if prompts is None or isinstance(prompts, str):
             prompts = [prompts or ""] * len(images)
         if len(prompts) != len(images):
             raise UsageError(
                 f"expected one prompt for each of {len(images)} pictures, got {len(prompts)}"
             )
-        return list(self.stream(zip(images, prompts, strict=True)))
+        return Scores(self.stream(zip(images, prompts, strict=True)))
 
-    def stream(self, pairs: Iterable[tuple[Picture, str]]) -> Iterator[Score]:
+    def rank(
+        self, images: "Sequence[Input] | Tensor", prompt: str = "", by: str = "quality"
+    ) -> Scores:
+        """The same, best first: the best of N pictures of one prompt; what fails comes last.
+
+        ``index`` says which picture each was. Raises :class:`UsageError` for a target that
+        the model does not predict.
+        """
+        _chosen([by], self.targets, Path(self.about.get("model", "the model")))
+        return self.score(images, prompt).best_first(by)
+
+    def stream(self, pairs: Iterable[tuple[Input, str]]) -> Iterator[Score]:
         """The same for (picture, prompt) pairs that come one by one, in bounded memory."""
-        taken: list[tuple[str, str]] = []
-        faults: dict[int, str] = {}
-        index = 0
+        return self.rows(
+            Request(_name(picture), prompt, _reader(picture)) for picture, prompt in pairs
+        )
 
-        def readable() -> Iterator[Tensor]:
-            for index, (picture, prompt) in enumerate(pairs):
-                taken.append((_name(picture), prompt))
-                try:
-                    yield _decode(picture)
-                except DataError as error:
-                    faults[index] = str(error)
+    def rows(self, requests: Iterable[Request], start: int = 0) -> Iterator[Score]:
+        """The same for what is still to be read, whose first has the index ``start``.
 
-        def rows(upto: int) -> Iterator[Score]:
-            nonlocal index
-            while index < upto and index in faults:
-                yield Score(*taken[index], reason=faults.pop(index))
-                index += 1
+        Pictures are decoded while others are computed, a few ahead.
+        """
+        taken: deque[tuple[Request, str, str, str]] = deque()
 
-        for found in score_pictures(self.model, readable(), self.views, self.batch_size):
-            # By now all pictures up to the one that was scored have been decoded.
-            yield from rows(len(taken))
-            quality, alignment, authenticity = (
-                found.get(target) if target in self.tasks else None for target in TARGETS
+        def read(request: Request) -> tuple[Request, Picture | None, str]:
+            try:
+                return request, request.read(), ""
+            except DataError as error:
+                return request, None, str(error)
+
+        def pixels() -> Iterator[np.ndarray | None]:
+            for request, picture, fault in ahead(requests, read, pool, self.workers + 2):
+                prompt, note = request.prompt, ""
+                if picture is not None:
+                    prompt = request.prompt_of(picture) if request.prompt_of else prompt
+                    note = "; ".join(picture.notes)
+                taken.append((request, prompt, fault, note))
+                yield None if picture is None else picture.pixels
+
+        with quiet_pillow(), self.engine.one_core_each(), lanes(self.workers) as pool:
+            found = scores_of(
+                self.engine,
+                pixels(),
+                self.views,
+                batch_size=self.batch_size,
+                chunk=CHUNK,
+                pool=pool,
+                depth=self.workers,
             )
-            yield Score(*taken[index], quality, alignment, authenticity)
-            index += 1
-        yield from rows(len(taken))
+            for index, values in enumerate(found, start):
+                request, prompt, fault, note = taken.popleft()
+                of_task = (
+                    {}
+                    if values is None
+                    else dict(zip(self.engine.tasks, values.tolist(), strict=True))
+                )
+                scores = {task: of_task.get(task) for task in self.targets}
+                yield Score(request.name, prompt, **scores, reason=fault, note=note, index=index)
+
+    def as_loss(self, target: str = "quality") -> "ScoreLoss":
+        """1 - score for each picture, with gradients to the pixels; see :class:`ScoreLoss`.
+
+        Raises :class:`UsageError` for an exported model, which has no gradients.
+        """
+        from dcmpl.loss import ScoreLoss
+        from dcmpl.trained import TorchEngine
+
+        if not isinstance(self.engine, TorchEngine):
+            raise UsageError("expected a run folder for a loss, got an exported model")
+        _chosen([target], self.targets, Path(self.about.get("model", "the model")))
+        return ScoreLoss(self.engine, target, self.views)
 
 
-def _name(picture: Picture) -> str:
+Opened = tuple[Engine, str, dict[str, str]]
+"""An engine, its views, and what tells its model from all others."""
+
+
+def _exported(
+    folder: Path,
+    engine: str,
+    precision: str,
+    views: str | None,
+    targets: Sequence[str] | None,
+    lanes: int,
+) -> Opened:
+    exported = read_export(folder)
+    _chosen(targets, exported.tasks, folder)
+    record = exported.record
+    if views == "auto":
+        views = record.get("fewest_views")
+        if not isinstance(views, str):
+            raise UsageError(
+                f"expected views that {folder} was measured with, it was exported without "
+                "pictures: name --views"
+            )
+    opened = open_export(exported, engine, precision, lanes)
+    return opened, views or str(record["views"]), {"model": str(folder), **exported.about}
+
+
+def _trained(
+    folder: Path,
+    engine: str,
+    precision: str,
+    views: str | None,
+    targets: Sequence[str] | None,
+    backbone: str | None,
+    device: str | None,
+) -> Opened:
+    if engine not in ("auto", "torch") and (folder / RECORD).is_file():
+        raise UsageError(
+            f"expected an exported model for the engine {engine}, got the run {folder}: "
+            f"dcmpl export {folder} -o DIR, then --model DIR"
+        )
+    from dcmpl.trained import TorchEngine, load_model, validation_pictures  # import torch
+
+    run, network = load_model(folder, backbone, device)
+    opened = TorchEngine(network, _chosen(targets, run.learned, folder), precision)
+    if views == "auto":
+        views = fewest_of_run(
+            folder, run.identity, opened, lambda: validation_pictures(folder, run)
+        )
+    return opened, views or run.train.views, {"model": str(folder), **run.about()}
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _chosen(targets: Sequence[str] | None, known: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """``targets`` where all are ``known``; raises :class:`UsageError` where not."""
+    if targets is None:
+        return tuple(known)
+    if unknown := [target for target in targets if target not in known]:
+        raise UsageError(
+            f"expected targets that {folder} predicts ({', '.join(known)}), got {unknown[0]}"
+        )
+    return tuple(targets)
+
+
+def _name(picture: Input) -> str:
     return str(picture) if isinstance(picture, (str, Path)) else ""
 
 
-def _decode(picture: Picture) -> Tensor:
+def _is_tensor(picture: Any) -> bool:
+    torch = sys.modules.get("torch")  # who has a tensor has imported it
+    return torch is not None and isinstance(picture, torch.Tensor)
+
+
+def _reader(picture: Input) -> Callable[[], Picture]:
     if isinstance(picture, (str, Path)):
-        return read_image(picture)
+        return lambda: decode(picture)
     if isinstance(picture, Image.Image):
-        return from_pil(picture)
+        return lambda: Picture(from_pil(picture))
+    if _is_tensor(picture):
+        return lambda: Picture(_of_tensor(picture))
+    return lambda: Picture(_of_array(picture))
+
+
+def _of_array(picture: Any) -> np.ndarray:
+    if not isinstance(picture, np.ndarray):
+        raise DataError(
+            f"expected a path, a Pillow image, an array or a tensor, got {type(picture).__name__}"
+        )
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise DataError(
             "expected an array of uint8 RGB, (height, width, 3), got "
             f"{picture.dtype} of shape {picture.shape}"
         )
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)
+    return picture
+
+
+def _of_tensor(picture: Any) -> np.ndarray:
+    """Rounded to bytes, as the picture would be when saved."""
+    shape = tuple(picture.shape)
+    if not picture.is_floating_point() or len(shape) != 3 or shape[0] != 3 or not picture.numel():
+        raise DataError(
+            "expected a tensor of floats in [0, 1], (3, height, width), got "
+            f"{picture.dtype} of shape {shape}"
+        )
+    values = picture.detach().float().cpu().numpy()
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):
+        raise DataError(f"expected a tensor of floats in [0, 1], got {low:g} to {high:g}")
+    return np.ascontiguousarray(np.rint(values * 255).astype(np.uint8).transpose(1, 2, 0))

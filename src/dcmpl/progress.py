@@ -1,5 +1,9 @@
-"""Progress bars with time left, on standard error, and only where somebody looks."""
+"""What is told while work goes on: sentences, and bars with time left where somebody looks.
 
+All of it goes to standard error; standard output is for results.
+"""
+
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -8,14 +12,30 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-__all__ = ["progress_bar", "track"]
+__all__ = ["progress_bar", "say", "track"]
 
 T = TypeVar("T")
+
+
+def say(text: str) -> None:
+    """One line."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class _Rate(ProgressColumn):
+    """How many a second, over the last of them."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s")
 
 
 def progress_bar() -> Progress:
@@ -25,6 +45,7 @@ def progress_bar() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -10,17 +10,22 @@ without training, followed by one learned linear map.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["PatchStem", "StatisticsStem", "cell_statistics"]
+__all__ = ["PatchStem", "StatisticsStem", "cell_statistics", "to_unit_range"]
 
 LUMA_SCALES, CHROMA_SCALES = 4, 3
 FLOOR = 4e-3
 """Added to a coefficient's size before the logarithm: about a quarter of an 8-bit step."""
 LIMIT = 5.0
 """Standardised statistics are cut here, so that no flat picture dominates."""
+
+
+def to_unit_range(windows: Num[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3 h w"]:
+    """Pixels of 0..255 to what a stem takes: float32 in 0..1, colours first."""
+    return windows.permute(0, 3, 1, 2).float() / 255
 
 
 class PatchStem(nn.Module):

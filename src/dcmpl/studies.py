@@ -10,12 +10,14 @@ from rich.table import Table
 from dcmpl.ablate import read_grid, summary, trials_of
 from dcmpl.ablation_report import write_report
 from dcmpl.checkpoint import Run, save_learned
-from dcmpl.commands import read_data, say, source_of, warn_of_floor
+from dcmpl.commands import read_data, source_of
 from dcmpl.config import MODEL, TrainConfig, recipe_for
 from dcmpl.model import count_of_vit_b_32
 from dcmpl.presets import PRESETS, differences, model_fields
+from dcmpl.progress import say
 from dcmpl.published import read_clip_agiqa
 from dcmpl.repeats import Workbench, run_trials
+from dcmpl.scoring import warn_of_floor
 from dcmpl.survey import check_pictures
 from dcmpl.weights import load_backbone
 
@@ -54,11 +56,10 @@ def import_run(arguments: Any) -> int:
         model=model.config,
         train=TrainConfig(),
         split_sha256="",
-        finished=True,
         learned=model.config.tasks,
     )
     save_learned(folder / MODEL, model, run)
-    run.write(folder)
+    run.finished_in(folder).write(folder)
     told = " and ".join(model.config.tasks)
     print(f"run: {folder}, predicts {told}\nnext: dcmpl score PATH --model {folder} -o scores.csv")
     if main_file is None:

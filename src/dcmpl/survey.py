@@ -6,7 +6,6 @@ Benchmarking of Perceptual Image Hash Functions*, 2010), which survive re-encodi
 but neither cropping nor mirroring.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from scipy import fft
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcmpl.disk import sha256_of
 from dcmpl.errors import DataError
 from dcmpl.images import decode, quiet_pillow
 from dcmpl.progress import track
@@ -34,8 +35,6 @@ LOOK_BYTES = FREQUENCIES**2 // 8
 ALIKE_BITS = 28
 """Of 255 bits: pictures that differ in no more are near-duplicates."""
 
-CHUNK = 2**20
-
 
 @dataclass(frozen=True)
 class PictureFacts:
@@ -49,9 +48,15 @@ class PictureFacts:
     height: int = 0
 
 
-def look_of(picture: Tensor) -> bytes:
-    """32 bytes that near-duplicates nearly share; ``picture`` is uint8 (3, height, width)."""
-    grey = F.adaptive_avg_pool2d(picture.float().mean(0)[None, None], SIDE)[0, 0]
+def grey_of(picture: UInt8[np.ndarray, "h w 3"]) -> Tensor:
+    """The mean of the three colours."""
+    # Colours first: the sum then runs over whole planes.
+    return torch.from_numpy(picture).permute(2, 0, 1).contiguous().float().mean(0)
+
+
+def look_of(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """32 bytes that near-duplicates nearly share."""
+    grey = F.adaptive_avg_pool2d(grey_of(picture)[None, None], SIDE)[0, 0]
     low = fft.dctn(grey.numpy().astype(np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES]
     values = low.ravel()[1:]
     return np.packbits(values > np.median(values)).tobytes()
@@ -59,18 +64,15 @@ def look_of(picture: Tensor) -> bytes:
 
 def _facts(path: str) -> PictureFacts:
     try:
-        picture = decode(path)
-        sha256 = hashlib.sha256()
-        with Path(path).open("rb") as file:
-            while chunk := file.read(CHUNK):
-                sha256.update(chunk)
+        picture = decode(path).pixels
+        sha256 = sha256_of(Path(path))
     except DataError as error:
         return PictureFacts(fault=str(error))
     except OSError as error:
         return PictureFacts(fault=f"expected a picture at {path}, got: {error.strerror or error}")
-    flat = float(picture.float().mean(0).std(correction=0)) < FLAT
-    height, width = picture.shape[1:]
-    return PictureFacts("", sha256.hexdigest(), look_of(picture), flat, width, height)
+    flat = float(grey_of(picture).std(correction=0)) < FLAT
+    height, width = picture.shape[:2]
+    return PictureFacts("", sha256, look_of(picture), flat, width, height)
 
 
 def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, PictureFacts]:

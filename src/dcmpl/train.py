@@ -158,7 +158,7 @@ def fit(
             save_learned(folder / LAST, model, run, _adam_state(optimizer, parameters))
             run.write(folder)
         report(EpochReport(epoch, epochs, entry, seconds, run.best_epoch == epoch))
-    run = replace(run, history=history, best_epoch=best_epoch(history), finished=True)
+    run = replace(run, history=history, best_epoch=best_epoch(history)).finished_in(folder)
     if accelerator.is_main_process:
         run.write(folder)
     load_learned(folder / MODEL, model, run)

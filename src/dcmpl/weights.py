@@ -6,7 +6,6 @@ nothing in these files is ever executed.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from dcmpl.archives import read_torch
 from dcmpl.clip import Clip, ClipConfig
 from dcmpl.config import EMBEDDED, check_backbone
+from dcmpl.disk import sha256_of
 from dcmpl.errors import WeightsError
 from dcmpl.formats import ours, read_config, read_open_clip_config, sizes_of
 from dcmpl.tokenizer import Tokenizer
@@ -81,7 +81,7 @@ def load_backbone(name: str) -> Backbone:
         clip = Clip(config)
     clip.load_state_dict(state, strict=True)
     clip.eval().requires_grad_(False)
-    return Backbone(_lasting(name), clip, tokenizer, _sha256(weights))
+    return Backbone(_lasting(name), clip, tokenizer, sha256_of(weights))
 
 
 def _lasting(name: str) -> str:
@@ -176,11 +176,3 @@ def _fitting(
                 f"expected {name} of shape {tuple(shape)} in {path}, got {tuple(state[name].shape)}"
             )
     return {name: tensor.float() for name, tensor in state.items()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,0 +1,319 @@
+"""What turns windows into scores: PyTorch, ONNX Runtime or OpenVINO, and which is fastest here.
+
+An engine is called from several threads at once and keeps each call on one core; windows are
+uint8 (N, size, size, 3), scores float64 (N, tasks). A run folder is run by PyTorch; the other
+two run what ``dcmpl export`` made of one, and never import torch.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from threading import local
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from dcmpl.disk import as_json, check_sealed, sha256_of, write_atomically
+from dcmpl.errors import DcmplError, RunError, UsageError
+from dcmpl.packing import outputs_of
+from dcmpl.scores import EXPORT
+from dcmpl.views import windows
+
+__all__ = [
+    "BATCH",
+    "MODULES",
+    "Engine",
+    "Exported",
+    "all_scores",
+    "open_export",
+    "open_variant",
+    "read_export",
+    "scores_of",
+]
+
+MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
+BATCH = 32
+PROBE = 4
+"""Windows in a call that is timed."""
+
+FIELDS = {
+    "tasks": list,
+    "size": int,
+    "views": str,
+    "variants": list,
+    "files": dict,
+    "about": dict,
+}
+"""What must stand in the record of an export."""
+
+Windows = UInt8[np.ndarray, "batch size size 3"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """``apart``: windows of two pictures must not share a call."""
+
+    name: str
+    precision: str
+    tasks: tuple[str, ...]
+    size: int
+    apart: bool
+
+    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
+        """Scores in [0, 1], one row for each window."""
+
+    def one_core_each(self) -> AbstractContextManager[None]:
+        """While this holds, every thread that calls the engine keeps to one core."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The record beside exported models, and its folder."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.record["tasks"])
+
+    @property
+    def size(self) -> int:
+        return int(self.record["size"])
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What tells its run from all others."""
+        return {str(name): str(value) for name, value in self.record["about"].items()}
+
+    def variants(self, engine: str, precision: str) -> list[dict[str, Any]]:
+        """What was exported for them, where it can be run here; ``auto`` is any engine."""
+        return [
+            variant
+            for variant in self.record["variants"]
+            if variant["precision"] == precision
+            and engine in ("auto", variant["engine"])
+            and find_spec(MODULES[variant["engine"]])
+        ]
+
+
+def read_export(folder: Path) -> Exported:
+    """The record in a folder that ``dcmpl export`` wrote; raises :class:`RunError` else."""
+    path = folder / EXPORT
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        check_sealed(record, path)
+        wanted = {
+            "tasks": list,
+            "size": int,
+            "views": str,
+            "variants": list,
+            "files": dict,
+            "about": dict,
+        }
+        for name, kind in wanted.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} that is no {kind.__name__}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"expected what dcmpl export wrote at {path}, got: {error!r}") from error
+    return Exported(folder, record)
+
+
+class _OfExport:
+    """What both engines of exported models share."""
+
+    name: str
+    apart = False
+
+    def __init__(self, exported: Exported, precision: str) -> None:
+        self.precision = precision
+        self.tasks, self.size = exported.tasks, exported.size
+
+    def one_core_each(self) -> AbstractContextManager[None]:
+        """Nothing to do: they were opened for it."""
+        return nullcontext()
+
+    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
+        raise NotImplementedError
+
+
+class OnnxEngine(_OfExport):
+    """ONNX Runtime; a call runs in its caller's thread and no other."""
+
+    name = "onnx"
+
+    def __init__(self, exported: Exported, precision: str, path: Path, lanes: int) -> None:
+        import onnxruntime
+
+        super().__init__(exported, precision)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
+        (found,) = self._session.run(None, {"windows": windows})
+        return np.asarray(found, dtype=np.float64)
+
+
+class OpenVinoEngine(_OfExport):
+    """OpenVINO with one stream of one thread for each of ``lanes`` callers."""
+
+    name = "openvino"
+
+    def __init__(self, exported: Exported, precision: str, path: Path, lanes: int) -> None:
+        import openvino
+
+        super().__init__(exported, precision)
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "NUM_STREAMS": lanes,
+            "INFERENCE_NUM_THREADS": lanes,
+        }
+        core = openvino.Core()
+        self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
+        self._of_thread = local()
+
+    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        found = self._of_thread.request.infer([windows])
+        return np.array(found[0], dtype=np.float64)
+
+
+KINDS = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}
+
+
+def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Engine:
+    """One of the variants; raises :class:`RunError` where its file was changed or does not run."""
+    path = exported.folder / variant["file"]
+    for name, digest in exported.record["files"].items():
+        if Path(name).stem == path.stem:
+            _check_unchanged(exported.folder / name, digest)
+    try:
+        return KINDS[variant["engine"]](exported, variant["precision"], path, lanes)
+    except Exception as error:  # each runtime has exceptions of its own
+        told = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"expected a model that {variant['engine']} runs at {path}, got: {told}: export again"
+        ) from error
+
+
+def _check_unchanged(path: Path, digest: str) -> None:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise RunError(f"expected an exported model at {path}, got: {error.strerror}") from error
+    if found != digest:
+        raise RunError(
+            f"expected {path} as dcmpl export wrote it, {EXPORT} names another SHA-256: "
+            "the file was changed, export again"
+        )
+
+
+def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> Engine:
+    """The engine for an exported model; ``auto`` is the fastest of those at hand.
+
+    Raises :class:`UsageError` where there is none of that kind and precision.
+    """
+    variants = exported.variants(engine, precision)
+    if not variants:
+        known = [f"{v['engine']} {v['precision']}" for v in exported.record["variants"]]
+        missing = [name for name, module in MODULES.items() if not find_spec(module)]
+        lack = f" ({' and '.join(missing)} not installed)" if missing else ""
+        why = exported.record.get("left_out", {}).get(precision, "")
+        raise UsageError(
+            f"expected one of {', '.join(known)} from {exported.folder}, "
+            f"got {engine} {precision}{lack}{': ' + why if why else ''}"
+        )
+    if len(variants) == 1:
+        return open_variant(exported, variants[0], lanes)
+    name = _fastest(exported, variants)
+    chosen = next(v for v in variants if v["engine"] == name)
+    return open_variant(exported, chosen, lanes)
+
+
+def _fastest(exported: Exported, variants: Sequence[dict[str, Any]]) -> str:
+    """The engine that took least time on this machine; measured once and remembered."""
+    versions = [f"{v['engine']} {version(MODULES[v['engine']])}" for v in variants]
+    machine = f"{platform.node()} {platform.processor() or platform.machine()} {os.cpu_count()}"
+    key = f"{exported.about.get('identity')} {' '.join(versions)} {machine}"
+    place = _cache() / "engines.json"
+    known = _remembered(place)
+    if known.get(key) in [v["engine"] for v in variants]:
+        return str(known[key])
+    took = {v["engine"]: _seconds(open_variant(exported, v, 1)) for v in variants}
+    best = str(min(took, key=lambda name: took[name]))
+    with suppress(DcmplError):  # a cache that cannot be written only costs time
+        write_atomically(place, as_json({**known, key: best}))
+    return best
+
+
+def _seconds(engine: Engine) -> float:
+    """Median CPU seconds of a call behind one that warms up."""
+    windows = np.random.default_rng(0).integers(
+        0, 256, (PROBE, engine.size, engine.size, 3), dtype=np.uint8
+    )
+    engine(windows)
+    took = []
+    for _ in range(3):
+        start = time.process_time()
+        engine(windows)
+        took.append(time.process_time() - start)
+    return statistics.median(took)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcmpl"
+
+
+def _remembered(place: Path) -> dict[str, str]:
+    try:
+        known = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def scores_of(
+    engine: Engine,
+    pictures: Iterable[np.ndarray | None],
+    views: str,
+    *,
+    batch_size: int = BATCH,
+    chunk: int | None = None,
+    pool: Executor | None = None,
+    depth: int = 0,
+) -> Iterator[Float64[np.ndarray, " tasks"] | None]:
+    """Each picture's score per task, the mean over its views, in order; None for no picture.
+
+    Pictures are uint8 (height, width, 3) and are taken one by one; ``batch_size`` counts
+    windows. The rest is as for :func:`dcmpl.packing.outputs_of`.
+    """
+
+    def compute(waiting: list[np.ndarray]) -> np.ndarray:
+        return engine(np.stack(waiting))
+
+    cut = (() if p is None else windows(p, engine.size, views) for p in pictures)
+    chunk = 1 if engine.apart else chunk
+    for found in outputs_of(cut, compute, batch_size, chunk=chunk, pool=pool, depth=depth):
+        yield np.mean(found, axis=0) if found else None
+
+
+def all_scores(
+    engine: Engine, pictures: Iterable[np.ndarray], views: str
+) -> Float64[np.ndarray, "pictures tasks"]:
+    """:func:`scores_of` pictures that are all there."""
+    return np.stack([found for found in scores_of(engine, pictures, views) if found is not None])

@@ -1,0 +1,288 @@
+"""A run as models for ONNX Runtime and OpenVINO: folded, held to torch, and described.
+
+    model.onnx                 float32, any number of windows
+    model.xml, model.bin       the same for OpenVINO, which also runs it in bfloat16
+    model.int8.onnx            the blocks' products in 8 bits, calibrated on pictures
+    model.int8.xml, .bin       the same for OpenVINO
+    export.json                what it is, how far each variant's scores are from torch's
+
+A model takes windows, uint8 (N, size, size, 3), RGB, and gives scores in [0, 1], (N, tasks).
+Normalisation is inside.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcmpl import __version__
+from dcmpl.checkpoint import Run
+from dcmpl.disk import sealed, sha256_of, write_atomically
+from dcmpl.engines import MODULES, Engine, Exported, all_scores, open_variant
+from dcmpl.errors import DcmplError, RunError, UsageError
+from dcmpl.fewest import SHARE, TOLERANCE, compare_views, fewest_views
+from dcmpl.images import quiet_pillow
+from dcmpl.metrics import srcc
+from dcmpl.progress import say, track
+from dcmpl.scores import EXPORT
+from dcmpl.sources import requests
+from dcmpl.trained import MOST_PICTURES, TorchEngine, load_model, validation_pictures
+from dcmpl.views import windows
+
+__all__ = ["COMMANDS", "write_export"]
+
+FP32_DRIFT, BF16_DRIFT = 1e-5, 5e-3
+INT8_SRCC = 0.995
+"""A variant beyond these is left out, and said to be."""
+
+CALIBRATION_WINDOWS, CALIBRATION_BATCH = 512, 32
+MOST_WINDOWS = 2**16
+"""In one call; the exporter wants a bound."""
+
+
+def write_export(
+    engine: TorchEngine,
+    run: Run,
+    folder: Path,
+    pictures: Sequence[np.ndarray],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write all variants that the installed packages make, and the record; returns that.
+
+    ``pictures`` calibrate int8 and tell drifts; without any there is no int8, and drifts are
+    told on noise. Raises :class:`UsageError` for a model that cannot be folded or where ONNX
+    is not installed, :class:`RunError` where an export does not give torch's scores.
+    """
+    if engine.apart:
+        raise UsageError(
+            "expected a model whose prompts do not depend on the pictures, got one with "
+            "mpa.source=encoder_outputs: only torch runs it"
+        )
+    if lack := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]:
+        raise UsageError(
+            f"expected {', '.join(lack)} to export, found none: pip install 'dcmpl-agiqa[onnx]'"
+        )
+    views = run.train.views
+    shown = list(pictures) or [_noise(engine.size, seed) for seed in range(4)]
+    wanted = all_scores(engine, shown, views)
+    files = [_write_onnx(engine, folder / "model.onnx")]
+    variants = [_variant("onnx", "fp32", files[0])]
+    left_out: dict[str, str] = {}
+    if pictures:
+        files.append(_write_int8(files[0], folder / "model.int8.onnx", engine.size, views, shown))
+        variants.append(_variant("onnx", "int8", files[1]))
+    else:
+        left_out["int8"] = "it is calibrated on pictures, and there were none: add --pictures"
+    if find_spec(MODULES["openvino"]):
+        for onnx_file in files[:]:
+            files += _write_openvino(onnx_file)
+        variants += [_variant("openvino", "fp32", folder / "model.xml")]
+        variants += [_variant("openvino", "bf16", folder / "model.xml")]
+        variants += [_variant("openvino", "int8", folder / "model.int8.xml")] if pictures else []
+    else:
+        left_out["openvino"] = "it is not installed: pip install 'dcmpl-agiqa[openvino]'"
+    record = {
+        "kind": "dcmpl export",
+        "tasks": list(engine.tasks),
+        "size": engine.size,
+        "views": views,
+        "input": "windows: uint8 (N, size, size, 3), RGB; normalisation is inside",
+        "about": run.about(),
+        "files": {path.name: sha256_of(path) for path in files},
+        "compared_on": f"{len(pictures)} pictures" if pictures else "noise",
+    }
+    kept = []
+    for variant in variants:
+        tried = Exported(folder, {**record, "variants": [variant]})
+        drift = _drift(open_variant(tried, variant, 1), shown, views, wanted)
+        why = _why_left_out(variant, drift, bool(pictures))
+        told = f"{variant['engine']} {variant['precision']}: {_told(drift)}"
+        say(f"{told}{'; left out, ' + why if why else ''}")
+        if why:
+            left_out[variant["precision"]] = f"{variant['engine']}'s is left out, {why}"
+        else:
+            kept.append({**variant, "drift": drift["most"], "srcc": drift["srcc"]})
+    record |= {"variants": kept, "left_out": left_out}
+    if pictures:
+        fp32 = open_variant(Exported(folder, record), kept[0], 1)
+        rows = compare_views(fp32, shown)
+        record |= {"views_compared": rows, "fewest_views": fewest_views(rows)}
+    record |= {"made_with": _versions(), "version": __version__}
+    write_atomically(folder / EXPORT, sealed(record))
+    return record
+
+
+def _noise(size: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def _variant(engine: str, precision: str, path: Path) -> dict[str, Any]:
+    return {"engine": engine, "precision": precision, "file": path.name}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters talk of packages that are missing and not needed."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _write_onnx(engine: TorchEngine, path: Path) -> Path:
+    example = torch.zeros(2, engine.size, engine.size, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("windows", min=1, max=MOST_WINDOWS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        program = torch.onnx.export(
+            engine.network.cpu(),
+            (example,),
+            dynamo=True,
+            dynamic_shapes={"windows": {0: batch}},
+            input_names=["windows"],
+            output_names=["scores"],
+            verbose=False,
+        )
+        if program is None:
+            raise RunError(f"expected an ONNX model for {path}, the exporter made none")
+        program.save(path, external_data=False)
+    return path
+
+
+def _write_int8(
+    fp32: Path, path: Path, size: int, views: str, pictures: Sequence[np.ndarray]
+) -> Path:
+    """Products of the blocks in 8 bits; their neighbours and all else stay in float32."""
+    import onnx
+    from onnxruntime import quantization
+
+    spread = range(0, len(pictures), max(1, len(pictures) // CALIBRATION_WINDOWS))
+    cut = (window for index in spread for window in windows(pictures[index], size, views))
+    shown = [window for window, _ in zip(cut, range(CALIBRATION_WINDOWS), strict=False)]
+    batches = iter(
+        [
+            {"windows": np.stack(shown[i : i + CALIBRATION_BATCH])}
+            for i in range(0, len(shown), CALIBRATION_BATCH)
+        ]
+    )
+
+    class Shown(quantization.CalibrationDataReader):  # type: ignore[misc]  # no stubs
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(batches, None)
+
+    nodes = onnx.load(fp32).graph.node
+    with _quiet():
+        quantization.quantize_static(
+            fp32,
+            path,
+            Shown(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=[node.name for node in nodes if _is_in_block(node)],
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+        )
+    return path
+
+
+def _is_in_block(node: Any) -> bool:
+    """Whether a node is a product with a matrix of a block, by where the exporter found it."""
+    scopes = [p.value for p in node.metadata_props if p.key.endswith("name_scopes")]
+    return node.op_type in ("MatMul", "Gemm") and any(
+        "'blocks." in scope and "'linear" in scope for scope in scopes
+    )
+
+
+def _write_openvino(path: Path) -> list[Path]:
+    import openvino
+
+    target = path.with_suffix(".xml")
+    openvino.save_model(openvino.Core().read_model(path), target, compress_to_fp16=False)
+    return [target, target.with_suffix(".bin")]
+
+
+def _drift(
+    engine: Engine, pictures: Sequence[np.ndarray], views: str, wanted: np.ndarray
+) -> dict[str, Any]:
+    found = all_scores(engine, pictures, views)
+    ranks = {task: srcc(found[:, i], wanted[:, i]) for i, task in enumerate(engine.tasks)}
+    return {"most": float(np.abs(found - wanted).max()), "srcc": ranks}
+
+
+def _told(drift: dict[str, Any]) -> str:
+    ranks = ", ".join(f"{task} {value:.5f}" for task, value in drift["srcc"].items())
+    return f"scores drift by at most {drift['most']:.1e}, SRCC to torch fp32: {ranks}"
+
+
+def _why_left_out(variant: dict[str, Any], drift: dict[str, Any], on_pictures: bool) -> str:
+    """Why a variant is not to be trusted; raises :class:`RunError` where it is fp32."""
+    most, worst = drift["most"], min(drift["srcc"].values())
+    if variant["precision"] == "fp32" and not most <= FP32_DRIFT:
+        raise RunError(
+            f"expected {variant['engine']} to give torch's scores to {FP32_DRIFT:g}, they drift "
+            f"by {most:.1e}: the export is not to be used"
+        )
+    if variant["precision"] == "bf16" and not most <= BF16_DRIFT:
+        return f"a drift of at most {BF16_DRIFT:g} is asked for"
+    if variant["precision"] == "int8" and on_pictures and not worst >= INT8_SRCC:
+        return f"an SRCC of at least {INT8_SRCC:g} is asked for"
+    return ""
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "onnx", "onnxruntime", "openvino"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def export(arguments: Any) -> int:
+    """``dcmpl export``."""
+    folder, out = Path(arguments.run), Path(arguments.out)
+    run, model = load_model(folder, arguments.backbone, "cpu")
+    targets = arguments.targets or run.learned
+    if unknown := [target for target in targets if target not in run.learned]:
+        raise UsageError(f"expected targets the run learned, {run.learned}, got {unknown[0]}")
+    pictures = _calibration(arguments, folder, run)
+    record = write_export(TorchEngine(model, targets), run, out, pictures, say)
+    for row in record.get("views_compared", ()):
+        say(
+            f"views {row['views']}: {row['windows']:.0f} windows, {SHARE:.0%} of the pictures "
+            f"within {row['of_share']:.3f} of all windows' score"
+        )
+    if "fewest_views" in record:
+        say(f"--views auto is {record['fewest_views']}, within {TOLERANCE:g}")
+    made = ", ".join(f"{v['engine']} {v['precision']}" for v in record["variants"])
+    print(f"exported: {out} ({made})\nnext: dcmpl score PATH --model {out} -o scores.csv")
+    return 0
+
+
+def _calibration(arguments: Any, folder: Path, run: Run) -> list[np.ndarray]:
+    if arguments.pictures is None:
+        try:
+            return validation_pictures(folder, run)
+        except DcmplError as error:
+            say(f"note: no pictures to compare on: {error}; name some with --pictures")
+            return []
+    with quiet_pillow():
+        asked = islice(requests(arguments.entries), MOST_PICTURES)
+        return [request.read().pixels for request in track(asked, "reading pictures")]
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {"export": export}

@@ -1,0 +1,272 @@
+"""A trained model as what is left to compute for a picture, and nothing else.
+
+After training no prompt depends on a picture. So the text towers become one vector for each
+word pair, the prompts of every block become the keys and values that they are to its
+attention, normalisation becomes part of the patch projection, and what a task that was not
+asked for needs is gone. Neither text tower nor tokenizer is kept.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcmpl.clip import MLP, Block, QuickGELU, VisionTower
+from dcmpl.errors import UsageError
+from dcmpl.model import DCMPL
+from dcmpl.stem import PatchStem, StatisticsStem, to_unit_range
+
+__all__ = ["Folded"]
+
+GELU_SLOPE = 1.702
+
+
+class FoldedPatches(nn.Module):
+    """The patch convolution of normalised pixels as one linear map of bytes.
+
+    w ((x / 255) - mean) / std = (w / (255 std)) x - sum(w mean / std).
+    """
+
+    def __init__(self, stem: PatchStem, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        weight = stem.conv1.weight.detach().double()
+        width, _, self.patch, _ = weight.shape
+        weight = weight / std.double()
+        bias = -(weight * mean.double()).sum((1, 2, 3))
+        self.project = nn.Linear(3 * self.patch**2, width)
+        # Bytes lie row by row, colour last; so do the inputs of this map.
+        flat = (weight / 255).permute(0, 2, 3, 1).reshape(width, -1)
+        self.project.load_state_dict({"weight": flat, "bias": bias})
+
+    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> tuple[Tensor, Tensor]:
+        cells = windows.shape[1] // self.patch
+        x = windows.reshape(-1, cells, self.patch, cells, 3 * self.patch).transpose(2, 3)
+        x = x.reshape(-1, cells * cells, 3 * self.patch**2)
+        patches: Tensor = self.project(x.to(self.project.weight.dtype))
+        return torch.zeros_like(patches[:, 0]), patches
+
+
+class FoldedStatistics(nn.Module):
+    """The statistics of normalised pixels, always in float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, stem: StatisticsStem, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.stem = stem
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> tuple[Tensor, Tensor]:
+        tokens: tuple[Tensor, Tensor] = self.stem((to_unit_range(windows) - self.mean) / self.std)
+        return tokens
+
+
+class FoldedBlock(nn.Module):
+    """A block of the vision tower whose prompts are keys and values already.
+
+    ``prompts`` has one entry per branch; ``joins`` says for which branches the prompt becomes
+    tokens instead, because the next block goes on with what this one makes of it.
+    """
+
+    def __init__(self, block: Block, prompts: Sequence[Tensor | None], joins: Sequence[bool]):
+        super().__init__()
+        self.heads = block.attn.heads
+        self.ln_1, self.ln_2 = block.ln_1, block.ln_2
+        self.width = block.ln_1.normalized_shape[0]
+        self.qkv = nn.Linear(self.width, 3 * self.width)
+        self.qkv.load_state_dict(
+            {"weight": block.attn.in_proj_weight, "bias": block.attn.in_proj_bias}
+        )
+        self.out = block.attn.out_proj
+        self.mlp = _without_slope(block.mlp)
+        self.joins = tuple(joins)
+        for branch, prompt in enumerate(prompts):
+            if prompt is not None and not joins[branch]:
+                prompt = self._project(block.ln_1(prompt), 1)
+            self.register_buffer(f"prompt_{branch}", prompt)
+
+    def lower_prompts(self) -> None:
+        """Give keys and values of prompts the precision of the matrices."""
+        for branch, joins in enumerate(self.joins):
+            prompt = getattr(self, f"prompt_{branch}")
+            if prompt is not None and not joins:
+                setattr(self, f"prompt_{branch}", prompt.to(self.qkv.weight.dtype))
+
+    def _project(self, y: Tensor, start: int, end: int = 3) -> Tensor:
+        """Some of query (0), key (1) and value (2) of normalised tokens."""
+        rows = slice(start * self.width, end * self.width)
+        return F.linear(y, self.qkv.weight[rows], self.qkv.bias[rows])
+
+    def forward(self, x: Tensor, branch: int, patches: int, first_only: bool) -> Tensor:
+        """``first_only``: only the first token is computed, and comes back alone."""
+        prompt: Tensor | None = getattr(self, f"prompt_{branch}")
+        if prompt is not None:
+            x = x[:, :patches]
+            if self.joins[branch]:
+                x, prompt = torch.cat([x, prompt.expand(x.shape[0], -1, -1)], dim=1), None
+        y = self.ln_1(x).to(self.qkv.weight.dtype)
+        if first_only:
+            x = x[:, :1]
+            q, (k, v) = self._project(y[:, :1], 0, 1), self._project(y, 1).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(y).chunk(3, dim=-1)
+        if prompt is not None:
+            pairs = zip((k, v), prompt.expand(x.shape[0], -1, -1).chunk(2, dim=-1), strict=True)
+            k, v = (torch.cat(pair, dim=1) for pair in pairs)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = x + self.mlp(self.ln_2(x).to(self.qkv.weight.dtype))
+        return out
+
+
+def _without_slope(mlp: MLP) -> nn.Module:
+    """The MLP with the slope of QuickGELU inside its matrices, where it costs nothing."""
+    if not isinstance(mlp.gelu, QuickGELU):
+        return mlp
+    first, last = (nn.Linear(m.in_features, m.out_features) for m in (mlp.c_fc, mlp.c_proj))
+    first.load_state_dict({k: v * GELU_SLOPE for k, v in mlp.c_fc.state_dict().items()})
+    last.load_state_dict({"weight": mlp.c_proj.weight / GELU_SLOPE, "bias": mlp.c_proj.bias})
+    return nn.Sequential(first, nn.SiLU(), last)
+
+
+class Readout(nn.Module):
+    """A task's image embedding, behind its adapter, to a score in [0, 1].
+
+    Softmax over a pair of words is the sigmoid of the difference, so a pair is one vector:
+    exp(logit_scale) (positive - negative).
+    """
+
+    pairs: Tensor
+
+    def __init__(self, model: DCMPL, index: int, words: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.linear: nn.Linear | None = None
+        tasks = model.config.tasks
+        self.adapter = model.adapter_of(tasks[index] if words else tasks[0])
+        if model.config.readout == "linear":
+            self.linear = nn.Linear(model.linear.in_features, 1)
+            rows = slice(index, index + 1)
+            self.linear.load_state_dict(
+                {"weight": model.linear.weight[rows], "bias": model.linear.bias[rows]}
+            )
+            return
+        positive, negative = words[index].unflatten(0, (-1, 2)).unbind(1)
+        scale = model.clip.logit_scale.exp()
+        self.register_buffer("pairs", scale * (positive - negative))
+
+    def forward(self, embedding: Float[Tensor, "batch joint"]) -> Float[Tensor, " batch"]:
+        embedding = self.adapter(embedding)
+        if self.linear is not None:
+            score: Tensor = self.linear(embedding)[:, 0].clamp(0, 1)
+            return score
+        return (F.normalize(embedding, dim=-1) @ self.pairs.T).sigmoid().mean(-1)
+
+
+class Folded(nn.Module):
+    """Windows of pictures to scores; made of a trained model, and never trained.
+
+    Pixels are RGB from 0 to 255, bytes or, where a gradient is to reach them, floats.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: DCMPL, tasks: Sequence[str]) -> None:
+        """``tasks`` are those to score; raises :class:`UsageError` for others.
+
+        Also for a model whose prompts depend on the pictures, which cannot be folded.
+        """
+        super().__init__()
+        if model.reads_batch:
+            raise UsageError(
+                "expected prompts that no picture changes, got a model with "
+                "mpa.source=encoder_outputs: it can only be run as it is"
+            )
+        if unknown := [task for task in tasks if task not in model.config.tasks]:
+            raise UsageError(
+                f"expected tasks of this model ({', '.join(model.config.tasks)}), got {unknown[0]}"
+            )
+        condition = model.condition()
+        visual, clip = model.clip.visual, model.clip
+        self.start: Tensor
+        self.positions: Tensor
+        self.proj: Tensor
+        self.tasks = tuple(tasks)
+        self.size = clip.config.image_size
+        indices = [model.config.tasks.index(task) for task in tasks]
+        of_task = [min(index, len(condition.visual) - 1) for index in indices]
+        if model.config.readout == "linear":  # all tasks read the main branch
+            of_task = [0] * len(indices)
+        branches = sorted(set(of_task)) if model.config.has_visual_prompts else [0]
+        self.branch_of = [branches.index(b) if b in branches else 0 for b in of_task]
+        stem = visual.stem
+        self.stem = (
+            FoldedPatches(stem, model.mean, model.std)
+            if isinstance(stem, PatchStem)
+            else FoldedStatistics(stem, model.mean, model.std)
+        )
+        self.register_buffer("start", visual.class_embedding + visual.positional_embedding[0])
+        self.register_buffer("positions", visual.positional_embedding[1:].clone())
+        self.readouts = nn.ModuleList(Readout(model, index, condition.words) for index in indices)
+        self.ln_pre: nn.Module = visual.ln_pre
+        self.ln_post: nn.Module = visual.ln_post
+        given = [condition.visual[b] if model.config.has_visual_prompts else [] for b in branches]
+        self.blocks = _folded_blocks(visual, given)
+        self.register_buffer("proj", visual.proj.clone())
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def branches(self) -> int:
+        """How many passes of the tower the tasks need."""
+        return max(self.branch_of) + 1
+
+    def in_bfloat16(self) -> "Folded":
+        """The same with the blocks' matrix products in bfloat16; tokens stay as they are."""
+        lower = copy.copy(self)  # what is not changed is shared
+        lower._modules = {**self._modules, "blocks": copy.deepcopy(self.blocks)}
+        for module in lower.blocks.modules():
+            if isinstance(module, nn.Linear):
+                module.bfloat16()
+        for block in cast(Sequence[FoldedBlock], lower.blocks):
+            block.lower_prompts()
+        return lower
+
+    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> Float[Tensor, "batch tasks"]:
+        summary, patches = self.stem(windows)
+        first = (self.start + summary)[:, None]
+        tokens = torch.cat([first, patches + self.positions], dim=1)
+        entering: Tensor = self.ln_pre(tokens)
+        embeddings = []
+        for branch in range(self.branches):
+            x = entering
+            for index, block in enumerate(self.blocks):
+                x = block(x, branch, tokens.shape[1], index == len(self.blocks) - 1)
+            embeddings.append(self.ln_post(x[:, 0]) @ self.proj)
+        scores = [
+            readout(embeddings[branch])
+            for readout, branch in zip(self.readouts, self.branch_of, strict=True)
+        ]
+        return torch.stack(scores, dim=1)
+
+
+def _folded_blocks(visual: VisionTower, given: Sequence[Sequence[Tensor]]) -> nn.ModuleList:
+    """``given[branch][i]`` is the prompt of block i; behind the last a tower goes on with it."""
+    blocks = cast(Sequence[Block], visual.transformer.resblocks)
+    last = len(blocks) - 1
+    made = []
+    for index, block in enumerate(blocks):
+        prompts, joins = [], []
+        for of_branch in given:
+            prompt = of_branch[index].detach() if index < len(of_branch) else None
+            if index == 0 and prompt is not None:
+                prompt = visual.ln_pre(prompt)
+            prompts.append(prompt)
+            joins.append(index < last and index + 1 >= len(of_branch))
+        made.append(FoldedBlock(block, prompts, joins))
+    return nn.ModuleList(made)

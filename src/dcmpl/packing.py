@@ -1,0 +1,110 @@
+"""Windows of many pictures in full batches: the only loop that scores anything.
+
+Everything comes back in the order it came in, and what is held in memory at a time does not
+grow with the number of pictures. With lanes (threads that each decode or compute, on one core)
+reading and computing overlap and no core waits for another.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+__all__ = ["ahead", "lanes", "outputs_of"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Window = TypeVar("Window")
+
+
+class _Inline(Executor):
+    """Runs what it is given on the spot."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+@contextmanager
+def lanes(count: int) -> Iterator[Executor]:
+    """``count`` threads; what has not begun when the block ends is not done any more."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def ahead(
+    items: Iterable[Item], function: Callable[[Item], Result], pool: Executor, depth: int
+) -> Iterator[Result]:
+    """``function`` of each item, in order, with ``depth`` of them under way in ``pool``."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class _Batches:
+    """Windows that wait, batches under way, and what has come back of each picture."""
+
+    def __init__(self, compute: Callable[[list[Any]], Iterable[Any]], pool: Executor) -> None:
+        self.compute, self.pool = compute, pool
+        self.waiting: list[Any] = []
+        self.owners: list[int] = []
+        self.jobs: deque[tuple[list[int], Future[Iterable[Any]]]] = deque()
+        self.done: dict[int, list[Any]] = {}
+
+    def flush(self, depth: int) -> None:
+        """Send what waits; then wait until at most ``depth`` batches are under way."""
+        if self.waiting:
+            self.jobs.append((self.owners, self.pool.submit(self.compute, self.waiting)))
+            self.waiting, self.owners = [], []
+        while len(self.jobs) > depth:
+            owners, job = self.jobs.popleft()
+            for owner, output in zip(owners, job.result(), strict=True):
+                self.done[owner].append(output)
+
+    def finished(self, before: int) -> Iterator[list[Any]]:
+        """Pictures below ``before`` that have no window left to compute, in order."""
+        under_way = self.jobs[0][0][:1] if self.jobs else []
+        before = min([before, *self.owners[:1], *under_way])
+        for owner in [owner for owner in self.done if owner < before]:
+            yield self.done.pop(owner)
+
+
+def outputs_of(
+    pictures: Iterable[Iterable[Window]],
+    compute: Callable[[list[Window]], Iterable[Result]],
+    batch_size: int,
+    *,
+    chunk: int | None = None,
+    pool: Executor | None = None,
+    depth: int = 0,
+) -> Iterator[list[Result]]:
+    """For each picture, in order, what ``compute`` gives for its windows.
+
+    A picture is given as its windows, of which there may be none, and comes back as soon as
+    the last of them is done. ``chunk``: batches end behind every so many pictures, so that
+    what shares a batch does not depend on where a job began; 1: no batch holds windows of
+    two pictures. ``pool`` computes, with ``depth`` batches under way.
+    """
+    batches = _Batches(compute, pool or _Inline())
+    index = -1
+    for index, picture in enumerate(pictures):
+        batches.done[index] = []
+        for window in picture:
+            batches.waiting.append(window)
+            batches.owners.append(index)
+            if len(batches.waiting) == batch_size:
+                batches.flush(depth)
+        if chunk and (index + 1) % chunk == 0:
+            batches.flush(depth)
+        yield from batches.finished(index + 1)
+    batches.flush(0)
+    yield from batches.finished(index + 1)

@@ -1,0 +1,241 @@
+"""``dcmpl score`` and ``dcmpl merge``: what was named, to a file of scores. Imports no torch."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dcmpl import __version__
+from dcmpl.config import EMBEDDED, TARGETS
+from dcmpl.errors import DataError, RunError
+from dcmpl.lists import read_prompts
+from dcmpl.outputs import (
+    COLUMNS,
+    Part,
+    Row,
+    best_first,
+    merged,
+    open_part,
+    read_scores,
+    write_scores,
+)
+from dcmpl.predict import CHUNK, Scorer
+from dcmpl.progress import say, track
+from dcmpl.scores import Score
+from dcmpl.selection import copy_best, move_below
+from dcmpl.sources import Entry, requests, with_prompts
+
+__all__ = ["COMMANDS", "warn_of_floor"]
+
+TOLD_FAULTS = 10
+
+
+def warn_of_floor(backbone: str) -> None:
+    """Say what the embedded backbone's scores are worth."""
+    if backbone in EMBEDDED:
+        say(
+            f"note: {backbone} is a small backbone trained on drawings; its scores of real "
+            "pictures are a floor, a pretrained CLIP (--backbone) judges better"
+        )
+
+
+def score(arguments: Any) -> int:
+    """``dcmpl score``."""
+    entries = _prompted(arguments)
+    scorer = Scorer.from_pretrained(
+        arguments.model,
+        arguments.backbone,
+        engine=arguments.engine,
+        precision=arguments.precision,
+        views=arguments.views,
+        targets=arguments.targets,
+        workers=arguments.workers,
+    )
+    _say_what_scores_mean(scorer, arguments)
+    shard, start = _shard(entries, arguments.shard)
+    job = _job(scorer, entries, len(shard), arguments)
+    if arguments.out == "-":
+        return _to_standard_output(scorer, shard, start, job, arguments)
+    out = Path(arguments.out)
+    with open_part(out, job, arguments.resume, CHUNK) as part:
+        began, done = time.monotonic(), len(part)
+        if done:
+            say(f"{done} of {len(shard)} pictures were scored before")
+        asked = requests(shard[done:], arguments.prompt_from == "metadata")
+        found = scorer.rows(asked, start + done)
+        for row in track(found, "scoring", len(shard) - done):
+            part.write(_row(row))
+        rate = (len(shard) - done) / max(1e-9, time.monotonic() - began)
+        order = _order(part, arguments)
+        counts = write_scores(out, part.rows(order), job)
+        faults = _say_faults(part.rows())
+        _move_and_copy(part, shard, arguments)
+    written = sum(counts.values())
+    kept = "" if written == len(part) else f"; the best {written} are kept"
+    print(
+        f"{len(part) - faults} of {len(part)} pictures scored, {rate:.1f}/s"
+        f"{kept}: {out} and its manifest"
+    )
+    return 3 if faults else 0
+
+
+def _prompted(arguments: Any) -> list[Entry]:
+    """What was named, with the prompts that were named; what does not fit is said."""
+    entries: list[Entry] = arguments.entries
+    if arguments.prompts is None:
+        prompt = arguments.prompt
+        return (
+            entries
+            if prompt is None
+            else with_prompts(entries, dict.fromkeys((entry.name for entry in entries), prompt))
+        )
+    names = [entry.name for entry in entries]
+    prompts, strange = read_prompts(Path(arguments.prompts), names)
+    if strange:
+        say(
+            f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
+            f"{strange[0]!r} among them"
+        )
+    if without := [name for name in names if name not in prompts]:
+        say(
+            f"{len(without)} of {len(names)} pictures have no row in {arguments.prompts}, "
+            f"{without[0]!r} among them: they get no prompt"
+        )
+    return with_prompts(entries, prompts)
+
+
+def _say_what_scores_mean(scorer: Scorer, arguments: Any) -> None:
+    warn_of_floor(scorer.about["backbone"])
+    if arguments.prompt or arguments.prompts or arguments.prompt_from:
+        say("note: this model judges alignment from the picture alone; prompts are carried along")
+    if arguments.targets is None and (lacks := [t for t in TARGETS[:2] if t not in scorer.targets]):
+        say(f"note: this model does not predict {lacks[0]}; its column stays empty")
+
+
+def _shard(entries: Sequence[Entry], shard: tuple[int, int] | None) -> tuple[Sequence[Entry], int]:
+    """The entries of a shard, whole chunks of the job, and the place of the first."""
+    number, total = shard or (1, 1)
+    chunks = -(-len(entries) // CHUNK)
+    first, end = ((i * chunks // total) * CHUNK for i in (number - 1, number))
+    return entries[first:end], first
+
+
+def _job(scorer: Scorer, entries: Sequence[Entry], count: int, arguments: Any) -> dict[str, Any]:
+    """All that decides the rows; a job goes on, and shards fit together, where it is the same."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        named = entry.name, entry.prompt, entry.fault
+        digest.update(json.dumps(named).encode())
+    packages = ["numpy", "pillow", *PACKAGES[scorer.engine.name]]
+    return {
+        **scorer.about,
+        "engine": scorer.engine.name,
+        "precision": scorer.engine.precision,
+        "views": scorer.views,
+        "targets": list(scorer.targets),
+        "batch_size": scorer.batch_size,
+        "chunk": CHUNK,
+        "prompt_from": arguments.prompt_from,
+        "sort": arguments.by if arguments.sort or arguments.top else None,
+        "top": arguments.top,
+        "shard": "/".join(map(str, arguments.shard)) if arguments.shard else None,
+        "pictures": len(entries),
+        "pictures_sha256": digest.hexdigest(),
+        "count": count,
+        "python": platform.python_version(),
+        "dcmpl": __version__,
+        **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
+    }
+
+
+PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
+
+
+def _row(score: Score) -> Row:
+    return {column: getattr(score, column) for column in COLUMNS}
+
+
+def _order(part: Part, arguments: Any) -> list[int] | None:
+    """Places of the rows to keep, None for all as they came."""
+    if not arguments.sort and arguments.top is None:
+        return None
+    order = best_first(part.rows(), arguments.by)
+    if arguments.top is None:
+        return order
+    ok = (i for i, row in zip(order, part.rows(order), strict=True) if row["status"] == "ok")
+    return list(islice(ok, arguments.top))
+
+
+def _say_faults(rows: Iterator[Row]) -> int:
+    """Say the first reasons; returns how many pictures have no score."""
+    faults = 0
+    for row in rows:
+        if row["status"] == "error":
+            faults += 1
+            if faults <= TOLD_FAULTS:
+                say(f"not scored: {row['reason']}")
+    if faults > TOLD_FAULTS:
+        say(f"and {faults - TOLD_FAULTS} more, each with its reason in the file")
+    return faults
+
+
+def _move_and_copy(part: Part, shard: Sequence[Entry], arguments: Any) -> None:
+    faults: list[str] = []
+    if arguments.copy_top is not None:
+        count, folder = arguments.copy_top
+        order = best_first(part.rows(), arguments.by)[:count]
+        pairs = ((shard[i], row) for i, row in zip(order, part.rows(order), strict=True))
+        best = (pair for pair in pairs if pair[1]["status"] == "ok")
+        copied, faults = copy_best(best, Path(folder))
+        say(f"{copied} copied to {folder}")
+    if arguments.move_below is not None:
+        threshold, folder = arguments.move_below
+        scored = zip(shard, part.rows(), strict=True)
+        moved, more = move_below(scored, arguments.by, threshold, Path(folder))
+        faults += more
+        say(f"{moved} moved to {folder}")
+    for fault in faults:
+        say(fault)
+
+
+def _to_standard_output(
+    scorer: Scorer, shard: Sequence[Entry], start: int, job: dict[str, Any], arguments: Any
+) -> int:
+    """Rows as JSON lines as they come; the manifest is the last line on standard error."""
+    faults = 0
+    for found in scorer.rows(requests(shard, arguments.prompt_from == "metadata"), start):
+        faults += found.status == "error"
+        print(json.dumps(_row(found)), flush=True)
+    say(json.dumps({"manifest": job}))
+    return 3 if faults else 0
+
+
+def merge(arguments: Any) -> int:
+    """``dcmpl merge``."""
+    job, paths = merged([Path(path) for path in arguments.scores])
+    if job["sort"] or job["top"]:
+        raise RunError("expected shards in the order of their pictures, got sorted ones")
+    out = Path(arguments.out)
+
+    def rows() -> Iterator[Row]:
+        for path in paths:
+            yield from read_scores(path)
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        counts = write_scores(out, rows(), job)
+    except OSError as error:
+        raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
+    if sum(counts.values()) != job["count"]:
+        raise DataError(f"expected {job['count']} rows, got {sum(counts.values())}")
+    print(f"{sum(counts.values())} rows of {len(paths)} shards: {out} and its manifest")
+    return 3 if counts["error"] else 0
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {"score": score, "merge": merge}

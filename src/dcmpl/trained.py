@@ -1,0 +1,120 @@
+"""A run folder as something that scores windows, by PyTorch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64, UInt8
+from torch import Tensor, nn
+
+from dcmpl.checkpoint import Run, load_learned, read_run, read_split
+from dcmpl.config import MODEL
+from dcmpl.datasets import load_table
+from dcmpl.errors import DataError, UsageError
+from dcmpl.folded import Folded
+from dcmpl.images import read_image
+from dcmpl.model import DCMPL
+from dcmpl.progress import track
+from dcmpl.stem import to_unit_range
+from dcmpl.table import ImageTable
+from dcmpl.weights import load_backbone
+
+__all__ = ["TorchEngine", "load_model", "table_of_run", "validation_pictures"]
+
+MOST_PICTURES = 256
+
+
+def load_model(
+    folder: Path, backbone: str | None = None, device: str | None = None
+) -> tuple[Run, DCMPL]:
+    """The record of a run and its model.
+
+    ``backbone`` is needed only where the run's own has moved. Raises :class:`RunError` for
+    what is not a run, or is one of another backbone.
+    """
+    run = read_run(folder)
+    frozen = load_backbone(backbone or run.backbone)
+    run.check_backbone(frozen)
+    model = DCMPL(frozen.clip, frozen.tokenizer, run.model, run.train.seed)
+    load_learned(folder / MODEL, model, run)
+    return run, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def table_of_run(run: Run) -> ImageTable:
+    """The opinions a run was made of; raises an error where they are not as they were then."""
+    if run.source is None:
+        raise DataError("expected the data of the run, an imported one has none")
+    source = run.source
+    table = load_table(source.path, source.scale, source.columns)
+    if table.digest != source.sha256:
+        raise DataError(f"expected the table the run was made with at {source.path}, got another")
+    return table
+
+
+def validation_pictures(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Up to 256 pictures that chose the run's epoch and taught it nothing else, evenly spread."""
+    table, split = table_of_run(run), read_split(folder, run)
+    if split is None:
+        raise DataError("expected the split of the run, an imported one has none")
+    paths = list(split.validation_part(table).table.frame["image"])
+    chosen = paths[:: -(-len(paths) // MOST_PICTURES)]
+    return [read_image(path) for path in track(chosen, "reading validation pictures")]
+
+
+class _AsItIs(nn.Module):
+    """A model whose prompts depend on the pictures, so that it cannot be folded."""
+
+    def __init__(self, model: DCMPL, tasks: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.tasks = model, tuple(tasks)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        scores = self.model(to_unit_range(windows))
+        return torch.stack([scores[task] for task in self.tasks], dim=1)
+
+
+class TorchEngine:
+    """Windows to scores by PyTorch, on one core for each thread that calls it, or on a GPU."""
+
+    name = "torch"
+
+    def __init__(self, model: DCMPL, tasks: Sequence[str], precision: str = "fp32") -> None:
+        if precision not in ("fp32", "bf16"):
+            raise UsageError(
+                f"expected --precision fp32 or bf16 with the engine torch, got {precision}: "
+                "dcmpl export makes models of int8"
+            )
+        self.tasks, self.precision = tuple(tasks), precision
+        self.size = model.clip.config.image_size
+        self.apart = model.reads_batch
+        self.network: nn.Module
+        if self.apart:
+            if precision != "fp32":
+                raise UsageError(
+                    "expected --precision fp32 for prompts that depend on the pictures, "
+                    f"got {precision}"
+                )
+            self.network = _AsItIs(model, tasks)
+        else:
+            folded = Folded(model, tasks)
+            self.network = folded.in_bfloat16() if precision == "bf16" else folded
+        self.device = model.mean.device
+
+    @torch.inference_mode()
+    def __call__(
+        self, windows: UInt8[np.ndarray, "batch size size 3"]
+    ) -> Float64[np.ndarray, "batch tasks"]:
+        found: Tensor = self.network(torch.from_numpy(windows).to(self.device))
+        return found.double().cpu().numpy()
+
+    @contextmanager
+    def one_core_each(self) -> Iterator[None]:
+        """While this holds, every thread that calls the engine keeps to one core."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,93 @@
+"""Which parts of a picture are looked at: windows of the backbone's input size.
+
+All views but ``resize`` cut at native resolution, because resizing removes what quality is
+judged by. What is smaller than a window is continued by its mirror image.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dcmpl.config import check_views
+
+__all__ = ["random_window", "window_corners", "windows"]
+
+PAPER_SIZE, PAPER_STRIDE = 224, 64
+BLOCK = 8
+
+
+def _fill(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """``image`` with both sides at least ``size``, continued by mirroring where short."""
+    missing = [max(0, size - side) for side in image.shape[:2]]
+    if not any(missing):
+        return image
+    padding = [*((short // 2, short - short // 2) for short in missing), (0, 0)]
+    return np.pad(image, padding, mode="symmetric")
+
+
+def window_corners(height: int, width: int, size: int, views: str) -> list[tuple[int, int]]:
+    """Top left corners of the windows of one picture, all at multiples of 8 pixels.
+
+    ``windows``: all that fit at the paper's stride (64 for 224, in proportion for other
+    sizes). ``center``: one. ``grid-N``: N x N, evenly from edge to edge. JPEG codes blocks
+    of 8, whose borders are evidence; a window that cuts them elsewhere shows other evidence.
+
+    >>> window_corners(512, 512, 224, "windows")[:3]
+    [(0, 0), (0, 64), (0, 128)]
+    >>> len(window_corners(512, 512, 224, "windows"))
+    25
+    >>> window_corners(512, 768, 256, "grid-2")
+    [(0, 0), (0, 512), (256, 0), (256, 512)]
+    """
+
+    def starts(length: int) -> list[int]:
+        spare = max(0, length - size)
+        if check_views(views) == "windows":
+            stride = BLOCK * max(1, round(size * PAPER_STRIDE / PAPER_SIZE / BLOCK))
+            return list(range(0, spare + 1, stride))
+        count = 1 if views == "center" else int(views.removeprefix("grid-"))
+        even = [spare / 2] if count == 1 else [i * spare / (count - 1) for i in range(count)]
+        return sorted({BLOCK * int(start // BLOCK) for start in even})
+
+    return [(top, left) for top in starts(height) for left in starts(width)]
+
+
+def windows(
+    image: UInt8[np.ndarray, "h w 3"], size: int, views: str
+) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+    """The windows of one picture, as slices of it where nothing has to be resized."""
+    if views == "resize":
+        yield _resized(image, size)
+        return
+    image = _fill(image, size)
+    for top, left in window_corners(image.shape[0], image.shape[1], size, views):
+        yield image[top : top + size, left : left + size]
+
+
+def _resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The middle square of a picture, scaled to a window as CLIP's own preprocessing does.
+
+    Antialiased bicubic by Pillow. The square is cut first, so no panorama grows.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    whole = Image.fromarray(image)
+    return np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def random_window(
+    image: UInt8[np.ndarray, "h w 3"], size: int, rng: np.random.Generator, step: int = 1
+) -> UInt8[np.ndarray, "size size 3"]:
+    """A window anywhere in the picture, mirrored left to right half of the time.
+
+    It starts at multiples of ``step`` pixels; with 8, JPEG's blocks lie in it as they do in
+    the windows that are scored.
+    """
+    image = _fill(image, size)
+    top, left = (step * int(rng.integers((side - size) // step + 1)) for side in image.shape[:2])
+    window = image[top : top + size, left : left + size]
+    return window[:, ::-1] if rng.random() < 0.5 else window
