@@ -127,8 +127,10 @@ class Words:
     """Texts of CLIP's vocabulary without its file: start, slots, two words, full stop, end."""
 
     def __call__(self, texts: list[str], n_context: int) -> Tokens:
-        row = [49406, *[0] * n_context, 886, 1125, 269, 49407]
-        return Tokens(torch.tensor([row] * len(texts)), torch.tensor([len(row) - 1] * len(texts)))
+        rows = [
+            [49406, *[0] * n_context, 886 + index, 1125, 269, 49407] for index in range(len(texts))
+        ]
+        return Tokens(torch.tensor(rows), torch.tensor([len(row) - 1 for row in rows]))
 
 
 def ours(preset: str, precision: str, frozen: bool = False) -> Step:

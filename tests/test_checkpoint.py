@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,15 +16,14 @@ from safetensors.torch import load_file, save_file
 from dcmpl.checkpoint import (
     Run,
     Source,
-    as_json,
     load_learned,
     read_run,
     read_split,
     save_learned,
-    write_atomically,
     write_split,
 )
 from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
+from dcmpl.disk import as_json, sealed, write_atomically
 from dcmpl.errors import RunError
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.splits import Split
@@ -89,7 +89,18 @@ def test_folder_without_a_record_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "5", "null", '"text"', '{"model": 1}'])
+def edit_record(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the record by ``edit`` and seal it anew, as whoever knows the seal can."""
+    record = json.loads((folder / "run.json").read_text())
+    del record["digest"]
+    edit(record)
+    (folder / "run.json").write_bytes(sealed(record))
+
+
+SEALED = sealed({"model": 1}).decode()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '"text"', SEALED, 2000 * "["])
 def test_record_of_other_content_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(RunError, match="expected the record of a run at "):
@@ -98,23 +109,21 @@ def test_record_of_other_content_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("where", [(), ("model",), ("train",), ("source",)])
 def test_record_with_an_unknown_key_is_refused(tmp_path: Path, where: tuple[str, ...]) -> None:
+    def surprise(record: dict[str, Any]) -> None:
+        for key in where:
+            record = record[key]
+        record["surprise"] = 1
+
     RUN.write(tmp_path)
-    record = json.loads((tmp_path / "run.json").read_text())
-    place = record
-    for key in where:
-        place = place[key]
-    place["surprise"] = 1
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    edit_record(tmp_path, surprise)
     with pytest.raises(RunError, match="surprise"):
         read_run(tmp_path)
 
 
 def test_record_with_settings_out_of_range_is_refused(tmp_path: Path) -> None:
     RUN.write(tmp_path)
-    record = json.loads((tmp_path / "run.json").read_text())
-    record["train"]["epochs"] = 0
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    with pytest.raises(RunError, match=r"run\.json"):
+    edit_record(tmp_path, lambda record: record["train"].update(epochs=0))
+    with pytest.raises(RunError, match=r"expected the record of a run at .*epochs"):
         read_run(tmp_path)
 
 
@@ -178,8 +187,8 @@ def test_tensors_of_another_run_are_refused(saved: Path, new_model: NewModel, na
 
 def test_run_that_moved_and_went_on_keeps_its_tensors(saved: Path, new_model: NewModel) -> None:
     moved = replace(RUN.source, path="/elsewhere/scores.csv", name="other")
-    later = replace(RUN, source=moved, history=(), best_epoch=1, finished=True, version="99")
-    load_learned(saved, new_model(2), later)
+    later = replace(RUN, source=moved, history=(), best_epoch=1, version="99")
+    load_learned(saved, new_model(2), later.finished_in(saved.parent))
 
 
 @pytest.mark.parametrize("history", ["{", "null", "5", "[5]", '[{"loss": "x"}]', "[[]]"])
@@ -356,8 +365,8 @@ def test_edited_record_is_refused(
     tmp_path: Path, section: str | None, key: str, value: object
 ) -> None:
     RUN.write(tmp_path)
-    record = json.loads((tmp_path / "run.json").read_text())
-    (record[section] if section else record)[key] = value
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    edit_record(
+        tmp_path, lambda record: (record[section] if section else record).update({key: value})
+    )
     with pytest.raises(RunError, match="expected the record of a run at"):
         read_run(tmp_path)

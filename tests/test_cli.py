@@ -15,6 +15,7 @@ from conftest import Capture, refused
 from dcmpl.checkpoint import read_run
 from dcmpl.cli import main, parse
 from dcmpl.config import RECIPES, TrainConfig
+from dcmpl.disk import sealed
 from dcmpl.measuring import COMMANDS
 from dcmpl.metrics import bootstrap
 from dcmpl.presets import PRESETS
@@ -53,7 +54,7 @@ def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
 
 
 EVERY = (
-    "train, evaluate, compare, cross, score, presets, ablate, import, "
+    "train, evaluate, compare, cross, score, merge, export, presets, ablate, import, "
     "data check, data show, data split"
 )
 
@@ -93,7 +94,7 @@ def test_wrong_type_says_what_is_wanted(
         ("--batch-size", "-1", "expected batch_size of at least 1, got -1"),
         ("--crops", "0", "expected crops of at least 1, got 0"),
         ("--lr", "0", "expected a positive lr and an alignment_weight of at least 0, got 0.0"),
-        ("--views", "grid-0", "expected views to be windows, center or grid-N"),
+        ("--views", "grid-0", "expected views to be windows, center, resize or grid-N"),
         ("--preset", "foo", "expected --preset of dcmpl"),
     ],
 )
@@ -352,8 +353,9 @@ def test_edited_split_fails(capsys: Capture, trained_run: Path, tmp_path: Path) 
 def test_data_that_is_gone_fails(capsys: Capture, trained_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained_run, tmp_path / "run"))
     record = json.loads((run / "run.json").read_text())
+    del record["digest"]
     record["source"]["path"] = str(tmp_path / "gone.csv")
-    (run / "run.json").write_text(json.dumps(record))
+    (run / "run.json").write_bytes(sealed(record))
     assert refused(capsys, 1, "evaluate", run) == (
         f"expected the run's data set at {tmp_path / 'gone.csv'}, found nothing there: "
         "give its new place with --data"

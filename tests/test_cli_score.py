@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
+import re
+import zipfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from conftest import Capture, refused
 from dcmpl.cli import main
@@ -36,8 +40,8 @@ def test_scoring_a_folder_writes_a_row_for_each(
 
 def test_score_file_has_its_columns(picture_data: Path, trained_run: Path, out: Path) -> None:
     score(picture_data.parent / "00.png", "--model", trained_run, "-o", out)
-    columns = ["image", "prompt", "quality", "alignment", "authenticity", "status", "reason"]
-    assert list(rows_of(out)[0]) == columns
+    columns = "image prompt quality alignment authenticity status reason note"
+    assert list(rows_of(out)[0]) == columns.split()
 
 
 def test_bad_file_gives_exit_code_3_and_a_row_with_its_reason(
@@ -52,7 +56,8 @@ def test_bad_file_gives_exit_code_3_and_a_row_with_its_reason(
     assert (second["status"], second["quality"]) == ("error", "")
     assert second["reason"].startswith(f"expected a picture that can be decoded, got {bad}: ")
     captured = capsys.readouterr()
-    assert captured.out == f"1 of 2 pictures scored: {out}\n"
+    told = rf"1 of 2 pictures scored, \d+\.\d/s: {re.escape(str(out))} and its manifest\n"
+    assert re.fullmatch(told, captured.out)
     assert captured.err == f"not scored: {second['reason']}\n"
 
 
@@ -99,7 +104,7 @@ def test_prompts_of_a_table_go_to_their_pictures(
 
 def test_missing_prompts_are_wrong_usage(capsys: Capture, trained_run: Path, out: Path) -> None:
     words = ["score", "a.png", "--model", trained_run, "-o", out, "--prompts", "none.csv"]
-    assert refused(capsys, 2, *words) == "expected a CSV at --prompts none.csv, found no file"
+    assert refused(capsys, 2, *words) == "expected a table at --prompts none.csv, found no file"
 
 
 def test_unknown_format_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
@@ -118,7 +123,7 @@ def test_folder_without_pictures_is_wrong_usage(
 
 def test_missing_run_is_wrong_usage(capsys: Capture, out: Path) -> None:
     assert refused(capsys, 2, "score", "a.png", "--model", "nowhere", "-o", out) == (
-        "expected a run folder made by dcmpl train, found none at nowhere"
+        "expected a run folder or an exported model at --model, found none at nowhere"
     )
 
 
@@ -138,3 +143,43 @@ def test_place_that_cannot_be_written_fails(
     inside = picture_data / "scores.csv"  # a place inside a file
     words = ["score", picture_data.parent / "00.png", "--model", trained_run, "-o", inside]
     assert refused(capsys, 1, *words).startswith(f"expected to write {inside}, got: ")
+
+
+def test_note_says_what_was_done_to_read_a_picture(
+    trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    Image.new("RGBA", (40, 40), (9, 9, 9, 100)).save(tmp_path / "a.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "b.png")
+    assert score(tmp_path / "a.png", tmp_path / "b.png", "--model", trained_run, "-o", out) == 0
+    assert [row["note"] for row in rows_of(out)] == ["transparent parts laid on white", ""]
+
+
+def test_manifest_stands_beside_the_scores(
+    picture_data: Path, trained_run: Path, out: Path
+) -> None:
+    assert score(picture_data.parent / "00.png", "--model", trained_run, "-o", out) == 0
+    assert sorted(os.listdir(out.parent)) == ["scores.csv", "scores.csv.manifest.json"]
+
+
+def test_archive_gives_a_row_for_each_picture(
+    picture_data: Path, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("00.png", "01.png"):
+            file.write(picture_data.parent / name, name)
+    assert score(archive, "--model", trained_run, "-o", out) == 0
+    names = [row["image"] for row in rows_of(out)]
+    assert names == [f"{archive}/00.png", f"{archive}/01.png"]
+
+
+def test_list_brings_its_prompts(
+    picture_data: Path, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "list.csv"
+    rows.write_text(f"file_name,caption\n{picture_data.parent / '00.png'},a fox\n,an ox\n")
+    assert score(rows, "--model", trained_run, "-o", out) == 3
+    assert [(row["prompt"], row["status"]) for row in rows_of(out)] == [
+        ("a fox", "ok"),
+        ("an ox", "error"),
+    ]

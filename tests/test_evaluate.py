@@ -17,6 +17,7 @@ from conftest import made_table
 from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
 from dcmpl.datasets import load_table
+from dcmpl.disk import sealed
 from dcmpl.evaluate import (
     measure,
     predictions_frame,
@@ -265,8 +266,9 @@ def test_own_table_that_changed_is_refused(
 ) -> None:
     moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
     record = json.loads((run / "run.json").read_text())
+    del record["digest"]
     record["source"]["path"] = str(moved)
-    (run / "run.json").write_text(json.dumps(record))
+    (run / "run.json").write_bytes(sealed(record))
     moved.write_text(moved.read_text().replace("prompt 3", "prompt three"))
     assert main(["evaluate", str(run)]) == 1
     assert "its scale or rows have changed" in capsys.readouterr().err

@@ -2,27 +2,25 @@
 
 import random
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from dcmpl.config import TARGETS, ModelConfig, MpaConfig
 from dcmpl.datasets import load_table
-from dcmpl.images import read_image, to_unit_range, windows
-from dcmpl.inference import (
-    FrozenTable,
-    freeze_table,
-    predict_frozen,
-    predict_table,
-    score_pictures,
-)
+from dcmpl.engines import all_scores, scores_of
+from dcmpl.images import read_image
+from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.model import DCMPL
 from dcmpl.presets import PRESETS
+from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable, MosScale
+from dcmpl.trained import TorchEngine
+from dcmpl.views import windows
 from dcmpl.weights import load_backbone
 
 TOLERANCE = 1e-6
@@ -36,125 +34,145 @@ def model(small_backbone: Path) -> DCMPL:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Tensor]:
-    """Nine pictures of 1 to 35 windows."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(40, 44), (32, 32), (7, 9), (70, 90), (32, 100), (1, 1), (60, 33), (50, 50), (40, 80)]
-    return [
-        torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8) for shape in shapes
-    ]
-
-
-Found = dict[str, float]
-
-
-def flat(scores: Iterator[Found] | list[Found]) -> list[float]:
-    return [value for score in scores for value in (score["quality"], score["alignment"])]
+def engine(model: DCMPL) -> TorchEngine:
+    return TorchEngine(model, model.config.tasks)
 
 
 @pytest.fixture(scope="module")
-def expected(model: DCMPL, pictures: list[Tensor]) -> list[Found]:
+def pictures() -> list[np.ndarray]:
+    """Nine pictures of 1 to 35 windows."""
+    rng = np.random.default_rng(0)
+    shapes = [(40, 44), (32, 32), (7, 9), (70, 90), (32, 100), (1, 1), (60, 33), (50, 50), (40, 80)]
+    return [rng.integers(256, size=(*shape, 3), dtype=np.uint8) for shape in shapes]
+
+
+def pixels_of(picture: np.ndarray, views: str) -> torch.Tensor:
+    return to_unit_range(torch.from_numpy(np.stack(list(windows(picture, 32, views)))))
+
+
+@pytest.fixture(scope="module")
+def expected(model: DCMPL, pictures: list[np.ndarray]) -> np.ndarray:
     """Each picture alone, its windows in one call of the model."""
     found = []
     for picture in pictures:
         with torch.inference_mode():
-            scores = model(to_unit_range(torch.stack(list(windows(picture, 32, "windows")))))
-        found.append({t: scores[t].mean().item() for t in scores.tasks})
-    return found
+            scores = model(pixels_of(picture, "windows"))
+        found.append([scores[task].mean().item() for task in model.config.tasks])
+    return np.array(found)
 
 
-def test_pictures_of_the_fixture_have_different_scores(expected: list[Found]) -> None:
-    assert len({round(score["quality"], 5) for score in expected}) == len(expected)
+def scored(
+    engine: TorchEngine, pictures: Iterable[np.ndarray | None], batch_size: int = 32
+) -> np.ndarray:
+    found = list(scores_of(engine, pictures, "windows", batch_size=batch_size))
+    return np.array([row for row in found if row is not None])
+
+
+def assert_equal(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_pictures_of_the_fixture_have_different_scores(expected: np.ndarray) -> None:
+    assert len(set(expected[:, 0].round(5))) == len(expected)
 
 
 def test_score_is_the_mean_over_the_windows(
-    model: DCMPL, pictures: list[Tensor], expected: list[Found]
+    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
 ) -> None:
-    found = score_pictures(model, pictures, "windows")
-    assert flat(found) == pytest.approx(flat(expected), abs=TOLERANCE)
+    assert_equal(scored(engine, pictures), expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 1000])
 def test_score_does_not_depend_on_the_batch_size(
-    model: DCMPL, pictures: list[Tensor], expected: list[Found], batch_size: int
+    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray, batch_size: int
 ) -> None:
-    found = score_pictures(model, pictures, "windows", batch_size)
-    assert flat(found) == pytest.approx(flat(expected), abs=TOLERANCE)
+    assert_equal(scored(engine, pictures, batch_size), expected)
 
 
 def test_score_does_not_depend_on_the_order(
-    model: DCMPL, pictures: list[Tensor], expected: list[Found]
+    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
 ) -> None:
     order = list(range(len(pictures)))
     random.Random(1).shuffle(order)
-    found = score_pictures(model, [pictures[i] for i in order], "windows", 4)
-    assert flat(found) == pytest.approx(flat([expected[i] for i in order]), abs=TOLERANCE)
+    assert_equal(scored(engine, [pictures[i] for i in order], 4), expected[order])
 
 
 @pytest.mark.parametrize("index", [0, 3, 5])
 def test_score_does_not_depend_on_the_neighbours(
-    model: DCMPL, pictures: list[Tensor], expected: list[Found], index: int
+    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray, index: int
 ) -> None:
-    found = score_pictures(model, [pictures[index]], "windows", 4)
-    assert flat(found) == pytest.approx(flat([expected[index]]), abs=TOLERANCE)
+    assert_equal(scored(engine, [pictures[index]], 4), expected[[index]])
 
 
-def test_no_pictures_give_no_scores(model: DCMPL) -> None:
-    assert list(score_pictures(model, [], "windows")) == []
+def test_no_pictures_give_no_scores(engine: TorchEngine) -> None:
+    assert list(scores_of(engine, [], "windows")) == []
 
 
-def test_scores_lie_between_zero_and_one(expected: list[Found]) -> None:
-    assert all(0 <= value <= 1 for value in flat(expected))
+def test_no_picture_gives_no_score_and_leaves_the_others(
+    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
+) -> None:
+    given = [None, pictures[0], None, None, pictures[3], None]
+    found = list(scores_of(engine, given, "windows", batch_size=4))
+    assert [row is None for row in found] == [picture is None for picture in given]
+    assert_equal(np.array([row for row in found if row is not None]), expected[[0, 3]])
+
+
+def test_all_scores_are_those_of_the_pictures(
+    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
+) -> None:
+    assert_equal(all_scores(engine, pictures, "windows"), expected)
+
+
+def test_scores_lie_between_zero_and_one(expected: np.ndarray) -> None:
+    assert ((expected >= 0) & (expected <= 1)).all()
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (4, 4), (5, 5)])
 def test_pictures_are_taken_only_as_a_batch_needs_them(
-    model: DCMPL, batch_size: int, most: int
+    engine: TorchEngine, batch_size: int, most: int
 ) -> None:
     taken = []
 
-    def source() -> Iterator[Tensor]:
+    def source() -> Iterator[np.ndarray]:
         for i in range(50):
             taken.append(i)
-            yield torch.full((3, 32, 32), i, dtype=torch.uint8)
+            yield np.full((32, 32, 3), i, np.uint8)
 
-    scores = score_pictures(model, source(), "center", batch_size)
-    next(scores)
+    next(scores_of(engine, source(), "center", batch_size=batch_size))
     assert len(taken) <= most
 
 
-def test_pictures_that_are_scored_are_let_go(model: DCMPL) -> None:
-    import weakref
-
-    held: list[weakref.ref[Tensor]] = []
+def test_pictures_that_are_scored_are_let_go(engine: TorchEngine) -> None:
+    held: list[weakref.ref[np.ndarray]] = []
     alive = 0
 
-    def source() -> Iterator[Tensor]:
+    def source() -> Iterator[np.ndarray]:
         for i in range(30):
-            picture = torch.full((3, 32, 32), i, dtype=torch.uint8)
+            picture = np.full((32, 32, 3), i, np.uint8)
             held.append(weakref.ref(picture))
             yield picture
             del picture
 
-    for _ in score_pictures(model, source(), "center", 4):
+    for _ in scores_of(engine, source(), "center", batch_size=4):
         alive = max(alive, sum(ref() is not None for ref in held))
     assert alive <= 5  # one batch of four and the picture at hand
 
 
-def test_taking_scores_leaves_gradients_as_they_were(model: DCMPL, pictures: list[Tensor]) -> None:
-    scores = score_pictures(model, pictures, "center", 1)
-    next(scores)
+def test_taking_scores_leaves_gradients_as_they_were(
+    engine: TorchEngine, pictures: list[np.ndarray]
+) -> None:
+    next(scores_of(engine, pictures, "center", batch_size=1))
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
 
 
 def test_two_threads_may_score_with_one_model(
-    model: DCMPL, pictures: list[Tensor], expected: list[Found]
+    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
 ) -> None:
-    found: dict[int, list[float]] = {}
+    found: dict[int, np.ndarray] = {}
 
     def work(name: int) -> None:
-        found[name] = flat(score_pictures(model, pictures, "windows", 5 + name))
+        found[name] = scored(engine, pictures, 5 + name)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(2)]
     for thread in threads:
@@ -162,7 +180,7 @@ def test_two_threads_may_score_with_one_model(
     for thread in threads:
         thread.join()
     for name in range(2):
-        assert found[name] == pytest.approx(flat(expected), abs=TOLERANCE)
+        assert_equal(found[name], expected)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +205,7 @@ def test_frozen_part_is_kept_for_every_window(
     either: DCMPL, table: ImageTable, frozen: FrozenTable
 ) -> None:
     path = table.frame["image"][7]
-    pixels = to_unit_range(torch.stack(list(windows(read_image(path), 32, "windows"))))
+    pixels = pixels_of(read_image(path), "windows")
     torch.testing.assert_close(frozen[path], either.frozen(pixels), atol=1e-5, rtol=0)
 
 
@@ -211,12 +229,35 @@ def test_frozen_part_can_be_mapped(frozen: FrozenTable) -> None:
     assert (mapped.starts, mapped.rows) == (frozen.starts, frozen.rows)
 
 
-def test_model_that_reads_the_batch_is_given_one_picture_at_a_time(
-    small_backbone: Path, pictures: list[Tensor]
-) -> None:
+@pytest.fixture(scope="module")
+def reader_of_batches(small_backbone: Path) -> DCMPL:
+    """A model whose prompts depend on all pictures of a batch."""
     backbone = load_backbone(str(small_backbone))
     config = ModelConfig(mpa=MpaConfig(source="encoder_outputs"))
-    model = DCMPL(backbone.clip, backbone.tokenizer, config, 0).eval()
-    together = flat(score_pictures(model, pictures, "windows", 1000))
-    alone = [x for p in pictures for x in flat(score_pictures(model, [p], "windows", 1000))]
-    assert together == pytest.approx(alone, abs=TOLERANCE)
+    return DCMPL(backbone.clip, backbone.tokenizer, config, 0).eval()
+
+
+def test_model_that_reads_the_batch_is_given_one_picture_at_a_time(
+    reader_of_batches: DCMPL, pictures: list[np.ndarray]
+) -> None:
+    engine = TorchEngine(reader_of_batches, reader_of_batches.config.tasks)
+    alone = [scored(engine, [picture], 1000) for picture in pictures]
+    assert_equal(scored(engine, pictures, 1000), np.concatenate(alone))
+
+
+def test_table_is_scored_one_picture_at_a_time_where_the_model_reads_the_batch(
+    reader_of_batches: DCMPL, table: ImageTable
+) -> None:
+    alone = [
+        predict_table(
+            reader_of_batches,
+            ImageTable(table.name, table.scale, table.frame[i : i + 1]),
+            "windows",
+            "fp32",
+            "scoring",
+        )
+        for i in range(4)
+    ]
+    few = ImageTable(table.name, table.scale, table.frame[:4])
+    together = predict_table(reader_of_batches, few, "windows", "fp32", "scoring")
+    assert_equal(together, np.concatenate(alone))

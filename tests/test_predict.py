@@ -162,12 +162,13 @@ def test_stream_takes_pictures_as_it_needs_them(scorer: Scorer, paths: list[Path
     taken = []
 
     def pairs() -> Iterator[tuple[Path, str]]:
-        for path in paths:
+        for path in 20 * paths:
             taken.append(path)
             yield path, ""
 
     next(scorer.stream(pairs()))
-    assert len(taken) <= scorer.batch_size
+    under_way = scorer.batch_size * (scorer.workers + 1)  # one window each
+    assert len(taken) <= under_way + scorer.workers + 3  # and those that are read meanwhile
 
 
 def test_scorer_needs_the_backbone_of_the_run(

@@ -17,6 +17,7 @@ from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.published import read_clip_agiqa
+from dcmpl.trained import TorchEngine
 from dcmpl.weights import Backbone, load_backbone
 from torch_files import save_clip_agiqa
 
@@ -164,7 +165,8 @@ def test_an_imported_run_scores_as_the_model_does(
     pictures = sorted(picture_data.parent.glob("*.png"))[:3]
     scorer = Scorer.from_pretrained(imported)
     found = scorer.score(pictures)
-    expected = Scorer(learned, scorer.views).score(pictures)
+    engine = TorchEngine(learned, ("quality", "alignment"))
+    expected = Scorer(engine, scorer.views).score(pictures)
     assert [(s.quality, s.alignment) for s in found] == [(s.quality, s.alignment) for s in expected]
 
 

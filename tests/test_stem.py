@@ -6,7 +6,15 @@ import torch
 from scipy import fft
 from torch import Tensor
 
-from dcmpl.stem import FLOOR, LIMIT, PatchStem, StatisticsStem, cell_statistics, dct_kernels
+from dcmpl.stem import (
+    FLOOR,
+    LIMIT,
+    PatchStem,
+    StatisticsStem,
+    cell_statistics,
+    dct_kernels,
+    to_unit_range,
+)
 
 COUNT = 693
 
@@ -165,3 +173,17 @@ def test_patches_run_row_by_row() -> None:
         _, patches = stem(image.expand(1, 3, 8, 8))
     # means of 48 equal numbers
     torch.testing.assert_close(patches[0, :, 0], torch.arange(4.0), rtol=0, atol=1e-5)
+
+
+def test_unit_range_ends_at_zero_and_one() -> None:
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    scaled = to_unit_range(pixels).flatten()
+    assert scaled.dtype == torch.float32
+    assert scaled.tolist() == pytest.approx([0.0, 0.2, 1.0], abs=1e-7)  # float32
+
+
+def test_unit_range_has_colours_first() -> None:
+    pixels = torch.arange(2 * 3 * 4 * 3, dtype=torch.uint8).reshape(2, 3, 4, 3)
+    scaled = to_unit_range(pixels)
+    assert scaled.shape == (2, 3, 3, 4)
+    assert scaled[1, 2, 0, 3].item() == pytest.approx(pixels[1, 0, 3, 2].item() / 255, abs=1e-7)

@@ -23,16 +23,18 @@ from dcmpl.cli import main
 from dcmpl.config import TARGETS, ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
-from dcmpl.images import read_image, to_unit_range, windows
+from dcmpl.images import read_image
 from dcmpl.leaks import tied_units
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.protocols import draw_split
 from dcmpl.ridge import STRENGTHS
 from dcmpl.splits import Split
+from dcmpl.stem import to_unit_range
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
+from dcmpl.views import windows
 from dcmpl.weights import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
@@ -154,7 +156,7 @@ def test_run_killed_within_an_epoch_ends_as_an_unbroken_one(
 ) -> None:
     count = 0
 
-    def read_or_die(path: str) -> torch.Tensor:
+    def read_or_die(path: str) -> np.ndarray:
         nonlocal count
         count += 1
         if count == picture:
@@ -218,7 +220,7 @@ def paths_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The pictures that training reads."""
     seen: set[str] = set()
 
-    def noted(path: str) -> torch.Tensor:
+    def noted(path: str) -> np.ndarray:
         seen.add(path)
         return read_image(path)
 
@@ -554,7 +556,7 @@ def test_pictures_are_read_once_where_nothing_visual_is_learned(
 ) -> None:
     read: list[str] = []
 
-    def counted(path: str) -> torch.Tensor:
+    def counted(path: str) -> np.ndarray:
         read.append(path)
         return read_image(path)
 
@@ -579,14 +581,9 @@ def test_ridge_is_the_closed_form(
     trained = fit_preset("linear-probe")
     rows = split.rows(table, "train")
     with torch.inference_mode():
-        x = torch.stack(
-            [
-                trained.model.frozen(
-                    to_unit_range(torch.stack(list(windows(read_image(p), 32, "center"))))
-                ).mean(0)
-                for p in rows.frame["image"]
-            ]
-        ).double()
+        cut = [np.stack([*windows(read_image(p), 32, "center")]) for p in rows.frame["image"]]
+        means = [trained.model.frozen(to_unit_range(torch.from_numpy(c))).mean(0) for c in cut]
+        x = torch.stack(means).double()
     scale = x.std(0, correction=0)
     standard = (x - x.mean(0)) / scale
     y = torch.from_numpy(rows.targets()[:, 0]).double()

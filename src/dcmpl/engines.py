@@ -25,7 +25,7 @@ from jaxtyping import Float64, UInt8
 
 from dcmpl.disk import as_json, check_sealed, sha256_of, write_atomically
 from dcmpl.errors import DcmplError, RunError, UsageError
-from dcmpl.packing import outputs_of
+from dcmpl.packing import cores, lanes, outputs_of
 from dcmpl.scores import EXPORT
 from dcmpl.views import windows
 
@@ -315,5 +315,8 @@ def scores_of(
 def all_scores(
     engine: Engine, pictures: Iterable[np.ndarray], views: str
 ) -> Float64[np.ndarray, "pictures tasks"]:
-    """:func:`scores_of` pictures that are all there."""
-    return np.stack([found for found in scores_of(engine, pictures, views) if found is not None])
+    """:func:`scores_of` pictures that are all there, on all cores."""
+    count = cores()
+    with engine.one_core_each(), lanes(count) as pool:
+        found = scores_of(engine, pictures, views, pool=pool, depth=count)
+        return np.stack([scores for scores in found if scores is not None])

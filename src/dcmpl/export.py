@@ -27,9 +27,10 @@ from dcmpl.checkpoint import Run
 from dcmpl.disk import sealed, sha256_of, write_atomically
 from dcmpl.engines import MODULES, Engine, Exported, all_scores, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
-from dcmpl.fewest import SHARE, TOLERANCE, compare_views, fewest_views
+from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 from dcmpl.images import quiet_pillow
 from dcmpl.metrics import srcc
+from dcmpl.packing import cores
 from dcmpl.progress import say, track
 from dcmpl.scores import EXPORT
 from dcmpl.sources import requests
@@ -53,12 +54,14 @@ def write_export(
     folder: Path,
     pictures: Sequence[np.ndarray],
     say: Callable[[str], None],
+    views_on: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
     """Write all variants that the installed packages make, and the record; returns that.
 
-    ``pictures`` calibrate int8 and tell drifts; without any there is no int8, and drifts are
-    told on noise. Raises :class:`UsageError` for a model that cannot be folded or where ONNX
-    is not installed, :class:`RunError` where an export does not give torch's scores.
+    ``pictures`` calibrate int8 and, by their middle window, tell drifts; without any there is
+    no int8, and drifts are told on noise. ``views_on`` tell how few views are enough. Raises
+    :class:`UsageError` for a model that cannot be folded or where ONNX is not installed,
+    :class:`RunError` where an export does not give torch's scores.
     """
     if engine.apart:
         raise UsageError(
@@ -71,7 +74,7 @@ def write_export(
         )
     views = run.train.views
     shown = list(pictures) or [_noise(engine.size, seed) for seed in range(4)]
-    wanted = all_scores(engine, shown, views)
+    wanted = all_scores(engine, shown, "center")
     files = [_write_onnx(engine, folder / "model.onnx")]
     variants = [_variant("onnx", "fp32", files[0])]
     left_out: dict[str, str] = {}
@@ -96,12 +99,12 @@ def write_export(
         "input": "windows: uint8 (N, size, size, 3), RGB; normalisation is inside",
         "about": run.about(),
         "files": {path.name: sha256_of(path) for path in files},
-        "compared_on": f"{len(pictures)} pictures" if pictures else "noise",
+        "compared_on": f"the middle of {len(pictures)} pictures" if pictures else "noise",
     }
     kept = []
     for variant in variants:
         tried = Exported(folder, {**record, "variants": [variant]})
-        drift = _drift(open_variant(tried, variant, 1), shown, views, wanted)
+        drift = _drift(open_variant(tried, variant, cores()), shown, wanted)
         why = _why_left_out(variant, drift, bool(pictures))
         told = f"{variant['engine']} {variant['precision']}: {_told(drift)}"
         say(f"{told}{'; left out, ' + why if why else ''}")
@@ -110,9 +113,9 @@ def write_export(
         else:
             kept.append({**variant, "drift": drift["most"], "srcc": drift["srcc"]})
     record |= {"variants": kept, "left_out": left_out}
-    if pictures:
-        fp32 = open_variant(Exported(folder, record), kept[0], 1)
-        rows = compare_views(fp32, shown)
+    if views_on:
+        fp32 = open_variant(Exported(folder, record), kept[0], cores())
+        rows = compare_views(fp32, views_on)
         record |= {"views_compared": rows, "fewest_views": fewest_views(rows)}
     record |= {"made_with": _versions(), "version": __version__}
     write_atomically(folder / EXPORT, sealed(record))
@@ -212,10 +215,8 @@ def _write_openvino(path: Path) -> list[Path]:
     return [target, target.with_suffix(".bin")]
 
 
-def _drift(
-    engine: Engine, pictures: Sequence[np.ndarray], views: str, wanted: np.ndarray
-) -> dict[str, Any]:
-    found = all_scores(engine, pictures, views)
+def _drift(engine: Engine, pictures: Sequence[np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
+    found = all_scores(engine, pictures, "center")
     ranks = {task: srcc(found[:, i], wanted[:, i]) for i, task in enumerate(engine.tasks)}
     return {"most": float(np.abs(found - wanted).max()), "srcc": ranks}
 
@@ -260,7 +261,8 @@ def export(arguments: Any) -> int:
     if unknown := [target for target in targets if target not in run.learned]:
         raise UsageError(f"expected targets the run learned, {run.learned}, got {unknown[0]}")
     pictures = _calibration(arguments, folder, run)
-    record = write_export(TorchEngine(model, targets), run, out, pictures, say)
+    spread = pictures[:: max(1, len(pictures) // ENOUGH_PICTURES)]
+    record = write_export(TorchEngine(model, targets), run, out, pictures, say, spread)
     for row in record.get("views_compared", ()):
         say(
             f"views {row['views']}: {row['windows']:.0f} windows, {SHARE:.0%} of the pictures "

@@ -13,7 +13,15 @@ from dcmpl.engines import Engine, all_scores
 from dcmpl.errors import RunError
 from dcmpl.views import window_corners
 
-__all__ = ["FULL", "SHARE", "TOLERANCE", "compare_views", "fewest_of_run", "fewest_views"]
+__all__ = [
+    "ENOUGH_PICTURES",
+    "FULL",
+    "SHARE",
+    "TOLERANCE",
+    "compare_views",
+    "fewest_of_run",
+    "fewest_views",
+]
 
 FULL = "windows"
 FEWER = ("center", "grid-2", "grid-3", "grid-4")
@@ -52,6 +60,7 @@ def fewest_views(rows: Sequence[dict[str, Any]]) -> str:
 
 
 MEASURED = "views.json"
+ENOUGH_PICTURES = 64
 
 
 def fewest_of_run(
@@ -70,7 +79,8 @@ def fewest_of_run(
         known = []
     if known[:1] == [identity]:
         return known[1]
-    rows = compare_views(engine, pictures())
+    shown = pictures()
+    rows = compare_views(engine, shown[:: max(1, len(shown) // ENOUGH_PICTURES)])
     record = {"identity": identity, "fewest_views": fewest_views(rows), "views_compared": rows}
     write_atomically(path, sealed({**record, "version": __version__}))
     return str(record["fewest_views"])

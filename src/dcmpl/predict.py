@@ -1,6 +1,5 @@
 """The scorer: a trained or exported model, pictures in any form, one row out for each."""
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from dcmpl.engines import BATCH, Engine, open_export, read_export, scores_of
 from dcmpl.errors import DataError, UsageError
 from dcmpl.fewest import fewest_of_run
 from dcmpl.images import Picture, decode, from_pil, quiet_pillow
-from dcmpl.packing import ahead, lanes
+from dcmpl.packing import ahead, cores, lanes
 from dcmpl.scores import ENGINES, EXPORT, PRECISIONS, Score, Scores
 from dcmpl.sources import Request
 
@@ -57,7 +56,7 @@ class Scorer:
         self.views = check_views(views)
         self.targets = tuple(engine.tasks if targets is None else targets)
         self.about = about or {}
-        self.workers = workers or _cores()
+        self.workers = workers or cores()
         self.batch_size = batch_size
 
     @classmethod
@@ -83,7 +82,7 @@ class Scorer:
         threads each decode or compute on a core. Raises :class:`RunError` for a folder that
         is neither or was changed, :class:`UsageError` for what it has not.
         """
-        folder, count = Path(model), workers or _cores()
+        folder, count = Path(model), workers or cores()
         if engine not in ("auto", *ENGINES) or precision not in PRECISIONS:
             raise UsageError(
                 f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
@@ -245,12 +244,6 @@ def _trained(
             folder, run.identity, opened, lambda: validation_pictures(folder, run)
         )
     return opened, views or run.train.views, {"model": str(folder), **run.about()}
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _chosen(targets: Sequence[str] | None, known: Sequence[str], folder: Path) -> tuple[str, ...]:

@@ -1,0 +1,458 @@
+"""What scoring costs, beside what it could cost: ratios, all measured in one run.
+
+    python benchmarks/score_speed.py [--rounds 5] [--run RUN --pictures PATH] [--out FILE]
+
+ViT-B/32 with random weights, ``dcmpl`` with 8 prompts in every block, quality alone, 512 x 512
+JPEG, all cores. Every variant takes its turn in each round; medians of images a second are
+compared. ``transformers`` runs its image tower eagerly in float32 on ready tensors, with as many
+threads as there are cores. The reference's test loop is transcribed plainly: 25 windows of a
+picture are a batch, for which both image passes and both texts of 77 tokens are computed anew.
+With ``--run`` and ``--pictures`` a trained run is exported too, and int8 and bf16 are held to
+fp32 on these pictures. Results are appended to a file of JSON lines with machine and versions.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train_step import PlainBlock
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from dcmpl.checkpoint import Run, save_learned
+from dcmpl.clip import Clip, ClipConfig, TowerConfig
+from dcmpl.config import EMBEDDED, MODEL, TrainConfig
+from dcmpl.engines import Engine, open_variant, read_export
+from dcmpl.export import write_export
+from dcmpl.images import read_image
+from dcmpl.metrics import srcc
+from dcmpl.model import DCMPL, VIT_B_32
+from dcmpl.predict import Scorer
+from dcmpl.presets import PRESETS
+from dcmpl.sources import find_entries
+from dcmpl.trained import TorchEngine, load_model
+from dcmpl.views import windows
+from dcmpl.weights import load_backbone
+
+CORES = len(os.sched_getaffinity(0))
+BATCH, PICTURES, SIDE = 32, 64, 512
+SMALL = ClipConfig(
+    vision=TowerConfig(64, 2, 1, 128, "quick_gelu"),
+    text=TowerConfig(64, 2, 1, 128, "quick_gelu"),
+    embed_dim=32,
+    image_size=64,
+    patch_size=16,
+    vocab_size=1000,
+    context_length=40,
+)
+"""For what has nothing to do with the size of the model: memory over many pictures."""
+
+
+def draw(folder: Path, count: int, side: int = SIDE) -> list[Path]:
+    """JPEG pictures of noise with the spectrum of natural ones."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows, columns = np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None]
+    fall = 1 / np.maximum(1 / side, np.hypot(rows, columns))
+    paths = []
+    for index in range(count):
+        planes = [np.fft.ifft2(np.fft.fft2(rng.normal(size=(side, side))) * fall).real] * 3
+        planes = [p + 0.5 * np.roll(p, 40 * i, i % 2) for i, p in enumerate(planes)]
+        pixels = np.stack([128 + 45 * (p - p.mean()) / p.std() for p in planes], axis=2)
+        paths.append(folder / f"{index:05}.jpg")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=92)
+    return paths
+
+
+def make_run(folder: Path, config: ClipConfig, preset: str, seed: int = 0) -> Path:
+    """A run folder on a backbone of random weights."""
+    place = folder / f"backbone-{config.vision.width}"
+    if not place.exists():
+        place.mkdir(parents=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            clip = Clip(config)
+            clip.logit_scale.data.fill_(float(np.log(100)))
+        save_file(clip.state_dict(), place / "model.safetensors")
+        (place / "config.json").write_text(json.dumps(as_hugging_face(config)))
+        words = (EMBEDDED["tiny"] / "tokenizer.json").read_bytes()
+        (place / "tokenizer.json").write_bytes(words)
+    backbone = load_backbone(str(place))
+    model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS[preset].model, seed)
+    run = Run(
+        preset=preset,
+        backbone=str(place),
+        backbone_sha256=backbone.sha256,
+        source=None,
+        model=model.config,
+        train=TrainConfig(views="resize"),
+        split_sha256="",
+        learned=model.config.tasks,
+    )
+    out = folder / f"{preset}-{config.vision.width}"
+    save_learned(out / MODEL, model, run)
+    run.finished_in(out).write(out)
+    return out
+
+
+def as_hugging_face(config: ClipConfig) -> dict[str, object]:
+    """The configuration file of a backbone's folder."""
+
+    def tower(of: TowerConfig) -> dict[str, object]:
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        sizes = (of.width, of.layers, of.heads, of.hidden)
+        return {**dict(zip(names, sizes, strict=True)), "hidden_act": of.activation}
+
+    return {
+        "projection_dim": config.embed_dim,
+        "vision_config": {
+            **tower(config.vision),
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+        },
+        "text_config": {
+            **tower(config.text),
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.context_length,
+        },
+    }
+
+
+class Reference(nn.Module):
+    """CLIP-AGIQA's test loop, plainly: both tasks' passes for each batch of windows."""
+
+    def __init__(self, model: DCMPL) -> None:
+        super().__init__()
+        visual, text = model.clip.visual, model.clip.text
+        self.model = model
+        self.visual = nn.ModuleList(map(plain, visual.transformer.resblocks))
+        self.text = nn.ModuleList(map(plain, text.transformer.resblocks))
+        self.register_buffer("mask", torch.full((77, 77), float("-inf")).triu(1))
+
+    def encode_image(self, images: Tensor, prompts: list[Tensor]) -> Tensor:
+        visual, n = self.model.clip.visual, len(prompts[0])
+        x = visual.stem.conv1(images).flatten(2).mT
+        cls = visual.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([cls, x], dim=1) + visual.positional_embedding
+        spread = [prompt.expand(len(x), -1, -1) for prompt in prompts]
+        x = visual.ln_pre(torch.cat([x, spread[0]], dim=1)).transpose(0, 1)
+        for index, block in enumerate(self.visual):
+            if index:
+                x = torch.cat([x[:-n], spread[index].transpose(0, 1)])
+            x = block(x, None)
+        return visual.ln_post(x[0]) @ visual.proj
+
+    def encode_text(self, ids: Tensor, end: Tensor, prompts: list[Tensor]) -> Tensor:
+        text, n = self.model.clip.text, len(prompts[0])
+        ids = F.pad(ids, (0, 77 - ids.shape[1]))
+        spread = [prompt.expand(len(ids), -1, -1) for prompt in prompts]
+        x = text.token_embedding(ids)
+        x = torch.cat([x[:, :1], spread[0], x[:, 1 + n :]], dim=1) + text.positional_embedding
+        x = x.transpose(0, 1)
+        for index, block in enumerate(self.text):
+            if index:
+                x = torch.cat([x[:1], spread[index].transpose(0, 1), x[1 + n :]])
+            x = block(x, self.mask)
+        return text.ln_final(x[end, torch.arange(len(ids))]) @ text.text_projection
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = (images - self.model.mean) / self.model.std
+        scores = []
+        for task, prompts in zip(self.model.config.tasks, self.model.prompts(), strict=True):
+            image = self.encode_image(images, prompts.visual)
+            image = F.normalize(self.model.adapter_of(task)(image), dim=-1)
+            ids, end = (getattr(self.model, f"{task}_{name}") for name in ("ids", "end"))
+            words = F.normalize(self.encode_text(ids, end, prompts.text), dim=-1)
+            logits = self.model.clip.logit_scale.exp() * image @ words.T
+            scores.append(logits.softmax(-1)[:, 0])
+        return torch.stack(scores, dim=1)
+
+
+def plain(block: nn.Module) -> PlainBlock:
+    """A block of ours as PyTorch's own modules."""
+    made = PlainBlock(block.ln_1.normalized_shape[0], block.attn.heads)
+    state = {
+        name.replace("mlp.c_fc", "mlp.0").replace("mlp.c_proj", "mlp.2"): value
+        for name, value in block.state_dict().items()
+    }
+    made.load_state_dict(state)
+    return made.eval()
+
+
+Round = Callable[[], np.ndarray]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def on_ready(engine: Engine, pictures: list[np.ndarray], views: str = "center") -> Round:
+    """The engine alone, on pictures that are in memory, on all cores."""
+    return lambda: all_scores(engine, pictures, views)
+
+
+def on_files(engine: Engine, paths: list[Path], views: str) -> Round:
+    """The whole scorer, from JPEG files."""
+    scorer = Scorer(engine, views, workers=CORES, batch_size=BATCH)
+
+    def run() -> np.ndarray:
+        return np.array([[score.quality] for score in scorer.score(paths)])
+
+    return run
+
+
+def eager_transformers(ready: list[np.ndarray]) -> Round:
+    config = CLIPVisionConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        patch_size=32, projection_dim=512, attn_implementation="eager",
+    )  # fmt: skip
+    tower = CLIPVisionModelWithProjection(config).eval()
+    pixels = torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2).float() / 255
+
+    def run() -> np.ndarray:
+        with torch.inference_mode(), threads(CORES):
+            for part in pixels.split(BATCH):
+                tower(pixel_values=part)
+        return np.zeros((len(ready), 1))
+
+    return run
+
+
+def plain_loop(model: DCMPL, pictures: list[np.ndarray]) -> Round:
+    reference = Reference(model).eval()
+
+    def run() -> np.ndarray:
+        found = []
+        with torch.inference_mode(), threads(CORES):
+            for picture in pictures:
+                cut = np.stack(list(windows(picture, 224, "windows")))
+                images = torch.from_numpy(cut).permute(0, 3, 1, 2).float() / 255
+                found.append(reference(images).mean(0).numpy())
+        return np.stack(found)
+
+    return run
+
+
+def peak_memory(model: Path, folder: Path, links: Path, count: int) -> float:
+    """MiB that ``dcmpl score`` of ``count`` pictures takes at most, in a process of its own."""
+    links.mkdir()
+    pictures = sorted(folder.iterdir())
+    for index in range(count):
+        os.link(pictures[index % len(pictures)], links / f"{index:06}.jpg")
+    script = (
+        "import resource, sys; from dcmpl.cli import main; code = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    words = ["score", str(links), "--model", str(model), "-o", str(links) + ".csv"]
+    words += ["--views", "center"]
+    done = subprocess.run(  # noqa: S603  (this interpreter)
+        [sys.executable, "-c", script, *words], check=True, capture_output=True, text=True
+    )
+    return int(done.stdout.split()[-1]) / 1024
+
+
+def peaks() -> dict[str, float]:
+    """GFLOP/s of this machine's matrix products, on all cores."""
+    found = {}
+    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(2048, 2048).to(kind) for _ in range(2))
+        took = []
+        for _ in range(8):
+            start = time.perf_counter()
+            a @ b
+            took.append(time.perf_counter() - start)
+        found[name] = 2 * 2048**3 / statistics.median(took[2:]) / 1e9
+    return found
+
+
+def held_to_fp32(run: Path, paths: list[str], folder: Path) -> dict[str, dict[str, float]]:
+    """Drift and SRCC of every variant of a trained run, on pictures."""
+    record, model = load_model(run, device="cpu")
+    engine = TorchEngine(model, record.learned)
+    pictures = [read_image(path) for path in paths]
+    write_export(engine, record, folder, pictures[:: max(1, len(pictures) // 64)], print)
+    exported = read_export(folder)
+
+    views = record.train.views
+    wanted = all_scores(engine, pictures, views)
+    others = {"torch bf16": TorchEngine(model, record.learned, "bf16")}
+    for variant in exported.record["variants"]:
+        name = f"{variant['engine']} {variant['precision']}"
+        others[name] = open_variant(exported, variant, CORES)
+    rows = {}
+    for name, other in others.items():
+        found = all_scores(other, pictures, views)
+        ranks = {f"srcc {t}": srcc(found[:, i], wanted[:, i]) for i, t in enumerate(other.tasks)}
+        rows[name] = {"drift": float(np.abs(found - wanted).max()), **ranks}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="behind one that warms up")
+    parser.add_argument("--run", type=Path, help="a trained run")
+    parser.add_argument("--pictures", help="what its variants are compared on")
+    parser.add_argument("--many", type=int, default=20_000, help="pictures of the memory test")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/score_speed.jsonl"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        record = measure(Path(name), options)
+    record["machine"] = {
+        "processor": processor(), "cores": CORES, "python": platform.python_version(),
+        **{p: version(p) for p in ("torch", "transformers", "onnxruntime", "openvino", "pillow")},
+    }  # fmt: skip
+    with options.out.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(f"appended to {options.out}")
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    paths = draw(folder / "pictures", PICTURES)
+    # First, while this process is small: a child begins with its parent's peak.
+    small = make_run(folder, SMALL, "dcmpl")
+    few, many = (
+        peak_memory(small, folder / "pictures", folder / f"links{n}", n)
+        for n in (options.many // 10, options.many)
+    )
+    prompted, bare = (make_run(folder, VIT_B_32, preset) for preset in ("dcmpl", "clip-iqa"))
+    _, model = load_model(prompted, device="cpu")
+    pictures = [read_image(path) for path in paths]
+    ready = [next(windows(picture, 224, "resize")) for picture in pictures]
+    exports = {}
+    for path in (prompted, bare):
+        of_run, network = load_model(path, device="cpu")
+        exports[path] = folder / f"{path.name}-export"
+        write_export(TorchEngine(network, ("quality",)), of_run, exports[path], pictures, print)
+    engines: dict[str, Engine] = {
+        f"torch {precision}": TorchEngine(model, ("quality",), precision)
+        for precision in ("fp32", "bf16")
+    }
+    exported = read_export(exports[prompted])
+    for engine, precision, file in (
+        ("onnx", "fp32", "model.onnx"),
+        ("onnx", "int8", "model.int8.onnx"),
+        ("openvino", "fp32", "model.xml"),
+        ("openvino", "bf16", "model.xml"),
+        ("openvino", "int8", "model.int8.xml"),
+    ):  # also what the export left out: random weights drift more than trained ones
+        variant = {"engine": engine, "precision": precision, "file": file}
+        engines[f"{engine} {precision}"] = open_variant(exported, variant, CORES)
+    rounds = {f"{name}": on_ready(engine, ready) for name, engine in engines.items()}
+    rounds["transformers, eager fp32"] = eager_transformers(ready)
+    of_bare = read_export(exports[bare])
+    for name in ("onnx", "openvino"):
+        variant = next(
+            v for v in of_bare.record["variants"] if (v["engine"], v["precision"]) == (name, "fp32")
+        )
+        rounds[f"{name} fp32, no prompts"] = on_ready(open_variant(of_bare, variant, CORES), ready)
+    rounds["torch fp32, no prompts"] = on_ready(
+        TorchEngine(load_model(bare, device="cpu")[1], ("quality",)), ready
+    )
+    for name in ("torch", "onnx", "openvino"):
+        rounds[f"{name} fp32, from files"] = on_files(engines[f"{name} fp32"], paths, "resize")
+    papers = pictures[:2]
+    rounds["plain test loop, 25 windows"] = plain_loop(model, papers)
+    for name in ("torch fp32", "onnx fp32", "openvino fp32"):
+        rounds[f"{name}, 25 windows"] = on_ready(engines[name], papers, "windows")
+    both = TorchEngine(model, model.config.tasks)
+    rounds["torch fp32, both tasks, 25 windows"] = on_ready(both, papers, "windows")
+    speeds, found = in_turns(rounds, options.rounds)
+    result: dict[str, object] = {
+        "rounds": options.rounds,
+        "images_per_second": speeds,
+        "gflops": peaks(),
+        "memory_mib": {"few": few, "many": many, "pictures": options.many},
+    }
+    result["rows"] = table(speeds, found, few, many)
+    if options.run:
+        chosen = [entry.path for entry in find_entries([options.pictures])]
+        result["trained"] = held_to_fp32(options.run, chosen, folder / "trained")
+        for name, row in result["trained"].items():
+            told = ", ".join(f"{key} {value:.5f}" for key, value in row.items())
+            print(f"{options.run.name}, {len(chosen)} pictures, {name}: {told}")
+    return result
+
+
+def in_turns(
+    rounds: dict[str, Round], count: int
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Median images a second, and what each variant found."""
+    took: dict[str, list[float]] = {name: [] for name in rounds}
+    found = {}
+    for turn in range(count + 1):  # the first warms up
+        for name, run in rounds.items():
+            start = time.perf_counter()
+            found[name] = run()
+            if turn:
+                took[name].append((time.perf_counter() - start) / len(found[name]))
+        print(f"round {turn} of {count}", file=sys.stderr, flush=True)
+    return {name: 1 / statistics.median(times) for name, times in took.items()}, found
+
+
+def table(
+    speeds: dict[str, float], found: dict[str, np.ndarray], few: float, many: float
+) -> list[tuple[str, str, float, str]]:
+    """The rows that are asked for: what, against what, ratio, target."""
+    hf = speeds["transformers, eager fp32"]
+    wanted = found["torch fp32"]
+    engines = ("torch", "onnx", "openvino")
+    rows = []
+    for name in engines:
+        ratio = speeds[f"{name} fp32, from files"] / speeds[f"{name} fp32, no prompts"]
+        rows.append((f"{name}, fp32, files to scores", "its bare tower, ready", ratio, ">= 0.90"))
+    for precision, target in (("fp32", ">= 2.2"), ("bf16", ">= 3.5"), ("int8", ">= 6")):
+        for name in engines:
+            key = f"{name} {precision}"
+            if key in speeds:
+                drift = float(np.abs(found[key] - wanted).max())
+                rank = srcc(found[key][:, 0], wanted[:, 0])
+                about = f"{target}; drift {drift:.1e}, SRCC {rank:.4f}"
+                rows.append((key, "transformers, eager fp32", speeds[key] / hf, about))
+    loop = "plain test loop, 25 windows"
+    for key in [f"{name} fp32, 25 windows" for name in engines]:
+        drift = float(np.abs(found[key][:, 0] - found[loop][:, 0]).max())
+        rows.append((key, loop, speeds[key] / speeds[loop], f">= 4; scores within {drift:.1e}"))
+    key = "torch fp32, both tasks, 25 windows"
+    drift = float(np.abs(found[key] - found[loop]).max())
+    rows.append((key, loop, speeds[key] / speeds[loop], f"scores within {drift:.1e}"))
+    rows.append((f"peak memory, {many:.0f} MiB", "a tenth of the pictures", many / few, "<= 1.05"))
+    for name in engines:
+        ratio = speeds[f"{name} fp32, no prompts"] / speeds[f"{name} fp32"]
+        rows.append((f"{name} fp32, prompts in every block", "none", ratio, "<= 1.20, of time"))
+    print(f"{'what':38} {'against':28} {'ratio':>6}  target")
+    for what, against, ratio, target in rows:
+        print(f"{what:38} {against:28} {ratio:6.2f}  {target}")
+    for name, speed in speeds.items():
+        print(f"{name:38} {speed:8.1f} images/s")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

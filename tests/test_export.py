@@ -1,0 +1,410 @@
+"""``dcmpl export``: models that give torch's scores, and a record that says how nearly."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from conftest import Capture, refused
+from dcmpl import export
+from dcmpl.checkpoint import read_run
+from dcmpl.cli import main
+from dcmpl.config import MpaConfig
+from dcmpl.disk import sealed
+from dcmpl.engines import Engine, open_variant, read_export
+from dcmpl.errors import RunError, UsageError
+from dcmpl.export import write_export
+from dcmpl.images import read_image
+from dcmpl.model import DCMPL
+from dcmpl.predict import Scorer
+from dcmpl.trained import TorchEngine, load_model
+from exported import Made
+
+pytest_plugins = ("exported",)
+
+FILES = {
+    *("model.onnx", "model.xml", "model.bin"),
+    *("model.int8.onnx", "model.int8.xml", "model.int8.bin"),
+}
+VARIANTS = [
+    ("onnx", "fp32", "model.onnx"),
+    ("onnx", "int8", "model.int8.onnx"),
+    ("openvino", "fp32", "model.xml"),
+    ("openvino", "bf16", "model.xml"),
+    ("openvino", "int8", "model.int8.xml"),
+]
+
+
+@pytest.fixture(scope="module")
+def record(made: Made) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((made.folder / "export.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def engines(made: Made) -> dict[tuple[str, str], Engine]:
+    """All variants, opened."""
+    exported = read_export(made.folder)
+    return {
+        (v["engine"], v["precision"]): open_variant(exported, v, 1)
+        for v in exported.record["variants"]
+    }
+
+
+@pytest.fixture(scope="module")
+def by_torch(trained_run: Path, many_windows: np.ndarray) -> np.ndarray:
+    run, model = load_model(trained_run, device="cpu")
+    return TorchEngine(model, run.learned)(many_windows)
+
+
+def variants_of(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(v["engine"], v["precision"], v["file"]) for v in record["variants"]]
+
+
+# What is written
+
+
+def test_folder_holds_the_models_and_their_record(made: Made) -> None:
+    assert {path.name for path in made.folder.iterdir()} == {*FILES, "export.json"}
+
+
+def test_record_tells_files_variants_and_what_they_are_of(
+    record: dict[str, Any], made: Made, trained_run: Path
+) -> None:
+    run = read_run(trained_run)
+    assert variants_of(record) == VARIANTS
+    assert record["kind"] == "dcmpl export"
+    assert (record["tasks"], record["size"]) == (["quality", "alignment"], 32)
+    assert record["views"] == run.train.views == "center"
+    assert record["about"] == run.about()
+    assert record["left_out"] == {}
+    digests = {name: sha256((made.folder / name).read_bytes()).hexdigest() for name in FILES}
+    assert record["files"] == digests
+    packages = ("torch", "onnx", "onnxruntime", "openvino")
+    assert record["made_with"] == {name: version(name) for name in packages}
+
+
+def test_onnx_model_takes_any_number_of_byte_windows_and_gives_scores(made: Made) -> None:
+    for file in ("model.onnx", "model.int8.onnx"):
+        session = onnxruntime.InferenceSession(made.folder / file)
+        (taken,), (given,) = session.get_inputs(), session.get_outputs()
+        assert (taken.name, taken.type, taken.shape[1:]) == (
+            "windows",
+            "tensor(uint8)",
+            [32, 32, 3],
+        )
+        assert isinstance(taken.shape[0], str)  # a name: any number
+        assert (given.name, given.type) == ("scores", "tensor(float)")
+
+
+def test_int8_is_in_the_blocks_alone(made: Made) -> None:
+    nodes = onnx.load(made.folder / "model.int8.onnx").graph.node
+    products = [node for node in nodes if node.op_type in ("MatMul", "Gemm")]
+    kinds = {name: node for node in nodes for name in node.output}
+    lowered = [
+        node
+        for node in products
+        if all(kinds[n].op_type == "DequantizeLinear" for n in node.input[:2] if n in kinds)
+        and node.input[1] in kinds
+    ]
+    # Each of 3 blocks, once for each task: query with key and value, output, and two of the MLP;
+    # in the last block of each the query is a product of its own.
+    assert len(lowered) == 2 * (3 * 4 + 1)
+    assert len(lowered) < len(products)
+
+
+def test_drift_and_ranks_of_every_variant_are_stored_and_said(
+    record: dict[str, Any], made: Made
+) -> None:
+    lines = made.said.splitlines()
+    for variant, line in zip(record["variants"], lines, strict=False):
+        ranks = variant["srcc"]
+        assert list(ranks) == ["quality", "alignment"]
+        assert all(-1 <= rank <= 1 for rank in ranks.values())
+        assert line == (
+            f"{variant['engine']} {variant['precision']}: scores drift by at most "
+            f"{variant['drift']:.1e}, SRCC to torch fp32: "
+            f"quality {ranks['quality']:.5f}, alignment {ranks['alignment']:.5f}"
+        )
+        bound = 1e-5 if variant["precision"] == "fp32" else 5e-3
+        assert 0 < variant["drift"] <= bound
+    exact = [variant for variant in record["variants"] if variant["precision"] == "fp32"]
+    assert all(rank == pytest.approx(1) for v in exact for rank in v["srcc"].values())
+    assert record["compared_on"] == "4 pictures"  # the validation part
+
+
+def test_views_that_are_enough_are_stored_and_said(record: dict[str, Any], made: Made) -> None:
+    names = ["center", "grid-2", "grid-3", "grid-4", "windows"]
+    assert [row["views"] for row in record["views_compared"]] == names
+    said = made.said.splitlines()[len(VARIANTS) :]
+    assert [line.split(":")[0] for line in said[:-1]] == [f"views {name}" for name in names]
+    assert said[-1] == f"--views auto is {record['fewest_views']}, within 0.02"
+
+
+def test_command_prints_the_folder_and_what_to_do_next(made: Made) -> None:
+    told = ", ".join(f"{engine} {precision}" for engine, precision, _ in VARIANTS)
+    assert made.printed == (
+        f"exported: {made.folder} ({told})\n"
+        f"next: dcmpl score PATH --model {made.folder} -o scores.csv\n"
+    )
+
+
+# Torch's scores
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 33])
+@pytest.mark.parametrize(("engine", "precision", "file"), VARIANTS)
+def test_variants_give_the_scores_of_torch(
+    engines: dict[tuple[str, str], Engine],
+    by_torch: np.ndarray,
+    many_windows: np.ndarray,
+    engine: str,
+    precision: str,
+    file: str,
+    count: int,
+) -> None:
+    found = engines[engine, precision](many_windows[:count])
+    assert (found.shape, found.dtype) == ((count, 2), np.float64)
+    assert np.ptp(by_torch, axis=0).min() > 0.01
+    bound = 1e-5 if precision == "fp32" else 4e-3
+    np.testing.assert_allclose(found, by_torch[:count], rtol=0, atol=bound)
+    if precision != "fp32" and count == 33:
+        assert abs(found - by_torch).max() > 1e-5  # it is not fp32 by another name
+
+
+# Other exports
+
+
+@pytest.fixture(scope="module")
+def of_moved(
+    trained_run: Path, picture_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    """One target of a run whose data is no longer where it was."""
+    folder = tmp_path_factory.mktemp("moved")
+    copy = Path(shutil.copytree(trained_run, folder / "run"))
+    run = read_run(copy)
+    assert run.source is not None
+    gone = str(picture_data.with_name("gone.csv"))
+    replace(run, source=replace(run.source, path=gone)).write(copy)
+    return Made.by(copy, "--targets", "alignment", "-o", folder / "export")
+
+
+def test_run_whose_data_has_moved_is_exported_without_int8_and_says_so(of_moved: Made) -> None:
+    first = of_moved.said.splitlines()[0]
+    assert first.startswith("note: no pictures to compare on: expected ")
+    assert first.endswith("; name some with --pictures")
+    assert "int8" not in of_moved.printed
+    found = read_export(of_moved.folder).record
+    assert {precision for _, precision, _ in variants_of(found)} == {"fp32", "bf16"}
+    assert found["left_out"] == {
+        "int8": "it is calibrated on pictures, and there were none: add --pictures"
+    }
+    assert found["compared_on"] == "noise"
+    with pytest.raises(UsageError, match="got onnx int8: it is calibrated on pictures, and there"):
+        Scorer.from_pretrained(of_moved.folder, engine="onnx", precision="int8")
+    with pytest.raises(UsageError, match="it was exported without pictures: name --views"):
+        Scorer.from_pretrained(of_moved.folder, engine="onnx", views="auto")
+
+
+def test_export_of_one_target_predicts_it_alone(
+    of_moved: Made, by_torch: np.ndarray, many_windows: np.ndarray
+) -> None:
+    scorer = Scorer.from_pretrained(of_moved.folder, engine="onnx")
+    assert scorer.targets == ("alignment",)
+    (row,) = scorer.score([many_windows[0]])
+    assert (row.quality, row.alignment) == (None, pytest.approx(by_torch[0, 1], abs=1e-5))
+    with pytest.raises(UsageError, match=r"predicts \(alignment\), got quality"):
+        Scorer.from_pretrained(of_moved.folder, targets=["quality"])
+
+
+@pytest.fixture
+def copied_models(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Nothing is computed for a while: models are copied. Returns how many calibrate int8."""
+    calibrated: list[int] = []
+
+    def write_onnx(engine: TorchEngine, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(made.folder / path.name, path))
+
+    def write_int8(fp32: Path, path: Path, size: int, views: str, pictures: Any) -> Path:
+        calibrated.append(len(pictures))
+        return Path(shutil.copy(made.folder / path.name, path))
+
+    def write_openvino(path: Path) -> list[Path]:
+        files = [path.with_suffix(".xml"), path.with_suffix(".bin")]
+        return [Path(shutil.copy(made.folder / file.name, file)) for file in files]
+
+    for name, function in (
+        ("onnx", write_onnx),
+        ("int8", write_int8),
+        ("openvino", write_openvino),
+    ):
+        monkeypatch.setattr(export, f"_write_{name}", function)
+    monkeypatch.setattr(export, "INT8_SRCC", -1.0)
+    return calibrated
+
+
+def test_pictures_that_are_named_are_compared_on(
+    copied_models: list[int], trained_run: Path, picture_data: Path, tmp_path: Path
+) -> None:
+    paths = [picture_data.with_name(f"{i:02}.png") for i in range(3)]
+    found = Made.by(trained_run, "--pictures", *paths, "-o", tmp_path / "export")
+    assert copied_models == [3]
+    assert read_export(found.folder).record["compared_on"] == "3 pictures"
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "lacking", "why"),
+    [
+        ("BF16_DRIFT", 0.0, "bf16", "a drift of at most 0 is asked for"),
+        ("INT8_SRCC", 2.0, "int8", "an SRCC of at least 2 is asked for"),
+    ],
+)
+@pytest.mark.usefixtures("copied_models")
+def test_variant_that_is_too_far_from_torch_is_left_out_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    trained_run: Path,
+    tmp_path: Path,
+    bound: str,
+    value: float,
+    lacking: str,
+    why: str,
+) -> None:
+    monkeypatch.setattr(export, bound, value)
+    found = Made.by(trained_run, "-o", tmp_path / "export")
+    record = read_export(found.folder).record
+    assert variants_of(record) == [variant for variant in VARIANTS if variant[1] != lacking]
+    assert record["left_out"] == {lacking: f"openvino's is left out, {why}"}
+    (line,) = (li for li in found.said.splitlines() if li.startswith(f"openvino {lacking}:"))
+    assert line.endswith(f"; left out, {why}")
+    assert f"openvino {lacking}" not in found.printed
+    with pytest.raises(UsageError, match=f"got openvino {lacking}: openvino's is left out, {why}"):
+        Scorer.from_pretrained(found.folder, engine="openvino", precision=lacking)
+
+
+@pytest.mark.usefixtures("copied_models")
+def test_export_that_does_not_give_the_scores_of_torch_is_refused(
+    monkeypatch: pytest.MonkeyPatch, trained_run: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(export, "FP32_DRIFT", -1.0)
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert main(["export", str(trained_run), "-o", str(tmp_path / "export")]) == 1
+    assert out.getvalue() == ""
+    last = err.getvalue().splitlines()[-1]
+    assert last.startswith("dcmpl: expected onnx to give torch's scores to -1, they drift by ")
+    assert not (tmp_path / "export" / "export.json").exists()
+
+
+# What was changed
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("engine", "precision", "file"), VARIANTS)
+@pytest.mark.parametrize("place", [0, -1, 5000])
+def test_model_of_which_a_byte_was_changed_is_refused(
+    made: Made, tmp_path: Path, engine: str, precision: str, file: str, place: int
+) -> None:
+    used = {file, file.replace(".xml", ".bin")}
+    for name in sorted(used):
+        folder = made.copied(tmp_path / name)
+        flip(folder / name, place)
+        with pytest.raises(RunError) as caught:
+            Scorer.from_pretrained(folder, engine=engine, precision=precision)
+        assert str(caught.value) == (
+            f"expected {folder / name} as dcmpl export wrote it, export.json names another "
+            "SHA-256: the file was changed, export again"
+        )
+        (folder / name).unlink()
+        with pytest.raises(RunError, match=f"expected an exported model at .*{name}, got: "):
+            Scorer.from_pretrained(folder, engine=engine, precision=precision)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.5, 0.62, 0.8, 0.97])
+def test_record_of_which_a_byte_was_changed_is_refused(
+    made: Made, tmp_path: Path, capsys: Capture, picture_data: Path, share: float
+) -> None:
+    folder = made.copied(tmp_path / "copy")
+    path = folder / "export.json"
+    content = path.read_text()
+    place = next(
+        i for i in range(int(share * len(content)), len(content)) if content[i] not in " \n"
+    )
+    flip(path, place)
+    picture, out = picture_data.with_name("00.png"), tmp_path / "x.csv"
+    words = ["score", picture, "--model", folder, "-o", out]
+    assert refused(capsys, 1, *words).startswith("expected ")
+
+
+def test_record_of_a_later_version_asks_for_an_upgrade(
+    made: Made, tmp_path: Path, record: dict[str, Any]
+) -> None:
+    folder = made.copied(tmp_path / "copy")
+    later = {k: v for k, v in record.items() if k != "digest"} | {"version": "9.0.0", "new": 1}
+    (folder / "export.json").write_bytes(sealed(later))
+    with pytest.raises(RunError, match="of a later version, 9.0.0: pip install --upgrade dcmpl"):
+        Scorer.from_pretrained(folder)
+
+
+# What cannot be exported
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, trained_run: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    assert refused(capsys, 2, "export", trained_run, "-o", tmp_path / "x") == (
+        "expected onnx, onnxscript, onnxruntime to export, found none: "
+        "pip install 'dcmpl-agiqa[onnx]'"
+    )
+
+
+@pytest.mark.usefixtures("copied_models")
+def test_export_without_openvino_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, trained_run: Path, tmp_path: Path
+) -> None:
+    found = export.find_spec
+    monkeypatch.setattr(export, "find_spec", lambda n: None if n == "openvino" else found(n))
+    record = read_export(Made.by(trained_run, "-o", tmp_path / "x").folder).record
+    assert variants_of(record) == VARIANTS[:2]
+    assert record["left_out"] == {
+        "openvino": "it is not installed: pip install 'dcmpl-agiqa[openvino]'"
+    }
+
+
+def test_prompts_that_depend_on_pictures_cannot_be_exported(
+    build: Callable[..., DCMPL], trained_run: Path, picture_data: Path, tmp_path: Path
+) -> None:
+    engine = TorchEngine(build("dcmpl", mpa=MpaConfig(source="encoder_outputs")), ("quality",))
+    shown = [read_image(picture_data.with_name("00.png"))]
+    with pytest.raises(UsageError, match="mpa.source=encoder_outputs: only torch runs it"):
+        write_export(engine, read_run(trained_run), tmp_path / "x", shown, print)
+    assert not (tmp_path / "x").exists()
+
+
+def test_words_that_make_no_export_are_told_at_once(
+    capsys: Capture, trained_run: Path, tmp_path: Path
+) -> None:
+    full = refused(capsys, 2, "export", trained_run, "-o", trained_run)
+    assert full == f"expected a new folder at -o {trained_run}, found something there"
+    words = ["export", trained_run, "-o", tmp_path / "x", "--targets", "authenticity"]
+    assert "the run learned" in refused(capsys, 2, *words)
+    assert refused(capsys, 2, "export", tmp_path / "none", "-o", tmp_path / "x") == (
+        f"expected a run folder made by dcmpl train, found none at {tmp_path / 'none'}"
+    )
