@@ -37,7 +37,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from dcmpl.checkpoint import Run, save_learned
 from dcmpl.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.config import EMBEDDED, MODEL, TrainConfig
-from dcmpl.engines import Engine, open_variant, read_export
+from dcmpl.engines import Engine, all_scores, open_variant, read_export
 from dcmpl.export import write_export
 from dcmpl.images import read_image
 from dcmpl.metrics import srcc

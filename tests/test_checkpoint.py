@@ -1,8 +1,7 @@
 """A run folder is read as it was written, or refused."""
 
-import errno
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dcmpl import __version__
 from dcmpl.checkpoint import (
     Run,
     Source,
@@ -23,11 +23,12 @@ from dcmpl.checkpoint import (
     write_split,
 )
 from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
-from dcmpl.disk import as_json, sealed, write_atomically
+from dcmpl.disk import as_json, sealed, sha256_of
 from dcmpl.errors import RunError
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.splits import Split
 from dcmpl.table import MosScale
+from dcmpl.trained import load_model
 from dcmpl.weights import Backbone, load_backbone
 
 SPLIT = Split("clean", 0, ("a", "b"), ("c",), ("d",))
@@ -275,75 +276,6 @@ def test_missing_file_is_refused(tmp_path: Path, new_model: NewModel) -> None:
         load_learned(tmp_path / "model.safetensors", new_model(2), RUN)
 
 
-def test_content_is_written_whole(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "new" / "a.bin", b"content")
-    assert (tmp_path / "new" / "a.bin").read_bytes() == b"content"
-
-
-def test_writing_leaves_no_other_file(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a.bin", b"content")
-    assert os.listdir(tmp_path) == ["a.bin"]
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_full_disk_leaves_the_old_file_whole_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(os, step, full)
-    with pytest.raises(RunError) as caught:
-        write_atomically(path, b"new content")
-    assert str(caught.value) == (
-        f"expected to write {path}, got: No space left on device; what stood there before "
-        "is whole, make room and start again"
-    )
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
-
-
-def test_interruption_while_writing_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"new content")
-    assert path.read_bytes() == b"old"
-
-
-def test_what_an_interruption_left_is_gone_after_the_next_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write_atomically(tmp_path / "a.bin", b"content")
-    write_atomically(tmp_path / "a.bin", b"content")
-    assert os.listdir(tmp_path) == ["a.bin"]
-
-
-def test_place_inside_a_file_is_a_run_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="expected to write "):
-        write_atomically(tmp_path / "file" / "a.bin", b"content")
-
-
-def test_what_is_not_finite_is_null_in_json() -> None:
-    record = {"a": float("nan"), "b": {"c": float("inf"), "d": 0.5}, "e": -float("inf")}
-    assert json.loads(as_json(record)) == {"a": None, "b": {"c": None, "d": 0.5}, "e": None}
-
-
 def test_trained_run_can_be_moved(trained_run: Path, tmp_path: Path) -> None:
     shutil.copytree(trained_run, tmp_path / "moved")
     assert read_run(tmp_path / "moved") == read_run(trained_run)
@@ -370,3 +302,113 @@ def test_edited_record_is_refused(
     )
     with pytest.raises(RunError, match="expected the record of a run at"):
         read_run(tmp_path)
+
+
+@pytest.fixture
+def copied(trained_run: Path, tmp_path: Path) -> Path:
+    """A whole run that may be changed."""
+    return Path(shutil.copytree(trained_run, tmp_path / "copied"))
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit of the byte at ``place``."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_whole_run_loads(copied: Path) -> None:
+    run, model = load_model(copied)
+    assert run.finished
+    assert run.weights_sha256 == sha256_of(copied / "model.safetensors")
+    assert model.config == run.model
+
+
+def test_any_changed_byte_of_the_record_is_refused(copied: Path) -> None:
+    path = copied / "run.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        flip(path, place)
+        with pytest.raises(RunError, match=re.escape(str(path))):
+            read_run(copied)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("text", ["windows", '"seed": 0', '"best_epoch": '])
+def test_changed_value_of_the_record_is_refused_with_advice(copied: Path, text: str) -> None:
+    path = copied / "run.json"
+    content = path.read_text()
+    assert text in content
+    place = content.index(text) + len(text) - 1 + text.endswith(" ")
+    flip(path, place)
+    with pytest.raises(RunError) as caught:
+        read_run(copied)
+    assert str(caught.value) == (
+        f"expected {path} as dcmpl wrote it, its digest says that it was changed since: "
+        "take back the change, or make it again"
+    )
+
+
+def test_record_without_a_digest_is_refused_with_advice(copied: Path) -> None:
+    path = copied / "run.json"
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_bytes(as_json(record))
+    with pytest.raises(RunError) as caught:
+        read_run(copied)
+    assert str(caught.value) == (
+        f"expected the digest that seals {path}, found none: it is of an earlier version, "
+        "make it again"
+    )
+
+
+@pytest.mark.parametrize("seal", [True, False], ids=["sealed", "not sealed"])
+def test_record_of_a_later_version_is_refused_with_advice(copied: Path, seal: bool) -> None:
+    path = copied / "run.json"
+    if seal:
+        edit_record(copied, lambda record: record.update(version="99.0.0"))
+    else:
+        path.write_text(path.read_text().replace(f'"{__version__}"', '"99.0.0"'))
+    with pytest.raises(RunError) as caught:
+        read_run(copied)
+    assert str(caught.value) == (
+        f"expected what dcmpl {__version__} can read at {path}, got the record of a later "
+        "version, 99.0.0: pip install --upgrade dcmpl-agiqa"
+    )
+
+
+@pytest.mark.parametrize("version", ["0.0.1", __version__])
+def test_record_of_this_or_an_earlier_version_is_read(copied: Path, version: str) -> None:
+    edit_record(copied, lambda record: record.update(version=version))
+    assert read_run(copied).version == version
+
+
+def test_any_changed_byte_of_the_tensors_is_refused(copied: Path) -> None:
+    run, model = load_model(copied)
+    path = copied / "model.safetensors"
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in [*range(0, header, 37), *range(header, len(whole), len(whole) // 40)]:
+        flip(path, place)
+        with pytest.raises(RunError, match=re.escape(str(path))):
+            load_learned(path, model, run)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_changed_tensor_is_refused_with_advice(copied: Path, where: str) -> None:
+    path = copied / "model.safetensors"
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    flip(path, header if where == "first" else -1)
+    with pytest.raises(RunError) as caught:
+        load_model(copied)
+    assert str(caught.value) == (
+        f"expected {path} as dcmpl wrote it, run.json beside it names another SHA-256: "
+        "the file was changed, train again"
+    )
+
+
+def test_tensors_that_the_record_does_not_name_are_refused(copied: Path) -> None:
+    edit_record(copied, lambda record: record.update(weights_sha256="0" * 64))
+    with pytest.raises(RunError, match=r"run\.json beside it names another SHA-256"):
+        load_model(copied)

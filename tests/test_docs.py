@@ -76,6 +76,7 @@ def test_commands_and_python_of_the_readme_run(
     told = [" ".join(words[:2]) if words[0] == "data" else words[0] for words in run]
     assert told == [
         *["train", "evaluate", "score", "train", "train"],
+        *["score", "score", "export", "score", "score", "score", "merge"],
         *["data check", "data show", "data split", "evaluate", "compare", "cross"],
         *["train", "train", "ablate", "import"],
     ]
@@ -88,6 +89,7 @@ def test_commands_and_python_of_the_readme_run(
         # The copy made here is not whole.
         assert main([*words, *more]) == (1 if command == "data check" else 0), words
     assert len(pd.read_csv("scores.csv")) == 48
+    assert Path("whole.csv").read_text().count("\n") == 49
     (example,) = blocks("python")
     capsys.readouterr()
     exec(example, {})

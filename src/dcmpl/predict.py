@@ -153,7 +153,7 @@ class Scorer:
                 return request, None, str(error)
 
         def pixels() -> Iterator[np.ndarray | None]:
-            for request, picture, fault in ahead(requests, read, pool, self.workers + 2):
+            for request, picture, fault in ahead(requests, read, pool, self.workers):
                 prompt, note = request.prompt, ""
                 if picture is not None:
                     prompt = request.prompt_of(picture) if request.prompt_of else prompt

@@ -57,13 +57,13 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
 def windows(
     image: UInt8[np.ndarray, "h w 3"], size: int, views: str
 ) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
-    """The windows of one picture, as slices of it where nothing has to be resized."""
+    """The windows of one picture; none of them keeps the picture in memory."""
     if views == "resize":
         yield _resized(image, size)
         return
     image = _fill(image, size)
     for top, left in window_corners(image.shape[0], image.shape[1], size, views):
-        yield image[top : top + size, left : left + size]
+        yield image[top : top + size, left : left + size].copy()
 
 
 def _resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
