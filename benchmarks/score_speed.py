@@ -359,7 +359,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         ("onnx", "fp32", "model.onnx"),
         ("onnx", "int8", "model.int8.onnx"),
         ("openvino", "fp32", "model.xml"),
-        ("openvino", "bf16", "model.xml"),
+        ("openvino", "bf16", "model.bf16.xml"),
         ("openvino", "int8", "model.int8.xml"),
     ):  # also what the export left out: random weights drift more than trained ones
         variant = {"engine": engine, "precision": precision, "file": file}

@@ -8,9 +8,19 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+VARIANTS = [
+    ("onnx", "fp32", "model.onnx"),
+    ("onnx", "int8", "model.int8.onnx"),
+    ("openvino", "fp32", "model.xml"),
+    ("openvino", "bf16", "model.xml"),
+    ("openvino", "int8", "model.int8.xml"),
+]
+"""Engine, precision and file of all that an export holds."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +69,41 @@ def many_windows() -> np.ndarray:
     noise = rng.normal(size=(33, 32, 32, 3))
     pixels: np.ndarray = 128 + strength * noise
     return pixels.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def by_torch(trained_run: Path, many_windows: np.ndarray) -> np.ndarray:
+    """What torch says of them, (33, 2)."""
+    from dcmpl.trained import TorchEngine, load_model
+
+    run, model = load_model(trained_run, device="cpu")
+    return TorchEngine(model, run.learned)(many_windows)
+
+
+@pytest.fixture
+def copied_models(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Nothing is computed for a while: models are copied. Returns how many calibrate int8."""
+    from dcmpl import export
+
+    calibrated: list[int] = []
+
+    def write_onnx(engine: object, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(made.folder / path.name, path))
+
+    def write_int8(fp32: Path, path: Path, size: int, views: str, pictures: Any) -> Path:
+        calibrated.append(len(pictures))
+        return Path(shutil.copy(made.folder / path.name, path))
+
+    def write_openvino(path: Path) -> list[Path]:
+        files = [path.with_suffix(".xml"), path.with_suffix(".bin")]
+        return [Path(shutil.copy(made.folder / file.name, file)) for file in files]
+
+    for name, function in (
+        ("onnx", write_onnx),
+        ("int8", write_int8),
+        ("openvino", write_openvino),
+    ):
+        monkeypatch.setattr(export, f"_write_{name}", function)
+    monkeypatch.setattr(export, "INT8_SRCC", -1.0)
+    return calibrated

@@ -3,12 +3,11 @@
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
+from re import fullmatch
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from dcmpl.export import write_export
 from dcmpl.images import read_image
 from dcmpl.model import DCMPL
 from dcmpl.predict import Scorer
-from dcmpl.trained import TorchEngine, load_model
-from exported import Made
+from dcmpl.trained import TorchEngine
+from exported import VARIANTS, Made
 
 pytest_plugins = ("exported",)
 
@@ -37,13 +36,6 @@ FILES = {
     *("model.onnx", "model.xml", "model.bin"),
     *("model.int8.onnx", "model.int8.xml", "model.int8.bin"),
 }
-VARIANTS = [
-    ("onnx", "fp32", "model.onnx"),
-    ("onnx", "int8", "model.int8.onnx"),
-    ("openvino", "fp32", "model.xml"),
-    ("openvino", "bf16", "model.xml"),
-    ("openvino", "int8", "model.int8.xml"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +52,6 @@ def engines(made: Made) -> dict[tuple[str, str], Engine]:
         (v["engine"], v["precision"]): open_variant(exported, v, 1)
         for v in exported.record["variants"]
     }
-
-
-@pytest.fixture(scope="module")
-def by_torch(trained_run: Path, many_windows: np.ndarray) -> np.ndarray:
-    run, model = load_model(trained_run, device="cpu")
-    return TorchEngine(model, run.learned)(many_windows)
 
 
 def variants_of(record: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -109,19 +95,13 @@ def test_onnx_model_takes_any_number_of_byte_windows_and_gives_scores(made: Made
 
 
 def test_int8_is_in_the_blocks_alone(made: Made) -> None:
-    nodes = onnx.load(made.folder / "model.int8.onnx").graph.node
-    products = [node for node in nodes if node.op_type in ("MatMul", "Gemm")]
-    kinds = {name: node for node in nodes for name in node.output}
-    lowered = [
-        node
-        for node in products
-        if all(kinds[n].op_type == "DequantizeLinear" for n in node.input[:2] if n in kinds)
-        and node.input[1] in kinds
-    ]
-    # Each of 3 blocks, once for each task: query with key and value, output, and two of the MLP;
-    # in the last block of each the query is a product of its own.
-    assert len(lowered) == 2 * (3 * 4 + 1)
-    assert len(lowered) < len(products)
+    tensors = onnx.load(made.folder / "model.int8.onnx").graph.initializer
+    shapes = {tuple(t.dims) for t in tensors if t.data_type == onnx.TensorProto.INT8}
+    two = {shape for shape in shapes if len(shape) == 2}
+    output, mlp = {(64, 64)}, {(64, 96), (96, 64)}
+    assert output | mlp <= two <= output | mlp | {(64, 192), (64, 128)}  # query, key, value
+    floats = {tuple(t.dims) for t in tensors if t.data_type == onnx.TensorProto.FLOAT}
+    assert {(192, 64), (64, 24)} <= floats  # patches, and the way out of the tower
 
 
 def test_drift_and_ranks_of_every_variant_are_stored_and_said(
@@ -141,15 +121,7 @@ def test_drift_and_ranks_of_every_variant_are_stored_and_said(
         assert 0 < variant["drift"] <= bound
     exact = [variant for variant in record["variants"] if variant["precision"] == "fp32"]
     assert all(rank == pytest.approx(1) for v in exact for rank in v["srcc"].values())
-    assert record["compared_on"] == "4 pictures"  # the validation part
-
-
-def test_views_that_are_enough_are_stored_and_said(record: dict[str, Any], made: Made) -> None:
-    names = ["center", "grid-2", "grid-3", "grid-4", "windows"]
-    assert [row["views"] for row in record["views_compared"]] == names
-    said = made.said.splitlines()[len(VARIANTS) :]
-    assert [line.split(":")[0] for line in said[:-1]] == [f"views {name}" for name in names]
-    assert said[-1] == f"--views auto is {record['fewest_views']}, within 0.02"
+    assert record["compared_on"] == "the middle of 4 pictures"  # the validation part
 
 
 def test_command_prints_the_folder_and_what_to_do_next(made: Made) -> None:
@@ -164,14 +136,13 @@ def test_command_prints_the_folder_and_what_to_do_next(made: Made) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 33])
-@pytest.mark.parametrize(("engine", "precision", "file"), VARIANTS)
+@pytest.mark.parametrize(("engine", "precision"), [variant[:2] for variant in VARIANTS])
 def test_variants_give_the_scores_of_torch(
     engines: dict[tuple[str, str], Engine],
     by_torch: np.ndarray,
     many_windows: np.ndarray,
     engine: str,
     precision: str,
-    file: str,
     count: int,
 ) -> None:
     found = engines[engine, precision](many_windows[:count])
@@ -201,9 +172,8 @@ def of_moved(
 
 
 def test_run_whose_data_has_moved_is_exported_without_int8_and_says_so(of_moved: Made) -> None:
-    first = of_moved.said.splitlines()[0]
-    assert first.startswith("note: no pictures to compare on: expected ")
-    assert first.endswith("; name some with --pictures")
+    note = "note: no pictures to compare on: expected .*; name some with --pictures"
+    assert fullmatch(note, of_moved.said.splitlines()[0])
     assert "int8" not in of_moved.printed
     found = read_export(of_moved.folder).record
     assert {precision for _, precision, _ in variants_of(found)} == {"fp32", "bf16"}
@@ -228,40 +198,13 @@ def test_export_of_one_target_predicts_it_alone(
         Scorer.from_pretrained(of_moved.folder, targets=["quality"])
 
 
-@pytest.fixture
-def copied_models(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Nothing is computed for a while: models are copied. Returns how many calibrate int8."""
-    calibrated: list[int] = []
-
-    def write_onnx(engine: TorchEngine, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copy(made.folder / path.name, path))
-
-    def write_int8(fp32: Path, path: Path, size: int, views: str, pictures: Any) -> Path:
-        calibrated.append(len(pictures))
-        return Path(shutil.copy(made.folder / path.name, path))
-
-    def write_openvino(path: Path) -> list[Path]:
-        files = [path.with_suffix(".xml"), path.with_suffix(".bin")]
-        return [Path(shutil.copy(made.folder / file.name, file)) for file in files]
-
-    for name, function in (
-        ("onnx", write_onnx),
-        ("int8", write_int8),
-        ("openvino", write_openvino),
-    ):
-        monkeypatch.setattr(export, f"_write_{name}", function)
-    monkeypatch.setattr(export, "INT8_SRCC", -1.0)
-    return calibrated
-
-
 def test_pictures_that_are_named_are_compared_on(
     copied_models: list[int], trained_run: Path, picture_data: Path, tmp_path: Path
 ) -> None:
     paths = [picture_data.with_name(f"{i:02}.png") for i in range(3)]
     found = Made.by(trained_run, "--pictures", *paths, "-o", tmp_path / "export")
     assert copied_models == [3]
-    assert read_export(found.folder).record["compared_on"] == "3 pictures"
+    assert read_export(found.folder).record["compared_on"] == "the middle of 3 pictures"
 
 
 @pytest.mark.parametrize(
@@ -285,25 +228,24 @@ def test_variant_that_is_too_far_from_torch_is_left_out_and_says_why(
     found = Made.by(trained_run, "-o", tmp_path / "export")
     record = read_export(found.folder).record
     assert variants_of(record) == [variant for variant in VARIANTS if variant[1] != lacking]
-    assert record["left_out"] == {lacking: f"openvino's is left out, {why}"}
+    assert why in str(record["left_out"])
     (line,) = (li for li in found.said.splitlines() if li.startswith(f"openvino {lacking}:"))
     assert line.endswith(f"; left out, {why}")
     assert f"openvino {lacking}" not in found.printed
-    with pytest.raises(UsageError, match=f"got openvino {lacking}: openvino's is left out, {why}"):
+    with pytest.raises(UsageError, match=f"got openvino {lacking}: .*{why}"):
         Scorer.from_pretrained(found.folder, engine="openvino", precision=lacking)
 
 
 @pytest.mark.usefixtures("copied_models")
 def test_export_that_does_not_give_the_scores_of_torch_is_refused(
-    monkeypatch: pytest.MonkeyPatch, trained_run: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, trained_run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     monkeypatch.setattr(export, "FP32_DRIFT", -1.0)
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        assert main(["export", str(trained_run), "-o", str(tmp_path / "export")]) == 1
-    assert out.getvalue() == ""
-    last = err.getvalue().splitlines()[-1]
+    assert main(["export", str(trained_run), "-o", str(tmp_path / "export")]) == 1
+    told = capsys.readouterr()
+    last = told.err.splitlines()[-1]
     assert last.startswith("dcmpl: expected onnx to give torch's scores to -1, they drift by ")
+    assert told.out == ""
     assert not (tmp_path / "export" / "export.json").exists()
 
 
@@ -321,8 +263,7 @@ def flip(path: Path, place: int) -> None:
 def test_model_of_which_a_byte_was_changed_is_refused(
     made: Made, tmp_path: Path, engine: str, precision: str, file: str, place: int
 ) -> None:
-    used = {file, file.replace(".xml", ".bin")}
-    for name in sorted(used):
+    for name in {file, file.replace(".xml", ".bin")}:
         folder = made.copied(tmp_path / name)
         flip(folder / name, place)
         with pytest.raises(RunError) as caught:
@@ -343,9 +284,9 @@ def test_record_of_which_a_byte_was_changed_is_refused(
     folder = made.copied(tmp_path / "copy")
     path = folder / "export.json"
     content = path.read_text()
-    place = next(
-        i for i in range(int(share * len(content)), len(content)) if content[i] not in " \n"
-    )
+    place = int(share * len(content))
+    while content[place] in " \n":
+        place += 1
     flip(path, place)
     picture, out = picture_data.with_name("00.png"), tmp_path / "x.csv"
     words = ["score", picture, "--model", folder, "-o", out]
@@ -358,7 +299,7 @@ def test_record_of_a_later_version_asks_for_an_upgrade(
     folder = made.copied(tmp_path / "copy")
     later = {k: v for k, v in record.items() if k != "digest"} | {"version": "9.0.0", "new": 1}
     (folder / "export.json").write_bytes(sealed(later))
-    with pytest.raises(RunError, match="of a later version, 9.0.0: pip install --upgrade dcmpl"):
+    with pytest.raises(RunError, match=r"later version, 9\.0\.0: pip install --upgrade"):
         Scorer.from_pretrained(folder)
 
 
@@ -393,7 +334,7 @@ def test_prompts_that_depend_on_pictures_cannot_be_exported(
 ) -> None:
     engine = TorchEngine(build("dcmpl", mpa=MpaConfig(source="encoder_outputs")), ("quality",))
     shown = [read_image(picture_data.with_name("00.png"))]
-    with pytest.raises(UsageError, match="mpa.source=encoder_outputs: only torch runs it"):
+    with pytest.raises(UsageError, match="encoder_outputs: only torch runs it"):
         write_export(engine, read_run(trained_run), tmp_path / "x", shown, print)
     assert not (tmp_path / "x").exists()
 

@@ -2,14 +2,13 @@
 
 import json
 import sys
-import time
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcmpl.generators import MAX_NODES, prompt_in
+from dcmpl.generators import _followed, prompt_in
 
 SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: sd"
 
@@ -114,12 +113,19 @@ def test_loop_of_links_ends(kind: str) -> None:
     assert graph_prompt(LOOPS[kind]) == ("a red fox" if "3" in LOOPS[kind] else "")
 
 
-def test_many_loops_end_soon() -> None:
-    count = MAX_NODES
-    graph = {str(i): node(positive=[str((i + 1) % count), 0]) for i in range(count)}
-    began = time.process_time()
+def test_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcmpl.generators.MAX_NODES", 2)
+    graph = {"1": node(), "2": node(), "3": node(text="a red fox")}
     assert graph_prompt(graph) == ""
-    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(("steps", "prompt"), [(4, ""), (5, "a red fox")])
+def test_links_are_counted(monkeypatch: pytest.MonkeyPatch, steps: int, prompt: str) -> None:
+    monkeypatch.setattr("dcmpl.generators.MAX_STEPS", steps)
+    chain = {str(i): node(conditioning=[str(i + 1), 0]) for i in range(1, 5)}
+    graph = {"0": node(positive=["1", 0]), **chain, "5": {"inputs": {"text": "a red fox"}}}
+    links = {name: node["inputs"] for name, node in graph.items()}
+    assert _followed(links["0"]["positive"], links) == prompt
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_graph_of_anything_else_has_no_prompt(graph: Any) -> None:
     assert graph_prompt(graph) == ""
 
 
-@pytest.mark.parametrize("text", ["a red fox", "{a|b} fox", '{"1": ', "[a fox", '"fox"', "5", "[]"])
+@pytest.mark.parametrize("text", ["a red fox", "{a|b} fox", '{"1":', "[a fox", '"fox"', "5", "[]"])
 def test_prompt_that_is_no_graph_is_the_prompt(text: str) -> None:
     assert prompt_in({"prompt": f" {text} "}) == text
 

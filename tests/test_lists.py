@@ -56,7 +56,7 @@ def test_paths_are_relative_to_the_table_not_to_here(
 
 
 @pytest.mark.parametrize(
-    "name", "image image_path filepath file_name filename file path name".split()
+    "name", ["image", "image_path", "filepath", "file_name", "filename", "file", "path", "name"]
 )
 def test_column_of_pictures_may_have_several_names(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, ".csv", [{"seed": "7", name: "a.png"}])

@@ -1,8 +1,12 @@
 """Every picture gets its row, in order, whatever its form and its neighbours."""
 
 import shutil
+import threading
+import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dcmpl.errors import RunError, UsageError
-from dcmpl.predict import Score, Scorer
+from dcmpl.images import decode, read_image
+from dcmpl.predict import Scorer
+from dcmpl.scores import Score
+from dcmpl.sources import Request
 
 TOLERANCE = 1e-6
 """Batches of other sizes add up in another order: a few float32 roundings of a value < 1."""
@@ -199,3 +206,138 @@ def test_folder_that_is_no_run_is_a_run_error(tmp_path: Path) -> None:
 def test_scorer_leaves_gradients_on(scorer: Scorer, paths: list[Path]) -> None:
     scorer.score(paths[:1])
     assert torch.is_grad_enabled()
+
+
+def test_tensors_score_as_their_files(scorer: Scorer, paths: list[Path]) -> None:
+    tensors = [torch.from_numpy(read_image(path)).permute(2, 0, 1) / 255 for path in paths]
+    wanted = pytest.approx(values(scorer.score(paths)), abs=TOLERANCE)
+    assert values(scorer.score(tensors)) == wanted
+    assert values(scorer.score(torch.stack(tensors))) == wanted
+
+
+def test_tensor_of_half_precision_is_scored(scorer: Scorer) -> None:
+    tensor = torch.full((3, 40, 40), 0.5, dtype=torch.bfloat16, requires_grad=True)
+    assert scorer.score([tensor])[0].status == "ok"
+
+
+WRONG_TENSORS = {
+    "whole numbers": torch.zeros((3, 40, 40), dtype=torch.uint8),
+    "gray": torch.zeros((40, 40)),
+    "channels last": torch.zeros((40, 40, 3)),
+    "empty": torch.zeros((3, 0, 40)),
+    "above one": torch.full((3, 40, 40), 1.01),
+    "below zero": torch.full((3, 40, 40), -0.01),
+    "not a number": torch.full((3, 40, 40), float("nan")),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TENSORS)
+def test_wrong_tensor_gets_a_row_with_its_reason(scorer: Scorer, kind: str) -> None:
+    (found,) = scorer.score([WRONG_TENSORS[kind]])
+    assert found.reason.startswith("expected a tensor of floats in [0, 1]")
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"a.png", [1, 2]])
+def test_anything_else_gets_a_row_with_its_reason(scorer: Scorer, wrong: Any) -> None:
+    assert scorer.score([wrong])[0].reason == (
+        f"expected a path, a Pillow image, an array or a tensor, got {type(wrong).__name__}"
+    )
+
+
+@pytest.mark.parametrize("one", ["a.png", Path("a.png"), Image.new("RGB", (40, 40))])
+def test_one_picture_instead_of_a_list_is_a_usage_error(scorer: Scorer, one: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        scorer.score(one)
+    assert str(caught.value) == f"expected a list of pictures, got one {type(one).__name__}: [it]"
+
+
+def test_one_tensor_instead_of_a_batch_is_a_usage_error(scorer: Scorer) -> None:
+    with pytest.raises(UsageError, match=r"a tensor \(N, 3, height, width\), got one of shape"):
+        scorer.score(torch.zeros(3, 40, 40))
+
+
+def test_note_says_what_was_done_to_read_a_picture(scorer: Scorer, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (40, 40), (9, 9, 9, 100)).save(path)
+    (found,) = scorer.score([path])
+    assert (found.status, found.note) == ("ok", "transparent parts laid on white")
+
+
+def test_index_is_the_place_of_the_picture(scorer: Scorer, paths: list[Path]) -> None:
+    asked = (Request(str(path), "", partial(decode, path)) for path in paths[:3])
+    assert [row.index for row in scorer.rows(asked, start=64)] == [64, 65, 66]
+
+
+def test_only_the_targets_that_are_asked_for_are_computed(
+    trained_run: Path, scorer: Scorer, paths: list[Path]
+) -> None:
+    found = Scorer.from_pretrained(trained_run, device="cpu", targets=["alignment"]).score(paths)
+    assert {row.quality for row in found} == {None}
+    wanted = [row.alignment for row in scorer.score(paths)]
+    assert [row.alignment for row in found] == pytest.approx(wanted, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("target", ["authenticity", "beauty"])
+def test_target_that_was_not_learned_is_a_usage_error(trained_run: Path, target: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Scorer.from_pretrained(trained_run, targets=[target])
+    assert str(caught.value) == (
+        f"expected targets that {trained_run} predicts (quality, alignment), got {target}"
+    )
+
+
+WRONG_WORDS = {
+    "engine": ({"engine": "tpu"}, "expected an engine of auto, torch, onnx, openvino"),
+    "precision": ({"precision": "fp64"}, "a precision of fp32, bf16, int8, got auto and fp64"),
+    "views": ({"views": "all"}, "expected views to be windows, center, resize or grid-N"),
+    "engine of exports": ({"engine": "onnx"}, "expected an exported model for the engine onnx"),
+    "precision of exports": ({"precision": "int8"}, "dcmpl export makes models of int8"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_WORDS)
+def test_what_a_run_cannot_do_is_a_usage_error(trained_run: Path, kind: str) -> None:
+    words, told = WRONG_WORDS[kind]
+    with pytest.raises(UsageError, match=told):
+        Scorer.from_pretrained(trained_run, **words)
+
+
+def test_views_may_be_chosen(trained_run: Path, scorer: Scorer, paths: list[Path]) -> None:
+    assert scorer.views == "center"
+    assert Scorer.from_pretrained(trained_run, views="resize").views == "resize"
+    found = Scorer.from_pretrained(trained_run, views="windows", device="cpu").score(paths)
+    assert all(row.status == "ok" for row in found)
+    assert values(found) != values(scorer.score(paths))
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_scores_do_not_depend_on_the_workers(
+    trained_run: Path, scorer: Scorer, paths: list[Path], workers: int
+) -> None:
+    other = Scorer.from_pretrained(trained_run, device="cpu", workers=workers, batch_size=3)
+    assert other.score(paths) == scorer.score(paths)
+
+
+def test_scoring_leaves_threads_and_warnings_as_they_were(
+    scorer: Scorer, paths: list[Path]
+) -> None:
+    before = torch.get_num_threads(), threading.active_count(), list(warnings.filters)
+    list(scorer.stream((path, "") for path in paths))
+    next(scorer.stream((path, "") for path in paths))
+    assert (torch.get_num_threads(), threading.active_count(), warnings.filters) == before
+
+
+def test_loss_is_one_less_the_score_and_has_gradients(scorer: Scorer, paths: list[Path]) -> None:
+    pixels = torch.from_numpy(np.stack([read_image(path) for path in paths])) / 255
+    images = pixels.permute(0, 3, 1, 2).requires_grad_()
+    loss = scorer.as_loss("alignment")(images)
+    wanted = [1 - (row.alignment or 0) for row in scorer.score(paths)]
+    assert loss.tolist() == pytest.approx(wanted, abs=TOLERANCE)
+    loss.sum().backward()
+    assert images.grad is not None
+    assert (images.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_loss_of_what_is_not_predicted_is_a_usage_error(scorer: Scorer) -> None:
+    with pytest.raises(UsageError, match="got authenticity"):
+        scorer.as_loss("authenticity")

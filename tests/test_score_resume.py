@@ -24,6 +24,7 @@ COUNT, LONG = 200, 1000  # three chunks and a part of one; fifteen, which take s
 CHUNK = 64
 
 Words = list[str]
+Factory = pytest.TempPathFactory
 
 
 def _run(words: Words, told: str) -> None:
@@ -50,10 +51,7 @@ def start() -> Start:
 
 
 Job = tuple[Words, dict[str, bytes]]
-"""Words, all but ``-o``, and by name what they write when nothing comes between.
-
-``part`` is what stands there before the end.
-"""
+"""Words, all but ``-o``, and by name what they write; ``part`` stands there before the end."""
 
 
 def made_job(folder: Path, data: Path, run: Path, count: int, *words: str) -> Job:
@@ -80,14 +78,12 @@ def made_job(folder: Path, data: Path, run: Path, count: int, *words: str) -> Jo
 
 
 @pytest.fixture(scope="module")
-def job(picture_data: Path, trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(picture_data: Path, trained_run: Path, tmp_path_factory: Factory) -> Job:
     return made_job(tmp_path_factory.mktemp("job"), picture_data, trained_run, COUNT)
 
 
 @pytest.fixture(scope="module")
-def long_job(
-    picture_data: Path, trained_run: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Job:
+def long_job(picture_data: Path, trained_run: Path, tmp_path_factory: Factory) -> Job:
     words = ["--views", "windows", "--workers", "2"]
     return made_job(tmp_path_factory.mktemp("long"), picture_data, trained_run, LONG, *words)
 
@@ -133,20 +129,6 @@ def wait_for_rows(out: Path, count: int, process: ForkServerProcess) -> None:
         time.sleep(0.002)
 
 
-def interrupted(out: Path, words: Words, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job with an interrupt behind so many rows."""
-    write = Part.write
-
-    def write_and_stop(self: Part, row: Row) -> None:
-        write(self, row)
-        if len(self) == rows:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Part, "write", write_and_stop)
-        assert main([*words, "-o", str(out)]) == 130
-
-
 def test_job_that_is_killed_ten_times_ends_with_the_same_bytes(
     start: Start, long_job: Job, out: Path, tmp_path: Path
 ) -> None:
@@ -173,7 +155,16 @@ def test_other_formats_end_with_the_same_bytes_as_well(
 ) -> None:
     other, out = out.with_name(f"whole{suffix}"), out.with_suffix(suffix)
     assert main([*words, "-o", str(other)]) == 3
-    interrupted(out, words, 150, monkeypatch)
+    write = Part.write
+
+    def write_and_stop(self: Part, row: Row) -> None:
+        write(self, row)
+        if len(self) == 150:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Part, "write", write_and_stop)
+        assert main([*words, "-o", str(out)]) == 130
     assert main([*words, "-o", str(out), "--resume"]) == 3
     assert out.read_bytes() == other.read_bytes()
     manifests = (Path(f"{path}.manifest.json").read_bytes() for path in (out, other))
@@ -248,26 +239,18 @@ def test_rows_of_a_job_that_was_broken_off_are_kept_without_resume(
         (["--prompt", "a dog"], "pictures_sha256"),
         (["--sort"], "sort"),
         (["--shard", "1/1"], "shard"),
+        (["--model", "{copy of the run}"], "model"),
     ],
 )
 def test_another_job_does_not_go_on_with_these_rows(
     words: Words, out: Path, half: bytes, capsys: Capture, flags: Words, told: str
 ) -> None:
+    copy = str(shutil.copytree(words[3], out.parent / "copy"))
+    flags = [copy if "{" in flag else flag for flag in flags]
     assert main([*words, "-o", str(out), "--resume", *flags]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"dcmpl: expected the rows of this job in {part_of(out)}, got those of one that differs in "
         f"{told}: score as it was started, or delete it"
-    )
-    assert written(out) == {part_of(out).name: half}
-
-
-def test_another_model_does_not_go_on_with_these_rows(
-    words: Words, out: Path, half: bytes, capsys: Capture, trained_run: Path, tmp_path: Path
-) -> None:
-    other = shutil.copytree(trained_run, tmp_path / "other")
-    words = [str(other) if word == str(trained_run) else word for word in words]
-    assert "got those of one that differs in model: " in refused(
-        capsys, 1, *words, "-o", out, "--resume"
     )
     assert written(out) == {part_of(out).name: half}
 
@@ -285,7 +268,6 @@ def test_interrupt_ends_in_one_sentence_that_says_where_the_rows_are(
     words, whole = [*long_job[0], "-o", str(out)], long_job[1]
     process = start(words, tmp_path / "told")
     wait_for_rows(out, 200, process)
-    assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 130
@@ -304,7 +286,6 @@ def test_second_process_is_refused_and_the_first_goes_on(
     words, whole = [*long_job[0], "-o", str(out)], long_job[1]
     process = start(words, tmp_path / "told")
     wait_for_rows(out, 100, process)
-    assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
     try:
         for flag in ([], ["--resume"]):
@@ -336,14 +317,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.parametrize("room", ["for some rows", "for all rows, not for the scores"])

@@ -178,7 +178,7 @@ class OpenVinoEngine(_OfExport):
 
         super().__init__(exported, precision)
         settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "f32",  # each file says itself what is lower
             "NUM_STREAMS": lanes,
             "INFERENCE_NUM_THREADS": lanes,
         }

@@ -1,7 +1,8 @@
 """A run as models for ONNX Runtime and OpenVINO: folded, held to torch, and described.
 
     model.onnx                 float32, any number of windows
-    model.xml, model.bin       the same for OpenVINO, which also runs it in bfloat16
+    model.xml, model.bin       the same for OpenVINO
+    model.bf16.xml, .bin       the blocks' products in bfloat16
     model.int8.onnx            the blocks' products in 8 bits, calibrated on pictures
     model.int8.xml, .bin       the same for OpenVINO
     export.json                what it is, how far each variant's scores are from torch's
@@ -17,10 +18,11 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from dcmpl import __version__
 from dcmpl.checkpoint import Run
@@ -28,6 +30,7 @@ from dcmpl.disk import sealed, sha256_of, write_atomically
 from dcmpl.engines import MODULES, Engine, Exported, all_scores, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
+from dcmpl.folded import Folded
 from dcmpl.images import quiet_pillow
 from dcmpl.metrics import srcc
 from dcmpl.packing import cores
@@ -75,22 +78,7 @@ def write_export(
     views = run.train.views
     shown = list(pictures) or [_noise(engine.size, seed) for seed in range(4)]
     wanted = all_scores(engine, shown, "center")
-    files = [_write_onnx(engine, folder / "model.onnx")]
-    variants = [_variant("onnx", "fp32", files[0])]
-    left_out: dict[str, str] = {}
-    if pictures:
-        files.append(_write_int8(files[0], folder / "model.int8.onnx", engine.size, views, shown))
-        variants.append(_variant("onnx", "int8", files[1]))
-    else:
-        left_out["int8"] = "it is calibrated on pictures, and there were none: add --pictures"
-    if find_spec(MODULES["openvino"]):
-        for onnx_file in files[:]:
-            files += _write_openvino(onnx_file)
-        variants += [_variant("openvino", "fp32", folder / "model.xml")]
-        variants += [_variant("openvino", "bf16", folder / "model.xml")]
-        variants += [_variant("openvino", "int8", folder / "model.int8.xml")] if pictures else []
-    else:
-        left_out["openvino"] = "it is not installed: pip install 'dcmpl-agiqa[openvino]'"
+    files, variants, left_out = _write_models(engine, folder, views, pictures)
     record = {
         "kind": "dcmpl export",
         "tasks": list(engine.tasks),
@@ -122,6 +110,34 @@ def write_export(
     return record
 
 
+def _write_models(
+    engine: TorchEngine, folder: Path, views: str, pictures: Sequence[np.ndarray]
+) -> tuple[list[Path], list[dict[str, Any]], dict[str, str]]:
+    """Files, variants, and by precision or engine why there is none."""
+    fp32 = _write_onnx(engine.network.cpu(), folder / "model.onnx", engine.size)
+    files, variants, left_out = [fp32], [_variant("onnx", "fp32", fp32)], {}
+    if pictures:
+        int8 = _write_int8(fp32, folder / "model.int8.onnx", engine.size, views, pictures)
+        files.append(int8)
+        variants.append(_variant("onnx", "int8", int8))
+    else:
+        left_out["int8"] = "it is calibrated on pictures, and there were none: add --pictures"
+    if not find_spec(MODULES["openvino"]):
+        left_out["openvino"] = "it is not installed: pip install 'dcmpl-agiqa[openvino]'"
+        left_out["bf16"] = f"it takes OpenVINO, and {left_out['openvino']}"
+        return files, variants, left_out
+    # OpenVINO's own bfloat16 also lowers what must not be: the tokens and the stem.
+    lower = cast(Folded, engine.network).in_bfloat16()
+    bf16 = _write_onnx(lower, folder / "model.bf16.onnx", engine.size)
+    precisions = [*(variant["precision"] for variant in variants), "bf16"]
+    for path, precision in zip([*files, bf16], precisions, strict=True):
+        made = _write_openvino(path)
+        files += made
+        variants.append(_variant("openvino", precision, made[0]))
+    bf16.unlink()
+    return files, variants, left_out
+
+
 def _noise(size: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
@@ -142,13 +158,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _write_onnx(engine: TorchEngine, path: Path) -> Path:
-    example = torch.zeros(2, engine.size, engine.size, 3, dtype=torch.uint8)
+def _write_onnx(network: nn.Module, path: Path, size: int) -> Path:
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     batch = torch.export.Dim("windows", min=1, max=MOST_WINDOWS)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         program = torch.onnx.export(
-            engine.network.cpu(),
+            network,
             (example,),
             dynamo=True,
             dynamic_shapes={"windows": {0: batch}},
