@@ -25,7 +25,7 @@ from dcmpl.model import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.trained import TorchEngine
 from dcmpl.views import windows
-from exported import Made
+from exported import VARIANTS, Made
 
 pytest_plugins = ("exported",)
 
@@ -278,10 +278,9 @@ def test_engine_the_export_has_not_is_told_beside_those_it_has(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         Scorer.from_pretrained(made.folder, engine=engine, precision=precision)
-    assert str(caught.value) == (
-        "expected one of onnx fp32, onnx int8, openvino fp32, openvino bf16, openvino int8 "
-        f"from {made.folder}, got {engine} {precision}"
-    )
+    known = ", ".join(f"{engine} {precision}" for engine, precision, _ in VARIANTS)
+    told = f"expected one of {known} from {made.folder}, got {engine} {precision}"
+    assert str(caught.value) == told
 
 
 def test_package_that_is_not_installed_is_told(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,13 +66,13 @@ def test_positive_input_of_the_sampler_leads_to_the_prompt() -> None:
 
 def test_prompt_is_found_through_nodes_that_pass_conditions_on() -> None:
     graph = {
+        "9": node(text="blurry"),
         "1": node(positive=["2", 0], negative=["9", 0]),
         "2": node(conditioning=["3", 0], guidance=3.5),
         "3": node(conditioning_1=["4", 0], conditioning_2=["9", 0]),
         "4": node(positive=["5", 0]),
         "5": node(text=["6", 0], clip=["8", 0]),
         "6": node(value="a red fox"),
-        "9": node(text="blurry"),
     }
     assert graph_prompt(graph) == "a red fox"
 

@@ -1,0 +1,258 @@
+"""Files, folders, globs and lists become entries: each picture once, each fault a row."""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dcmpl.errors import DataError, UsageError
+from dcmpl.sources import Entry, find_entries, is_picture, requests, with_prompts
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder of pictures and others, two deep."""
+    for name in ("b.png", "a.JPG", "notes.txt", "sub/c.webp", "sub/deep/d.gif", "sub/._c.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+def found_in(*paths: Path | str, sidecar: bool = False) -> list[Entry]:
+    return find_entries([str(path) for path in paths], sidecar)
+
+
+def names(root: Path, found: Sequence[Entry]) -> list[str]:
+    return [str(Path(entry.name).relative_to(root)) for entry in found]
+
+
+def prompts(found: Sequence[Entry]) -> list[str]:
+    return [entry.prompt for entry in found]
+
+
+def test_files_stay_in_the_order_they_are_named(tree: Path) -> None:
+    assert names(tree, found_in(tree / "b.png", tree / "a.JPG")) == ["b.png", "a.JPG"]
+
+
+def test_file_is_named_as_it_was_asked_for(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert found_in("./b.png") == [Entry("./b.png", "./b.png")]
+
+
+def test_named_file_needs_no_picture_suffix(tree: Path) -> None:
+    assert names(tree, found_in(tree / "notes.txt")) == ["notes.txt"]
+
+
+def test_folder_gives_all_pictures_below_it(tree: Path) -> None:
+    assert names(tree, found_in(tree)) == ["a.JPG", "b.png", "sub/c.webp", "sub/deep/d.gif"]
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "heic", "HEIF"],
+)
+def test_picture_is_known_by_its_suffix(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a.{suffix}").touch()
+    assert is_picture(tmp_path / f"a.{suffix}")
+    assert names(tmp_path, found_in(tmp_path)) == [f"a.{suffix}"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "png", ".png", "a.png.part", "._a.png", "none.png"])
+def test_other_files_are_no_pictures(tmp_path: Path, name: str) -> None:
+    if name != "none.png":
+        (tmp_path / name).touch()
+    assert not is_picture(tmp_path / name)
+
+
+def test_glob_gives_its_files(tree: Path) -> None:
+    assert names(tree, found_in(tree / "*.png")) == ["b.png"]
+
+
+def test_recursive_glob_goes_below(tree: Path) -> None:
+    assert names(tree, found_in(tree / "**" / "*.gif")) == ["sub/deep/d.gif"]
+
+
+def test_file_whose_name_looks_like_a_glob_is_a_file(tree: Path) -> None:
+    (tree / "x[1].png").touch()
+    assert names(tree, found_in(tree / "x[1].png")) == ["x[1].png"]
+
+
+def test_picture_named_twice_is_listed_once(tree: Path) -> None:
+    found = names(tree, found_in(tree / "b.png", tree, tree / "b.png"))
+    assert found == ["b.png", "a.JPG", "sub/c.webp", "sub/deep/d.gif"]
+
+
+def test_one_picture_under_two_spellings_is_listed_once(tmp_path: Path) -> None:
+    found = found_in(tmp_path / "a.png", f"{tmp_path}/./a.png", tmp_path / "b.png")
+    assert names(tmp_path, found) == ["a.png", "b.png"]
+
+
+def test_missing_file_stays_in_the_list_and_fails_when_read(tree: Path) -> None:
+    path = str(tree / "missing.png")
+    (entry,) = found_in(path)
+    assert entry == Entry(path, path)
+    (request,) = requests([entry])
+    with pytest.raises(DataError) as caught:
+        request.read()
+    assert str(caught.value) == f"expected a picture at {path}, found no file"
+
+
+def test_folder_without_pictures_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        found_in(tmp_path)
+    assert str(caught.value) == (
+        f"expected pictures in {tmp_path}, found none: name a folder with some"
+    )
+
+
+def test_glob_without_a_match_is_a_usage_error(tree: Path) -> None:
+    with pytest.raises(UsageError, match=r"expected pictures in .*\*\.bmp, found none"):
+        found_in(tree / "*.bmp")
+
+
+def test_nothing_named_gives_nothing() -> None:
+    assert find_entries([]) == []
+
+
+# Prompts beside pictures.
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """Two pictures, one with a prompt beside it."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("a red fox\n", encoding="utf-8-sig")
+    return tmp_path
+
+
+def test_prompt_beside_a_picture_is_taken_where_asked_for(pair: Path) -> None:
+    assert prompts(found_in(pair, sidecar=True)) == ["a red fox", ""]
+    assert prompts(found_in(pair / "a.png", pair / "*b.png", sidecar=True)) == ["a red fox", ""]
+    assert prompts(found_in(pair)) == ["", ""]
+
+
+def test_folder_beside_a_picture_is_no_prompt(pair: Path) -> None:
+    (pair / "b.txt").mkdir()
+    assert prompts(found_in(pair, sidecar=True)) == ["a red fox", ""]
+
+
+def test_prompt_of_other_bytes_raises_nothing(pair: Path) -> None:
+    (pair / "a.txt").write_bytes(b"caf\xe9")
+    assert prompts(found_in(pair / "a.png", sidecar=True)) == ["caf\N{REPLACEMENT CHARACTER}"]
+
+
+def test_prompt_is_read_so_far_and_no_further(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcmpl.sources.MAX_SIDECAR_BYTES", 5)
+    assert prompts(found_in(pair / "b.png", pair / "a.png", sidecar=True)) == ["", "a"]
+
+
+# Lists.
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_list_gives_its_rows_with_their_prompts(tmp_path: Path, suffix: str) -> None:
+    rows = pd.DataFrame({"file_name": ["a.png", "sub/b.png"], "text": ["a red fox", ""]})
+    path = tmp_path / f"list{suffix}"
+    write = {".csv": rows.to_csv, ".parquet": rows.to_parquet}.get(suffix)
+    if write:
+        write(path)
+    else:
+        rows.to_json(path, orient="records", lines=True)
+    assert found_in(path) == [
+        Entry(str(tmp_path / "a.png"), str(tmp_path / "a.png"), prompt="a red fox"),
+        Entry(str(tmp_path / "sub/b.png"), str(tmp_path / "sub/b.png")),
+    ]
+
+
+def test_rows_of_a_list_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("image,prompt\na.png,a fox\na.png,an ox\n")
+    assert prompts(found_in(path)) == ["a fox", "an ox"]
+
+
+def test_empty_cell_of_a_list_is_a_row_with_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("image,prompt\n,a fox\nb.png,an ox\n")
+    first, second = found_in(path)
+    assert (first.name, first.prompt) == (str(path), "a fox")
+    assert first.fault == f"expected a picture in every row of {path}, got an empty cell"
+    assert (second.name, second.fault) == (str(tmp_path / "b.png"), "")
+    with pytest.raises(DataError, match="got an empty cell"):
+        next(requests([first])).read()
+
+
+def test_list_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url\na.png\n")
+    with pytest.raises(DataError, match="expected a column of pictures in "):
+        found_in(tmp_path / "list.csv")
+
+
+def test_list_in_a_folder_is_not_taken(pair: Path) -> None:
+    (pair / "list.csv").write_text("image\nc.png\n")
+    assert names(pair, found_in(pair)) == ["a.png", "b.png"]
+
+
+def test_prompts_of_a_table_go_to_entries_by_name() -> None:
+    entries = [Entry("a", "a"), Entry("b", "b", prompt="own"), Entry("z/c", "z", "c")]
+    found = with_prompts(entries, {"a": "a fox", "z/c": "an ox", "nobody": "x"})
+    assert prompts(found) == ["a fox", "own", "an ox"]
+    assert [entry.name for entry in found] == ["a", "b", "z/c"]
+
+
+# What is read.
+
+
+def test_requests_read_the_pictures_they_name(pair: Path) -> None:
+    Image.new("RGB", (4, 4), "red").save(pair / "b.png")
+    found = list(requests(found_in(pair, sidecar=True)))
+    assert [request.prompt for request in found] == ["a red fox", ""]
+    assert [request.read().pixels[0, 0].tolist() for request in found] == [[0, 0, 0], [255, 0, 0]]
+
+
+def test_requests_may_be_read_in_other_threads(pair: Path) -> None:
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda r=request: found.append(r.read().pixels.size))
+        for request in requests(found_in(pair))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [48, 48]
+
+
+def test_prompt_is_found_in_the_picture_where_asked_for(pair: Path) -> None:
+    info = PngInfo()
+    info.add_text("parameters", "a red fox\nSteps: 20, Seed: 1")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(pair / "a.png", pnginfo=info)
+    entries = found_in(pair)
+    assert [request.prompt_of for request in requests(entries)] == [None, None]
+    found = [(r.prompt_of, r.read()) for r in requests(entries, metadata=True)]
+    assert [of and of(picture) for of, picture in found] == ["a red fox", ""]
+
+
+def test_content_of_an_entry_is_that_of_the_file(pair: Path) -> None:
+    (entry,) = found_in(pair / "a.png")
+    assert entry.content() == (pair / "a.png").read_bytes()
+
+
+def test_content_of_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected a whole file at .*no\.png, got: "):
+        Entry("no.png", str(tmp_path / "no.png")).content()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_name_that_is_no_utf_8_is_listed(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(name, "wb"):
+        pass
+    assert [os.fsencode(entry.path) for entry in found_in(tmp_path)] == [name]
