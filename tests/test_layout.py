@@ -39,6 +39,7 @@ ORDER = [
     "table",
     "sheets",
     "lists",
+    "containers",
     "sources",
     "aigciqa2023",
     "official",
@@ -73,6 +74,7 @@ ORDER = [
     "loss",
     "predict",
     "outputs",
+    "parts",
     "selection",
     "scoring",
     "export",
@@ -129,7 +131,7 @@ def test_file_is_shorter_than_350_lines(file: Path) -> None:
 
 def test_package_has_few_files() -> None:
     # One idea each; a new one must be worth more than the reader's time to find it.
-    assert len(FILES) <= 72
+    assert len(FILES) <= 75
 
 
 @pytest.mark.parametrize("name", ORDER)

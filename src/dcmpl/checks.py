@@ -1,5 +1,6 @@
 """What can be told wrong of a command's words before torch is imported."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -19,7 +20,7 @@ from dcmpl.config import (
 )
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS, with_settings, with_targets
-from dcmpl.scores import FORMATS
+from dcmpl.scores import FORMATS, PROMPTS_FROM
 from dcmpl.usage import flag, nearest
 
 __all__ = ["CHECKS"]
@@ -195,15 +196,13 @@ def _check_score(arguments: Namespace) -> None:
             "expected a run folder or an exported model at --model, found none at "
             f"{arguments.model}"
         )
-    if arguments.out != "-":
-        _check_output(arguments.out)
-    elif arguments.resume or arguments.sort or arguments.top or arguments.copy_top:
-        raise UsageError(
-            "expected a file at -o with --resume, --sort, --top and --copy-top, got -: "
-            "rows go to standard output as they come"
-        )
+    _check_destination(arguments)
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():
         raise UsageError(f"expected a table at --prompts {arguments.prompts}, found no file")
+    if arguments.prompt_from not in (None, *PROMPTS_FROM):
+        raise UsageError(
+            f"expected --prompt-from of {', '.join(PROMPTS_FROM)}, got {arguments.prompt_from}"
+        )
     if arguments.views not in (None, "auto"):
         check_views(arguments.views)
     _check_targets(arguments.targets or [])
@@ -218,6 +217,21 @@ def _check_score(arguments: Namespace) -> None:
     arguments.entries = find_entries(arguments.paths, arguments.prompt_from == "sidecar")
     if arguments.move_below and any(entry.member for entry in arguments.entries):
         raise UsageError("expected files for --move-below, got an archive: its pictures stay in it")
+
+
+def _check_destination(arguments: Namespace) -> None:
+    if arguments.out != "-":
+        _check_output(arguments.out)
+    elif any(arguments[name] for name in ("resume", "sort", "top", "copy_top", "move_below")):
+        raise UsageError(
+            "expected a file at -o with --resume, --sort, --top, --copy-top and --move-below, "
+            "got -: rows go to standard output as they come"
+        )
+    for path in (*arguments.paths, arguments.prompts):
+        if path and os.path.abspath(path) == os.path.abspath(arguments.out):
+            raise UsageError(f"expected a new file at -o, got {path}, which is to be read")
+    if arguments.move_below and arguments.top:
+        raise UsageError("expected --move-below without --top: the rows of what is moved are lost")
 
 
 def _check_targets(targets: Sequence[str]) -> None:
@@ -252,6 +266,12 @@ def _read_selection(arguments: Namespace) -> None:
             raise UsageError(f"expected {flag(name)} {wanted}, got {word} {folder}")
         if Path(folder).exists() and not Path(folder).is_dir():
             raise UsageError(f"expected a folder for {flag(name)}, found a file at {folder}")
+        for path in arguments.paths:
+            if os.path.isdir(path) and Path(folder).resolve().is_relative_to(Path(path).resolve()):
+                raise UsageError(
+                    f"expected a folder outside of {path} for {flag(name)}, got {folder}: it "
+                    "would be scored the next time"
+                )
         arguments[name] = value, folder
 
 

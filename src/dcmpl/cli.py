@@ -5,6 +5,7 @@ codes: 0 done, 1 failed, 2 wrong usage, 3 done but for some pictures, 130 interr
 """
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -73,6 +74,8 @@ def parse(argv: Sequence[str]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = parse(words)
         home = next(home for home, names in HOMES.items() if arguments.command in names)

@@ -10,26 +10,45 @@ from typing import Any
 from dcmpl import __version__
 from dcmpl.errors import RunError
 
-__all__ = ["as_json", "check_sealed", "sealed", "sha256_of", "write_atomically"]
+__all__ = [
+    "as_json",
+    "check_sealed",
+    "put_in_place",
+    "sealed",
+    "sha256_of",
+    "write_atomically",
+    "write_whole",
+]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path`` whole or not at all; raises :class:`RunError` on failure."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise RunError(
             f"expected to write {path}, got: {error.strerror or error}; what stood there before "
             "is whole, make room and start again"
         ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The same; raises :class:`OSError`, for those who know more to say of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        put_in_place(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Move a file that was written, once it is on the disk; raises :class:`OSError`."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def as_json(value: Any) -> bytes:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["prompt_in"]
+__all__ = ["prompt_in", "whole_text"]
 
 MAX_NODES = 10_000
 MAX_STEPS = 50
@@ -29,13 +29,18 @@ def prompt_in(texts: Mapping[str, str]) -> str:
     'a red fox'
     """
     if "parameters" in texts:
-        return BEHIND_PROMPT.split(texts["parameters"], maxsplit=1)[0].strip()
+        return whole_text(BEHIND_PROMPT.split(texts["parameters"], maxsplit=1)[0].strip())
     plain = texts.get("prompt", "").strip()
     try:
         graph = json.loads(plain)
     except (ValueError, RecursionError):
-        return plain
-    return _of_graph(graph) if isinstance(graph, dict) else plain
+        graph = None
+    return whole_text(_of_graph(graph) if isinstance(graph, dict) else plain)
+
+
+def whole_text(text: str) -> str:
+    """``text`` with a mark for halves of characters, which JSON can spell and no file can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _of_graph(graph: dict[str, Any]) -> str:

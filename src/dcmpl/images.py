@@ -5,6 +5,7 @@ anything is decoded, and whatever a decoder stumbles over is one sentence.
 """
 
 import io
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,6 +102,8 @@ def _unreadable_is_an_error(what: str) -> Iterator[None]:
 
 def _opened(what: str, source: str | Path | io.BytesIO) -> Picture:
     with _unreadable_is_an_error(what):
+        if not isinstance(source, io.BytesIO) and not stat.S_ISREG(Path(source).stat().st_mode):
+            raise DataError(f"expected a file at {what}, found something else")
         image: Image.Image
         try:
             image = Image.open(source, formats=FORMATS)

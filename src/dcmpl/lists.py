@@ -55,7 +55,7 @@ def read_prompts(file: Path, pictures: Sequence[str]) -> tuple[dict[str, str], l
         )
     by_path = {os.path.abspath(picture): picture for picture in pictures}
     by_name: dict[str, list[str]] = {}
-    for picture in pictures:
+    for picture in by_path.values():  # each once
         by_name.setdefault(os.path.basename(picture), []).append(picture)
     prompts: dict[str, str] = {}
     strange = []

@@ -130,7 +130,7 @@ class Scorer:
         ``index`` says which picture each was. Raises :class:`UsageError` for a target that
         the model does not predict.
         """
-        _chosen([by], self.targets, Path(self.about.get("model", "the model")))
+        self.check_target(by)
         return self.score(images, prompt).best_first(by)
 
     def stream(self, pairs: Iterable[tuple[Input, str]]) -> Iterator[Score]:
@@ -144,7 +144,7 @@ class Scorer:
 
         Pictures are decoded while others are computed, a few ahead.
         """
-        taken: deque[tuple[Request, str, str, str]] = deque()
+        taken: deque[tuple[str, str, str, str]] = deque()  # not the request: it may hold bytes
 
         def read(request: Request) -> tuple[Request, Picture | None, str]:
             try:
@@ -158,7 +158,7 @@ class Scorer:
                 if picture is not None:
                     prompt = request.prompt_of(picture) if request.prompt_of else prompt
                     note = "; ".join(picture.notes)
-                taken.append((request, prompt, fault, note))
+                taken.append((request.name, prompt, fault, note))
                 yield None if picture is None else picture.pixels
 
         with quiet_pillow(), self.engine.one_core_each(), lanes(self.workers) as pool:
@@ -172,14 +172,20 @@ class Scorer:
                 depth=self.workers,
             )
             for index, values in enumerate(found, start):
-                request, prompt, fault, note = taken.popleft()
+                name, prompt, fault, note = taken.popleft()
+                if values is not None and not np.isfinite(values).all():
+                    values, fault = None, f"expected finite scores of {name}, the model gave others"
                 of_task = (
                     {}
                     if values is None
                     else dict(zip(self.engine.tasks, values.tolist(), strict=True))
                 )
                 scores = {task: of_task.get(task) for task in self.targets}
-                yield Score(request.name, prompt, **scores, reason=fault, note=note, index=index)
+                yield Score(name, prompt, **scores, reason=fault, note=note, index=index)
+
+    def check_target(self, target: str) -> None:
+        """Raises :class:`UsageError` where the scorer does not predict ``target``."""
+        _chosen([target], self.targets, Path(self.about.get("model", "the model")))
 
     def as_loss(self, target: str = "quality") -> "ScoreLoss":
         """1 - score for each picture, with gradients to the pixels; see :class:`ScoreLoss`.
@@ -191,7 +197,7 @@ class Scorer:
 
         if not isinstance(self.engine, TorchEngine):
             raise UsageError("expected a run folder for a loss, got an exported model")
-        _chosen([target], self.targets, Path(self.about.get("model", "the model")))
+        self.check_target(target)
         return ScoreLoss(self.engine, target, self.views)
 
 
@@ -218,7 +224,7 @@ def _exported(
                 "pictures: name --views"
             )
     opened = open_export(exported, engine, precision, lanes)
-    return opened, views or str(record["views"]), {"model": str(folder), **exported.about}
+    return opened, views or str(record["views"]), {"model": folder.name, **exported.about}
 
 
 def _trained(
@@ -243,7 +249,15 @@ def _trained(
         views = fewest_of_run(
             folder, run.identity, opened, lambda: validation_pictures(folder, run)
         )
-    return opened, views or run.train.views, {"model": str(folder), **run.about()}
+    return (
+        opened,
+        views or run.train.views,
+        {
+            "model": folder.name,
+            **run.about(),
+            "device": opened.device.type,
+        },
+    )
 
 
 def _chosen(targets: Sequence[str] | None, known: Sequence[str], folder: Path) -> tuple[str, ...]:

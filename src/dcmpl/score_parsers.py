@@ -5,7 +5,7 @@ from typing import Any, Literal, Optional
 
 from jsonargparse import ArgumentParser
 
-from dcmpl.scores import ENGINES, PRECISIONS
+from dcmpl.scores import ENGINES, PRECISIONS, PROMPTS_FROM
 
 __all__ = ["add_common", "export_parser", "merge_parser", "plain_parser", "score_parser"]
 
@@ -46,8 +46,8 @@ def score_parser() -> ArgumentParser:
     prompts.add_argument("--prompts", type=str, metavar="FILE", help="table: image, prompt")
     prompts.add_argument(
         "--prompt-from",
-        type=Optional[Literal["sidecar", "metadata"]],  # type: ignore[arg-type]  # jsonargparse's
-        metavar="{sidecar,metadata}",
+        type=str,
+        metavar=f"{{{','.join(PROMPTS_FROM)}}}",
         help="NAME.txt beside each picture, or what generators write into PNG files",
     )
     parser.add_argument(

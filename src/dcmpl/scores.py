@@ -9,7 +9,7 @@ from dcmpl.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENGINES", "EXPORT", "FORMATS", "PRECISIONS", "Score", "Scores"]
+__all__ = ["ENGINES", "EXPORT", "FORMATS", "PRECISIONS", "PROMPTS_FROM", "Score", "Scores"]
 
 ENGINES, PRECISIONS = ("torch", "onnx", "openvino"), ("fp32", "bf16", "int8")
 """What computes scores, and in what the towers' products are done."""
@@ -19,6 +19,9 @@ EXPORT = "export.json"
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 """Of files of scores."""
+
+PROMPTS_FROM = ("sidecar", "metadata")
+"""Where prompts stand that are not given as words or as a table."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -17,18 +19,19 @@ from dcmpl.errors import DataError, RunError
 from dcmpl.lists import read_prompts
 from dcmpl.outputs import (
     COLUMNS,
-    Part,
     Row,
     best_first,
+    manifest_of,
     merged,
-    open_part,
+    read_manifest,
     read_scores,
     write_scores,
 )
+from dcmpl.parts import Part, open_part, part_of
 from dcmpl.predict import CHUNK, Scorer
 from dcmpl.progress import say, track
 from dcmpl.scores import Score
-from dcmpl.selection import copy_best, move_below
+from dcmpl.selection import copy_best, move
 from dcmpl.sources import Entry, requests, with_prompts
 
 __all__ = ["COMMANDS", "warn_of_floor"]
@@ -57,32 +60,55 @@ def score(arguments: Any) -> int:
         targets=arguments.targets,
         workers=arguments.workers,
     )
+    if arguments.sort or arguments.top or arguments.copy_top or arguments.move_below:
+        scorer.check_target(arguments.by)
     _say_what_scores_mean(scorer, arguments)
     shard, start = _shard(entries, arguments.shard)
     job = _job(scorer, entries, len(shard), arguments)
     if arguments.out == "-":
         return _to_standard_output(scorer, shard, start, job, arguments)
     out = Path(arguments.out)
-    with open_part(out, job, arguments.resume, CHUNK) as part:
-        began, done = time.monotonic(), len(part)
-        if done:
-            say(f"{done} of {len(shard)} pictures were scored before")
-        asked = requests(shard[done:], arguments.prompt_from == "metadata")
-        found = scorer.rows(asked, start + done)
-        for row in track(found, "scoring", len(shard) - done):
-            part.write(_row(row))
-        rate = (len(shard) - done) / max(1e-9, time.monotonic() - began)
-        order = _order(part, arguments)
-        counts = write_scores(out, part.rows(order), job)
-        faults = _say_faults(part.rows())
-        _move_and_copy(part, shard, arguments)
-    written = sum(counts.values())
-    kept = "" if written == len(part) else f"; the best {written} are kept"
-    print(
-        f"{len(part) - faults} of {len(part)} pictures scored, {rate:.1f}/s"
-        f"{kept}: {out} and its manifest"
-    )
-    return 3 if faults else 0
+    if arguments.resume and _is_finished(out, job, arguments):
+        say(f"{out} is finished")
+        rows = list(read_scores(out))
+        shard = [Entry(row["image"], row["image"]) for row in rows]
+        values, faults = [row[arguments.by] for row in rows], _say_faults(iter(rows))
+    else:
+        with open_part(out, job, arguments.resume, CHUNK) as part:
+            _score_into(part, scorer, shard, start, arguments)
+            values = [row[arguments.by] for row in part.rows()]
+            counts = write_scores(out, part.rows(_order(part, values, arguments)), job)
+            faults = _say_faults(part.rows())
+        written = sum(counts.values())
+        kept = "" if written == len(shard) else f"; the best {written} are kept"
+        ok = len(shard) - faults
+        print(f"{ok} of {len(shard)} pictures scored{kept}: {out} and its manifest")
+    undone = _move_and_copy(out, shard, values, arguments)
+    return 3 if faults or undone else 0
+
+
+def _score_into(
+    part: Part, scorer: Scorer, shard: Sequence[Entry], start: int, arguments: Any
+) -> None:
+    done, began = len(part), time.monotonic()
+    if done:
+        say(f"{done} of {len(shard)} pictures were scored before")
+    asked = requests(shard[done:], arguments.prompt_from == "metadata")
+    left = len(shard) - done
+    for score in track(scorer.rows(asked, start + done), "scoring", left):
+        part.write(_row(score))
+    if left:
+        seconds = time.monotonic() - began
+        say(f"{left} pictures in {seconds:.1f} s, {left / seconds:.1f}/s")
+
+
+def _is_finished(out: Path, job: dict[str, Any], arguments: Any) -> bool:
+    """Whether ``out`` holds all rows of the job; files that were moved since may be gone."""
+    if not out.is_file() or part_of(out).exists() or not manifest_of(out).is_file():
+        return False
+    gone = ("pictures", "pictures_sha256", "count") if arguments.move_below else ()
+    there = read_manifest(out)
+    return all(there.get(name) == value for name, value in job.items() if name not in gone)
 
 
 def _prompted(arguments: Any) -> list[Entry]:
@@ -161,11 +187,11 @@ def _row(score: Score) -> Row:
     return {column: getattr(score, column) for column in COLUMNS}
 
 
-def _order(part: Part, arguments: Any) -> list[int] | None:
+def _order(part: Part, values: Sequence[float | None], arguments: Any) -> list[int] | None:
     """Places of the rows to keep, None for all as they came."""
     if not arguments.sort and arguments.top is None:
         return None
-    order = best_first(part.rows(), arguments.by)
+    order = best_first(values)
     if arguments.top is None:
         return order
     ok = (i for i, row in zip(order, part.rows(order), strict=True) if row["status"] == "ok")
@@ -185,23 +211,36 @@ def _say_faults(rows: Iterator[Row]) -> int:
     return faults
 
 
-def _move_and_copy(part: Part, shard: Sequence[Entry], arguments: Any) -> None:
+def _move_and_copy(
+    out: Path, entries: Sequence[Entry], values: Sequence[float | None], arguments: Any
+) -> int:
+    """What is done with the files; all rows are in ``out`` by now. Returns how many it was not."""
     faults: list[str] = []
-    if arguments.copy_top is not None:
-        count, folder = arguments.copy_top
-        order = best_first(part.rows(), arguments.by)[:count]
-        pairs = ((shard[i], row) for i, row in zip(order, part.rows(order), strict=True))
-        best = (pair for pair in pairs if pair[1]["status"] == "ok")
-        copied, faults = copy_best(best, Path(folder))
-        say(f"{copied} copied to {folder}")
-    if arguments.move_below is not None:
-        threshold, folder = arguments.move_below
-        scored = zip(shard, part.rows(), strict=True)
-        moved, more = move_below(scored, arguments.by, threshold, Path(folder))
-        faults += more
-        say(f"{moved} moved to {folder}")
+    try:
+        if arguments.copy_top is not None:
+            count, folder = arguments.copy_top
+            best = [i for i in best_first(values)[:count] if values[i] is not None]
+            copied, faults = copy_best([entries[i] for i in best], Path(folder))
+            say(f"{copied} copied to {folder}")
+        if arguments.move_below is not None:
+            threshold, folder = arguments.move_below
+            pairs = zip(entries, values, strict=True)
+            below = [entry for entry, v in pairs if v is not None and v < threshold]
+            moved, more = move(below, Path(folder))
+            faults += more
+            say(f"{moved} moved to {folder}")
+    except OSError as error:
+        raise RunError(
+            f"expected a folder at {folder}, got: {error.strerror or error}; "
+            f"all scores are in {out}"
+        ) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"all scores are in {out}; the same words with --resume move and copy the rest"
+        ) from None
     for fault in faults:
         say(fault)
+    return len(faults)
 
 
 def _to_standard_output(
@@ -209,9 +248,13 @@ def _to_standard_output(
 ) -> int:
     """Rows as JSON lines as they come; the manifest is the last line on standard error."""
     faults = 0
-    for found in scorer.rows(requests(shard, arguments.prompt_from == "metadata"), start):
-        faults += found.status == "error"
-        print(json.dumps(_row(found)), flush=True)
+    try:
+        for found in scorer.rows(requests(shard, arguments.prompt_from == "metadata"), start):
+            faults += found.status == "error"
+            print(json.dumps(_row(found)), flush=True)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     say(json.dumps({"manifest": job}))
     return 3 if faults else 0
 

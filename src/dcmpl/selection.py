@@ -2,33 +2,30 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 
+from dcmpl.disk import write_whole
 from dcmpl.errors import DataError
-from dcmpl.outputs import Row
 from dcmpl.sources import Entry
 
-__all__ = ["copy_best", "move_below"]
-
-Scored = tuple[Entry, Row]
+__all__ = ["copy_best", "move"]
 
 
-def move_below(
-    scored: Iterable[Scored], by: str, threshold: float, folder: Path
-) -> tuple[int, list[str]]:
-    """Move the files whose score is below ``threshold`` into ``folder``.
+def move(entries: Iterable[Entry], folder: Path) -> tuple[int, list[str]]:
+    """Move files into ``folder``; those that are gone, as from an earlier try, are passed over.
 
-    What could not be read stays where it is. Nothing is overwritten: a name that is taken
-    gets a number. Returns how many were moved and, as sentences, which could not be.
+    Nothing is overwritten: a name that is taken gets a number. Returns how many were moved
+    and, as sentences, which could not be. Raises :class:`OSError` where there can be no folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     moved, faults = 0, []
-    for entry, row in scored:
-        if row[by] is None or row[by] >= threshold or not Path(entry.path).exists():
+    for entry in entries:
+        if not os.path.lexists(entry.path):
             continue
         try:
-            place = _free(folder, entry.path)
+            place = next(p for p in _places(folder, entry.path) if not p.exists())
             shutil.move(entry.path, place)
             moved += 1
         except OSError as error:
@@ -36,20 +33,21 @@ def move_below(
     return moved, faults
 
 
-def copy_best(scored: Iterable[Scored], folder: Path) -> tuple[int, list[str]]:
+def copy_best(entries: Iterable[Entry], folder: Path) -> tuple[int, list[str]]:
     """Copy the files, or members of archives, into ``folder``; the best come first.
 
     The same file that is there already is left; another of that name stays, and the copy
-    gets a number. Returns as :func:`move_below`.
+    gets a number. Returns, and raises, as :func:`move`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     copied, faults = 0, []
-    for entry, _ in scored:
+    for entry in entries:
         try:
             content = entry.content()
-            there = folder / os.path.basename(entry.member or entry.path)
-            if not (there.is_file() and there.read_bytes() == content):
-                _free(folder, there.name).write_bytes(content)
+            places = _places(folder, entry.member or entry.path)
+            place = next(p for p in places if not p.exists() or _holds(p, content))
+            if not place.exists():
+                write_whole(place, content)
             copied += 1
         except DataError as error:
             faults.append(str(error))
@@ -58,10 +56,13 @@ def copy_best(scored: Iterable[Scored], folder: Path) -> tuple[int, list[str]]:
     return copied, faults
 
 
-def _free(folder: Path, path: str) -> Path:
-    """``folder`` / the file's name, or name-2, name-3, ... where that is taken."""
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def _places(folder: Path, path: str) -> Iterator[Path]:
+    """``folder`` / the file's name, then name-2, name-3, ..."""
     stem, suffix = os.path.splitext(os.path.basename(path))
-    place, number = folder / f"{stem}{suffix}", 2
-    while place.exists():
-        place, number = folder / f"{stem}-{number}{suffix}", number + 1
-    return place
+    yield folder / f"{stem}{suffix}"
+    for number in count(2):
+        yield folder / f"{stem}-{number}{suffix}"

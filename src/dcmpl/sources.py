@@ -6,22 +6,18 @@ Nothing is unpacked to disk. What cannot be read stays in the list, to get its r
 import glob
 import json
 import os
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from dcmpl.containers import Archives, kind_of, read_file
 from dcmpl.errors import DataError, UsageError
-from dcmpl.generators import prompt_in
+from dcmpl.generators import prompt_in, whole_text
 from dcmpl.images import Picture, decode, read_picture
 from dcmpl.lists import LISTS, PROMPT_COLUMNS, read_list
 
 __all__ = [
-    "PROMPTS_FROM",
     "Entry",
     "Request",
     "find_entries",
@@ -36,11 +32,6 @@ PICTURES = frozenset(
         *(".avif", ".heic", ".heif"),
     )
 )
-ZIPS = (".zip",)
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-PROMPTS_FROM = ("sidecar", "metadata")
-
-MAX_MEMBER_BYTES = 512 * 2**20
 MAX_SIDECAR_BYTES = 64 * 2**10
 
 
@@ -59,8 +50,12 @@ class Entry:
 
     def content(self) -> bytes:
         """The file's bytes; raises :class:`DataError`."""
-        with _Archives() as archives:
-            return archives.read(self)
+        if self.fault:
+            raise DataError(self.fault)
+        if self.member is None:
+            return read_file(self.path)
+        with Archives() as archives:
+            return archives.read(self.path, self.member)
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,8 @@ def find_entries(paths: Sequence[str], sidecar: bool = False) -> list[Entry]:
     found: list[Entry] = []
     seen: set[str] = set()
     for path in paths:
+        if not path:
+            raise UsageError("expected the path of pictures, got an empty one")
         for entry in _entries_of(path, sidecar):
             place = os.path.abspath(entry.path) if entry.member is None else entry.name
             if _kind(path) != "list":
@@ -96,12 +93,14 @@ def find_entries(paths: Sequence[str], sidecar: bool = False) -> list[Entry]:
 
 
 def _kind(path: str) -> str:
-    name = path.lower()
-    if Path(path).is_file():
-        for kind, suffixes in (("zip", ZIPS), ("tar", TARS), ("list", LISTS)):
-            if name.endswith(suffixes):
-                return kind
-    return "folder" if Path(path).is_dir() else "file"
+    # os.path answers no where pathlib raises, as for a name that is too long.
+    if os.path.isdir(path):
+        return "folder"
+    if not os.path.isfile(path):
+        return "glob" if glob.has_magic(path) and not os.path.lexists(path) else "file"
+    if path.lower().endswith(LISTS):
+        return "list"
+    return "archive" if kind_of(path) else "file"
 
 
 def _entries_of(path: str, sidecar: bool) -> Iterator[Entry]:
@@ -110,15 +109,13 @@ def _entries_of(path: str, sidecar: bool) -> Iterator[Entry]:
         for place, prompt in read_list(Path(path)):
             fault = "" if place else f"expected a picture in every row of {path}, got an empty cell"
             yield Entry(place or path, place or path, prompt=prompt, fault=fault)
-    elif kind in ("zip", "tar"):
-        yield from _of_archive(path, kind, sidecar)
+    elif kind == "archive":
+        yield from _of_archive(path, sidecar)
     elif kind == "folder":
-        inside = (str(p) for p in sorted(Path(path).rglob("*")) if is_picture(p))
-        yield from _some((_of_file(p, sidecar) for p in inside), path)
-    elif not Path(path).exists() and glob.has_magic(path):
+        yield from _some(_of_folder(path, sidecar), path)
+    elif kind == "glob":
         matches = sorted(glob.glob(path, recursive=True))
-        kinds = [(p, _kind(p)) for p in matches]
-        inside = (p for p, k in kinds if k in ("zip", "tar") or is_picture(Path(p)))
+        inside = (p for p in matches if _kind(p) == "archive" or is_picture(Path(p)))
         yield from _some((e for p in inside for e in _entries_of(p, sidecar)), path)
     else:
         yield _of_file(path, sidecar)
@@ -132,9 +129,24 @@ def _some(entries: Iterator[Entry], path: str) -> Iterator[Entry]:
     yield from entries
 
 
+def _of_folder(path: str, sidecar: bool) -> Iterator[Entry]:
+    """All pictures below it, by name; a folder that cannot be opened has an entry with a fault."""
+    closed: list[OSError] = []
+    found = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path, onerror=closed.append)
+        for name in names
+        if is_picture(Path(folder, name))
+    ]
+    yield from (_of_file(name, sidecar) for name in sorted(found, key=Path))
+    for error in closed:
+        fault = f"expected a folder that can be read at {error.filename}, got: {error.strerror}"
+        yield Entry(str(error.filename), str(error.filename), fault=fault)
+
+
 def is_picture(path: Path) -> bool:
-    """Whether a file is called like a picture."""
-    return _is_called_picture(path.name) and path.is_file()
+    """Whether something that is no folder is called like a picture; it may be a broken link."""
+    return _is_called_picture(path.name) and os.path.lexists(path) and not os.path.isdir(path)
 
 
 def _is_called_picture(name: str) -> bool:
@@ -164,22 +176,22 @@ def _as_prompt(name: str, content: bytes) -> str:
     except (ValueError, RecursionError):
         return ""
     found = [record.get(name) for name in PROMPT_COLUMNS] if isinstance(record, dict) else []
-    return next((value.strip() for value in found if isinstance(value, str)), "")
+    return whole_text(next((value.strip() for value in found if isinstance(value, str)), ""))
 
 
-def _of_archive(path: str, kind: str, sidecar: bool) -> Iterator[Entry]:
+def _of_archive(path: str, sidecar: bool) -> Iterator[Entry]:
     """Its pictures, in the archive's order; one entry with a fault where it is damaged."""
     prompts: dict[str, str] = {}
     entries: list[Entry] = []
     fault = ""
     try:
-        with _Archives() as archives:
-            for name in archives.members(path, kind):
+        with Archives() as archives:
+            for name in archives.members(path):
                 stem, suffix = os.path.splitext(name)
                 if _is_called_picture(name):
                     entries.append(Entry(f"{path}/{name}", path, name))
                 elif sidecar and suffix in (".txt", ".json"):
-                    content = archives.read(Entry(name, path, name), MAX_SIDECAR_BYTES)
+                    content = archives.read(path, name, MAX_SIDECAR_BYTES)
                     if prompt := _as_prompt(name, content):
                         prompts.setdefault(stem, prompt)
     except DataError as error:
@@ -191,78 +203,23 @@ def _of_archive(path: str, kind: str, sidecar: bool) -> Iterator[Entry]:
         yield Entry(path, path, fault=told)
 
 
-class _Archives(ExitStack):
-    """The archive that was read last stays open: pictures come in its order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._path = ""
-        self._open: Any = None
-
-    def _opened(self, path: str) -> Any:
-        if path != self._path:
-            self.close()
-            kind = _kind(path)
-            self._open = self.enter_context(
-                zipfile.ZipFile(path) if kind == "zip" else tarfile.open(path)  # noqa: SIM115
-            )
-            self._path = path
-        return self._open
-
-    def members(self, path: str, kind: str) -> Iterator[str]:
-        """The names of its files; raises :class:`DataError`."""
-        with _damage_is_an_error(path):
-            archive = self._opened(path)
-            if kind == "zip":
-                yield from (info.filename for info in archive.infolist() if not info.is_dir())
-            else:
-                yield from (info.name for info in archive if info.isfile())
-
-    def read(self, entry: Entry, limit: int = MAX_MEMBER_BYTES) -> bytes:
-        """The bytes of an entry; raises :class:`DataError`, also where they are too many."""
-        with _damage_is_an_error(entry.name):
-            if entry.fault:
-                raise DataError(entry.fault)
-            if entry.member is None:
-                return Path(entry.path).read_bytes()
-            archive = self._opened(entry.path)
-            if isinstance(archive, zipfile.ZipFile):
-                file = archive.open(entry.member)
-            else:
-                file = archive.extractfile(entry.member)
-            with file:
-                content: bytes = file.read(limit + 1)
-        if len(content) > limit:
-            raise DataError(f"expected at most {limit} bytes at {entry.name}, got more")
-        return content
-
-
-@contextmanager
-def _damage_is_an_error(what: str) -> Iterator[None]:
-    """Whatever reading an archive raises becomes a :class:`DataError` that names ``what``."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"expected a whole file at {what}, got: {told}") from error
-
-
 def requests(entries: Sequence[Entry], metadata: bool = False) -> Iterator[Request]:
     """The entries as the scorer takes them; archives are read in order, as it gets to them.
 
     ``metadata``: prompts are those that image generators wrote into the pictures.
     """
     prompt_of = _prompt_of if metadata else None
-    with _Archives() as archives:
+    with Archives() as archives:
         for entry in entries:
             read: Callable[[], Picture]
-            if entry.member is None and not entry.fault:
+            if entry.fault:
+                read = partial(_fail, entry.fault)
+            elif entry.member is None:
                 read = partial(decode, entry.path)
             else:
                 try:
-                    read = partial(read_picture, archives.read(entry), entry.name)
+                    content = archives.read(entry.path, entry.member)
+                    read = partial(read_picture, content, entry.name)
                 except DataError as error:
                     read = partial(_fail, str(error))
             yield Request(entry.name, entry.prompt, read, prompt_of)

@@ -1,0 +1,92 @@
+"""Zip and tar archives of strangers, read member by member; nothing is unpacked to disk."""
+
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcmpl.errors import DataError
+
+__all__ = ["Archives", "kind_of"]
+
+SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")}
+MAX_MEMBER_BYTES = 512 * 2**20
+
+
+def kind_of(path: str) -> str | None:
+    """zip or tar, by the name, or None."""
+    return next((k for k, ends in SUFFIXES.items() if path.lower().endswith(ends)), None)
+
+
+class Archives(ExitStack):
+    """The archive that was read last stays open: members are mostly asked for in its order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._path = ""
+        self._open: Any = None
+        self._seen: dict[str, tarfile.TarInfo] = {}
+
+    def _opened(self, path: str) -> Any:
+        if path != self._path:
+            self.close()
+            self._path, self._seen = "", {}
+            made = zipfile.ZipFile if kind_of(path) == "zip" else tarfile.open
+            self._open = self.enter_context(made(path))
+            self._path = path
+        return self._open
+
+    def members(self, path: str) -> Iterator[str]:
+        """The names of its files, links among them; raises :class:`DataError` at the damage."""
+        with _damage_is_an_error(path):
+            archive = self._opened(path)
+            if isinstance(archive, zipfile.ZipFile):
+                yield from (info.filename for info in archive.infolist() if not info.is_dir())
+            else:
+                yield from (i.name for i in archive if i.isfile() or i.islnk() or i.issym())
+
+    def read(self, path: str, member: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
+        """A member's bytes; raises :class:`DataError`, also where they are too many."""
+        with _damage_is_an_error(f"{path}/{member}"):
+            archive = self._opened(path)
+            if isinstance(archive, zipfile.ZipFile):
+                file: Any = archive.open(member)
+            else:
+                file = archive.extractfile(self._in_tar(archive, member))
+            with file:
+                content: bytes = file.read(limit + 1)
+        if len(content) > limit:
+            raise DataError(f"expected at most {limit} bytes at {path}/{member}, got more")
+        return content
+
+    def _in_tar(self, archive: tarfile.TarFile, member: str) -> tarfile.TarInfo:
+        """Not by name: that would read on to the end, where the damage may be."""
+        while member not in self._seen:
+            info = archive.next()
+            if info is None:
+                raise DataError(f"expected {member} in {self._path}, found none")
+            self._seen[info.name] = info
+        return self._seen[member]
+
+
+@contextmanager
+def _damage_is_an_error(what: str) -> Iterator[None]:
+    """Whatever reading an archive raises becomes a :class:`DataError` that names ``what``."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"expected a whole file at {what}, got: {told}") from error
+
+
+def read_file(path: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
+    """A file's bytes, as those of a member; raises :class:`DataError`."""
+    with _damage_is_an_error(path), Path(path).open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise DataError(f"expected at most {limit} bytes at {path}, got more")
+    return content
