@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from conftest import Capture, refused
 from dcmpl.cli import main
@@ -56,18 +57,20 @@ def test_bad_file_gives_exit_code_3_and_a_row_with_its_reason(
     assert (second["status"], second["quality"]) == ("error", "")
     assert second["reason"].startswith(f"expected a picture that can be decoded, got {bad}: ")
     captured = capsys.readouterr()
-    told = rf"1 of 2 pictures scored, \d+\.\d/s: {re.escape(str(out))} and its manifest\n"
-    assert re.fullmatch(told, captured.out)
-    assert captured.err == f"not scored: {second['reason']}\n"
+    assert captured.out == f"1 of 2 pictures scored: {out} and its manifest\n"
+    rate, fault = captured.err.splitlines()
+    assert re.fullmatch(r"2 pictures in \d+\.\d s, \d+\.\d/s", rate)
+    assert fault == f"not scored: {second['reason']}"
 
 
-def test_many_bad_files_are_told_in_eleven_lines(
+def test_many_bad_files_are_told_in_eleven_lines_behind_the_rate(
     capsys: Capture, trained_run: Path, out: Path, tmp_path: Path
 ) -> None:
     assert (
         score(*(tmp_path / f"{i}.png" for i in range(12)), "--model", trained_run, "-o", out) == 3
     )
-    lines = capsys.readouterr().err.splitlines()
+    rate, *lines = capsys.readouterr().err.splitlines()
+    assert rate.startswith("12 pictures in ")
     assert len(lines) == 11
     assert lines[-1] == "and 2 more, each with its reason in the file"
 
@@ -183,3 +186,30 @@ def test_list_brings_its_prompts(
         ("a fox", "ok"),
         ("an ox", "error"),
     ]
+
+
+def test_archive_gives_a_row_for_each_picture_with_its_prompt(
+    picture_data: Path, trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("00", "01"):
+            file.write(picture_data.parent / f"{name}.png", f"{name}.png")
+        file.writestr("01.txt", "a red fox")
+    words = [archive, "--model", trained_run, "-o", out, "--prompt-from", "sidecar"]
+    assert score(*words) == 0
+    assert [(row["image"], row["prompt"]) for row in rows_of(out)] == [
+        (f"{archive}/00.png", ""),
+        (f"{archive}/01.png", "a red fox"),
+    ]
+
+
+def test_prompt_in_the_picture_is_written_to_its_row(
+    trained_run: Path, out: Path, tmp_path: Path
+) -> None:
+    info = PngInfo()
+    info.add_text("parameters", "a red fox\nSteps: 20, Seed: 1")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png", pnginfo=info)
+    words = [tmp_path / "a.png", "--model", trained_run, "-o", out, "--prompt-from", "metadata"]
+    assert score(*words) == 0
+    assert rows_of(out)[0]["prompt"] == "a red fox"

@@ -16,6 +16,7 @@ from conftest import Capture, refused
 from dcmpl.cli import main
 from dcmpl.config import TARGETS
 from dcmpl.outputs import COLUMNS, Row, read_manifest, read_scores, write_scores
+from dcmpl.parts import Part
 
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
 COUNT = 200  # three whole chunks and a part of one
@@ -184,8 +185,6 @@ def test_place_that_cannot_be_written_fails_before_anything_is_scored(
 def test_folder_made_at_the_place_of_the_scores_meanwhile_costs_no_rows(
     capsys: Capture, picture_data: Path, trained_run: Path, out: Path, monkeypatch: Any
 ) -> None:
-    from dcmpl.outputs import Part
-
     write = Part.write
 
     def meanwhile(self: Part, row: Row) -> None:

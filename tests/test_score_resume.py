@@ -18,7 +18,8 @@ import pytest
 
 from conftest import Capture, refused
 from dcmpl.cli import main
-from dcmpl.outputs import Part, Row, open_part
+from dcmpl.outputs import Row
+from dcmpl.parts import Part, open_part, part_of
 
 COUNT, LONG = 200, 1000  # three chunks and a part of one; fifteen, which take some seconds
 CHUNK = 64
@@ -101,10 +102,6 @@ def whole(job: Job) -> dict[str, bytes]:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "scores.csv"
-
-
-def part_of(out: Path) -> Path:
-    return out.with_name(out.name + ".part")
 
 
 def written(out: Path) -> dict[str, bytes]:

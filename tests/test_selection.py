@@ -3,15 +3,13 @@
 import csv
 import shutil
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from conftest import Capture, refused
 from dcmpl.cli import main
-from dcmpl.outputs import Row
-from dcmpl.selection import move_below
+from dcmpl.selection import move
 from dcmpl.sources import Entry
 
 
@@ -223,16 +221,15 @@ def test_picture_that_cannot_be_moved_is_told_and_the_others_are_moved(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
     names = [str(folder / f"{i:02}.png") for i in range(3)]
-    scored: Sequence[tuple[Entry, Row]] = [(Entry(n, n), {"quality": 0.1}) for n in names]
-    move = shutil.move
+    move_one = shutil.move
 
     def failing(source: str, place: Path) -> object:
         if source == names[1]:
             raise OSError(28, "No space left on device")
-        return move(source, place)
+        return move_one(source, place)
 
     monkeypatch.setattr(shutil, "move", failing)
-    moved, faults = move_below(scored, "quality", 0.5, tmp_path / "worst")
+    moved, faults = move([Entry(name, name) for name in names], tmp_path / "worst")
     assert (moved, faults) == (2, [f"expected to move {names[1]}, got: No space left on device"])
     assert sorted(contents(tmp_path / "worst")) == ["00.png", "02.png"]
     assert Path(names[1]).exists()

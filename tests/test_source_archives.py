@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcmpl.containers import Archives
 from dcmpl.errors import DataError, UsageError
-from dcmpl.sources import Entry, _Archives, find_entries, requests
+from dcmpl.sources import Entry, find_entries, requests
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -172,7 +173,7 @@ def test_member_over_the_limit_is_a_row_and_leaves_the_others(
 ) -> None:
     large = b"\0" * 100_000
     path = pack(tmp_path / f"some{suffix}", {"a.png": png(1), "b.png": large, "c.png": png(3)})
-    monkeypatch.setattr(_Archives, "read", partialmethod(_Archives.read, limit=50_000))
+    monkeypatch.setattr(Archives, "read", partialmethod(Archives.read, limit=50_000))
     first, second, third = values(found_in(path))
     assert (first, third) == (1, 3)
     assert second == f"expected at most 50000 bytes at {path}/b.png, got more"
@@ -183,7 +184,7 @@ def test_member_of_the_limit_is_read(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = pack(tmp_path / f"some{suffix}", {"a.png": png(1)})
-    monkeypatch.setattr(_Archives, "read", partialmethod(_Archives.read, limit=len(png(1))))
+    monkeypatch.setattr(Archives, "read", partialmethod(Archives.read, limit=len(png(1))))
     assert values(found_in(path)) == [1]
 
 
@@ -201,13 +202,26 @@ def test_archive_that_is_gone_when_it_is_read_is_a_row(tmp_path: Path) -> None:
     assert str(values(entries)[0]).startswith(f"expected a whole file at {path}/a.png, got: ")
 
 
-def test_links_and_folders_of_a_tar_are_no_pictures(tmp_path: Path) -> None:
+def test_links_of_a_tar_lead_to_its_members_and_nowhere_else(tmp_path: Path) -> None:
+    path = pack(tmp_path / "some.tar", {"a.png": png(1)})
+    (tmp_path / "outside.png").write_bytes(png(2))
+    links = {"b.png": "a.png", "c.png": str(tmp_path / "outside.png"), "d.png": "d.png"}
+    with tarfile.open(path, "a") as archive:
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    found = values(found_in(path))
+    assert found[:2] == [1, 1]
+    assert [str(value).partition(" ")[0] for value in found[2:]] == ["expected", "expected"]
+
+
+def test_folder_of_a_tar_that_is_called_like_a_picture_is_none(tmp_path: Path) -> None:
     path = tmp_path / "some.tar"
     with tarfile.open(path, "w") as archive:
-        for name, kind in (("a.png", tarfile.SYMTYPE), ("b.png", tarfile.DIRTYPE)):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, "/etc/passwd"
-            archive.addfile(info)
+        info = tarfile.TarInfo("b.png")
+        info.type = tarfile.DIRTYPE
+        archive.addfile(info)
     assert [entry.fault for entry in found_in(path)] == [f"expected pictures in {path}, found none"]
 
 

@@ -142,7 +142,7 @@ def test_run_killed_at_a_write_ends_as_an_unbroken_one(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dcmpl.checkpoint.os.replace", replace_or_die)
+        patch.setattr("dcmpl.disk.os.replace", replace_or_die)
         with pytest.raises(Killed):
             fitted("killed")
     again = fitted("killed")
