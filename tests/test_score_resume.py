@@ -252,11 +252,14 @@ def test_another_job_does_not_go_on_with_these_rows(
     assert written(out) == {part_of(out).name: half}
 
 
-def test_file_that_is_no_job_is_left_as_it_is(words: Words, out: Path, capsys: Capture) -> None:
-    part_of(out).write_bytes(b"mine\n")
+@pytest.mark.parametrize("content", [b"mine\n", b"mine", b'{"job": {}}\n', b"\0\xff"])
+def test_file_that_is_no_job_is_left_as_it_is(
+    words: Words, out: Path, capsys: Capture, content: bytes
+) -> None:
+    part_of(out).write_bytes(content)
     told = refused(capsys, 1, *words, "-o", out, "--resume")
-    assert "differs in a damaged first line" in told
-    assert written(out) == {part_of(out).name: b"mine\n"}
+    assert told.startswith(f"expected the rows of this job in {part_of(out)}, got those of one ")
+    assert written(out) == {part_of(out).name: content}
 
 
 def test_interrupt_ends_in_one_sentence_that_says_where_the_rows_are(
@@ -332,10 +335,10 @@ def test_full_disk_ends_in_one_sentence_and_loses_no_row(
 
     if room != "for some rows":
         make_room(len(whole["part"]) + 8192)
-    told = refused(capsys, 1, *words, "-o", out)
-    assert told == (
-        f"expected to write {out}, got: No space left on device; the rows scored so far are in "
-        f"{part_of(out)}, --resume goes on with them"
+    assert main([*words, "-o", str(out)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"dcmpl: expected to write {out}, got: No space left on device; the rows scored so far "
+        f"are in {part_of(out)}, --resume goes on with them"
     )
     assert (rows_in(out) == COUNT) == (room != "for some rows")
     assert list(written(out)) == [part_of(out).name]

@@ -100,7 +100,7 @@ def test_top_of_nothing_but_errors_is_empty(
 ) -> None:
     assert score(folder / "03.png", "--model", trained_run, "-o", out, "--top", 2) == 3
     assert rows_of(out) == []
-    assert capsys.readouterr().out.startswith("0 of 1 pictures scored, ")
+    assert capsys.readouterr().out.startswith("0 of 1 pictures scored; the best 0 are kept: ")
 
 
 def test_best_pictures_are_copied_and_stay_where_they_are(
@@ -257,8 +257,10 @@ def test_pictures_of_an_archive_cannot_be_moved(
         ["--move-below", "nan", "worst"],
         ["--move-below", "inf", "worst"],
         ["--by", "beauty"],
+        ["--prompt-from", "exif"],
         ["--sort", "--shard", "1/2"],
         ["--top", "1", "--shard", "1/2"],
+        ["--top", "1", "--move-below", "1", "worst"],
     ],
 )
 def test_choice_that_makes_no_sense_is_wrong_usage(
@@ -279,3 +281,68 @@ def test_file_in_place_of_a_folder_is_wrong_usage(
         f"expected a folder for {flag}, found a file at {tmp_path / 'file'}"
     )
     assert (tmp_path / "file").read_text() == "mine"
+
+
+FLAGS = ["--sort", "--top 1", "--copy-top 1 {place}", "--move-below 1 {place}"]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("targets", ["--targets alignment", "--by authenticity"])
+def test_choice_by_what_is_not_predicted_is_wrong_usage(
+    capsys: Capture, folder: Path, trained_run: Path, out: Path, flag: str, targets: str
+) -> None:
+    place = out.parent / "place"
+    words = ["score", folder, "--model", trained_run, "-o", out, *targets.split()]
+    told = refused(capsys, 2, *words, *flag.format(place=place).split())
+    assert told.startswith(f"expected targets that {trained_run.name} predicts (")
+    assert {*out.parent.iterdir()} == {folder}
+
+
+def test_target_that_is_not_predicted_may_go_unused(
+    folder: Path, trained_run: Path, out: Path
+) -> None:
+    words = [folder, "--model", trained_run, "-o", out, "--targets", "alignment"]
+    assert score(*words, "--sort", "--by", "alignment") == 3
+    assert score(*words) == 3
+
+
+@pytest.mark.parametrize("place", ["in", "in/deep/er", "link/best", "in/../in/best"])
+@pytest.mark.parametrize("flag", ["--copy-top", "--move-below"])
+def test_place_within_what_is_scored_is_wrong_usage(
+    capsys: Capture, folder: Path, trained_run: Path, out: Path, flag: str, place: str
+) -> None:
+    (folder.parent / "link").symlink_to(folder)
+    before = contents(folder)
+    words = ["score", folder, "--model", trained_run, "-o", out, flag, 1, folder.parent / place]
+    assert refused(capsys, 2, *words) == (
+        f"expected a folder outside of {folder} for {flag}, got {folder.parent / place}: it "
+        "would be scored the next time"
+    )
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("spelled", ["list.csv", "in/../list.csv"])
+@pytest.mark.parametrize("prompts", [False, True])
+def test_scores_do_not_take_the_place_of_what_is_read(
+    capsys: Capture, folder: Path, trained_run: Path, tmp_path: Path, spelled: str, prompts: bool
+) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("image,prompt\nin/00.png,a fox\n")
+    named = [folder, "--prompts", table] if prompts else [table]
+    words = ["score", *named, "--model", trained_run, "-o", tmp_path / spelled]
+    told = refused(capsys, 2, *words)
+    assert told == f"expected a new file at -o, got {table}, which is to be read"
+    assert table.read_text() == "image,prompt\nin/00.png,a fox\n"
+
+
+@pytest.mark.parametrize("flag", ["--copy-top", "--move-below"])
+def test_place_that_can_be_no_folder_is_told_and_the_scores_are_there(
+    folder: Path, trained_run: Path, out: Path, capsys: Capture, flag: str
+) -> None:
+    place = out.parent / "file" / "x"
+    place.parent.write_text("mine")
+    assert score(folder, "--model", trained_run, "-o", out, flag, 1, place) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"dcmpl: expected a folder at {place}, got: Not a directory; all scores are in {out}"
+    )
+    assert len(rows_of(out)) == 8

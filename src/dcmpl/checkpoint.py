@@ -243,6 +243,8 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
     """
     try:
         content = path.read_bytes()
+        if run.finished and path.name == MODEL:
+            _check_unchanged(path, content, run)
         tensors = load(content)
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["dcmpl"])
@@ -259,15 +261,6 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
         for name in list(tensors)
         if name.startswith("optimizer/")
     }
-    if (
-        run.finished
-        and path.name == MODEL
-        and hashlib.sha256(content).hexdigest() != run.weights_sha256
-    ):
-        raise RunError(
-            f"expected {path} as dcmpl wrote it, {RECORD} beside it names another SHA-256: "
-            "the file was changed, train again"
-        )
     parameters = trainable_parameters(model)
     wrong = sorted(parameters.keys() ^ tensors.keys()) or sorted(
         name for name, p in parameters.items() if p.shape != tensors[name].shape
@@ -284,3 +277,11 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
     return history, optimizer_state
+
+
+def _check_unchanged(path: Path, content: bytes, run: Run) -> None:
+    if hashlib.sha256(content).hexdigest() != run.weights_sha256:
+        raise RunError(
+            f"expected {path} as dcmpl wrote it, {RECORD} beside it names another SHA-256: "
+            "the file was changed, train again"
+        )

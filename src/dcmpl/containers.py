@@ -12,7 +12,7 @@ from dcmpl.errors import DataError
 __all__ = ["Archives", "kind_of"]
 
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")}
-MAX_MEMBER_BYTES = 512 * 2**20
+MAX_MEMBER_BYTES, MAX_HEADER_BYTES = 512 * 2**20, 2**20
 
 
 def kind_of(path: str) -> str | None:
@@ -28,12 +28,13 @@ class Archives(ExitStack):
         self._path = ""
         self._open: Any = None
         self._seen: dict[str, tarfile.TarInfo] = {}
+        self._known = 0
 
     def _opened(self, path: str) -> Any:
         if path != self._path:
             self.close()
-            self._path, self._seen = "", {}
-            made = zipfile.ZipFile if kind_of(path) == "zip" else tarfile.open
+            self._path, self._seen, self._known = "", {}, 0
+            made = zipfile.ZipFile if kind_of(path) == "zip" else _open_tar
             self._open = self.enter_context(made(path))
             self._path = path
         return self._open
@@ -46,6 +47,10 @@ class Archives(ExitStack):
                 yield from (info.filename for info in archive.infolist() if not info.is_dir())
             else:
                 yield from (i.name for i in archive if i.isfile() or i.islnk() or i.issym())
+                # tarfile takes a damaged header for the end, which is a block of zeros.
+                archive.fileobj.seek(archive.offset)
+                if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise DataError(f"expected a whole archive at {path}, got a damaged header")
 
     def read(self, path: str, member: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
         """A member's bytes; raises :class:`DataError`, also where they are too many."""
@@ -61,14 +66,35 @@ class Archives(ExitStack):
             raise DataError(f"expected at most {limit} bytes at {path}/{member}, got more")
         return content
 
-    def _in_tar(self, archive: tarfile.TarFile, member: str) -> tarfile.TarInfo:
+    def _in_tar(self, archive: Any, member: str) -> tarfile.TarInfo:
         """Not by name: that would read on to the end, where the damage may be."""
         while member not in self._seen:
-            info = archive.next()
-            if info is None:
+            if self._known == len(archive.members) and archive.next() is None:
                 raise DataError(f"expected {member} in {self._path}, found none")
-            self._seen[info.name] = info
+            new = archive.members[self._known :]
+            self._seen |= {info.name: info for info in new}
+            self._known += len(new)
         return self._seen[member]
+
+
+OF_OTHERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+class _Header(tarfile.TarInfo):
+    """Headers that describe others are read whole, so they may not be large."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in OF_OTHERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return made
+
+
+def _open_tar(path: str) -> tarfile.TarFile:
+    return tarfile.open(path, tarinfo=_Header)
 
 
 @contextmanager

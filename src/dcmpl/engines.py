@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -72,8 +72,8 @@ class Engine(Protocol):
     def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
         """Scores in [0, 1], one row for each window."""
 
-    def one_core_each(self) -> AbstractContextManager[None]:
-        """While this holds, every thread that calls the engine keeps to one core."""
+    def lanes(self, count: int) -> AbstractContextManager[Executor]:
+        """Threads that may call the engine, which keeps each to one core."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,16 @@ class Exported:
             and find_spec(MODULES[variant["engine"]])
         ]
 
+    def lack(self, engine: str, precision: str) -> str:
+        """Why there is no variant for them, as the end of a sentence."""
+        asked = [name for name in MODULES if engine in ("auto", name)]
+        if missing := [name for name in asked if not find_spec(MODULES[name])]:
+            extras = ",".join(missing)
+            return f", which takes what is not installed: pip install 'dcmpl-agiqa[{extras}]'"
+        left_out = self.record.get("left_out", {})
+        why = [left_out[key] for name in asked if (key := f"{name} {precision}") in left_out]
+        return f": {'; '.join(map(str, why))}" if why else ""
+
 
 def read_export(folder: Path) -> Exported:
     """The record in a folder that ``dcmpl export`` wrote; raises :class:`RunError` else."""
@@ -113,17 +123,12 @@ def read_export(folder: Path) -> Exported:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         check_sealed(record, path)
-        wanted = {
-            "tasks": list,
-            "size": int,
-            "views": str,
-            "variants": list,
-            "files": dict,
-            "about": dict,
-        }
-        for name, kind in wanted.items():
+        for name, kind in FIELDS.items():
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} that is no {kind.__name__}")
+        for variant in record["variants"]:
+            if variant["engine"] not in KINDS or not isinstance(variant["file"], str):
+                raise ValueError("a variant of an unknown engine")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected what dcmpl export wrote at {path}, got: {error!r}") from error
     return Exported(folder, record)
@@ -139,9 +144,9 @@ class _OfExport:
         self.precision = precision
         self.tasks, self.size = exported.tasks, exported.size
 
-    def one_core_each(self) -> AbstractContextManager[None]:
-        """Nothing to do: they were opened for it."""
-        return nullcontext()
+    def lanes(self, count: int) -> AbstractContextManager[Executor]:
+        """Threads; the engines were opened to keep each call on one core."""
+        return lanes(count)
 
     def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
         raise NotImplementedError
@@ -199,9 +204,9 @@ KINDS = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}
 def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Engine:
     """One of the variants; raises :class:`RunError` where its file was changed or does not run."""
     path = exported.folder / variant["file"]
-    for name, digest in exported.record["files"].items():
-        if Path(name).stem == path.stem:
-            _check_unchanged(exported.folder / name, digest)
+    names = [path.name, path.with_suffix(".bin").name] if path.suffix == ".xml" else [path.name]
+    for name in names:
+        _check_unchanged(exported.folder / name, str(exported.record["files"].get(name)))
     try:
         return KINDS[variant["engine"]](exported, variant["precision"], path, lanes)
     except Exception as error:  # each runtime has exceptions of its own
@@ -231,13 +236,10 @@ def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> 
     variants = exported.variants(engine, precision)
     if not variants:
         known = [f"{v['engine']} {v['precision']}" for v in exported.record["variants"]]
-        missing = [name for name, module in MODULES.items() if not find_spec(module)]
-        lack = f" ({' and '.join(missing)} not installed)" if missing else ""
-        why = exported.record.get("left_out", {}).get(precision, "")
-        raise UsageError(
-            f"expected one of {', '.join(known)} from {exported.folder}, "
-            f"got {engine} {precision}{lack}{': ' + why if why else ''}"
+        told = (
+            f"expected one of {', '.join(known)} from {exported.folder}, got {engine} {precision}"
         )
+        raise UsageError(told + exported.lack(engine, precision))
     if len(variants) == 1:
         return open_variant(exported, variants[0], lanes)
     name = _fastest(exported, variants)
@@ -249,7 +251,10 @@ def _fastest(exported: Exported, variants: Sequence[dict[str, Any]]) -> str:
     """The engine that took least time on this machine; measured once and remembered."""
     versions = [f"{v['engine']} {version(MODULES[v['engine']])}" for v in variants]
     machine = f"{platform.node()} {platform.processor() or platform.machine()} {os.cpu_count()}"
-    key = f"{exported.about.get('identity')} {' '.join(versions)} {machine}"
+    model = (
+        f"{exported.about.get('identity')} {variants[0]['precision']} {' '.join(exported.tasks)}"
+    )
+    key = f"{model} {' '.join(versions)} {machine}"
     place = _cache() / "engines.json"
     known = _remembered(place)
     if known.get(key) in [v["engine"] for v in variants]:
@@ -317,6 +322,6 @@ def all_scores(
 ) -> Float64[np.ndarray, "pictures tasks"]:
     """:func:`scores_of` pictures that are all there, on all cores."""
     count = cores()
-    with engine.one_core_each(), lanes(count) as pool:
+    with engine.lanes(count) as pool:
         found = scores_of(engine, pictures, views, pool=pool, depth=count)
         return np.stack([scores for scores in found if scores is not None])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def fewest_of_run(
 ) -> str:
     """The fewest views that are enough for a run; measured once, on ``pictures()``, and kept.
 
-    What was measured lies in the run folder as ``views.json``.
+    ``identity`` is that of the run and of what is asked of it. What was measured lies in the
+    run folder as ``views.json``.
     """
     path = folder / MEASURED
     try:
@@ -82,5 +84,6 @@ def fewest_of_run(
     shown = pictures()
     rows = compare_views(engine, shown[:: max(1, len(shown) // ENOUGH_PICTURES)])
     record = {"identity": identity, "fewest_views": fewest_views(rows), "views_compared": rows}
-    write_atomically(path, sealed({**record, "version": __version__}))
+    with suppress(RunError):  # what cannot be kept is measured again the next time
+        write_atomically(path, sealed({**record, "version": __version__}))
     return str(record["fewest_views"])

@@ -37,10 +37,8 @@ class FoldedPatches(nn.Module):
         width, _, self.patch, _ = weight.shape
         weight = weight / std.double()
         bias = -(weight * mean.double()).sum((1, 2, 3))
-        self.project = nn.Linear(3 * self.patch**2, width)
         # Bytes lie row by row, colour last; so do the inputs of this map.
-        flat = (weight / 255).permute(0, 2, 3, 1).reshape(width, -1)
-        self.project.load_state_dict({"weight": flat, "bias": bias})
+        self.project = _linear((weight / 255).permute(0, 2, 3, 1).reshape(width, -1), bias)
 
     def forward(self, windows: Num[Tensor, "batch size size 3"]) -> tuple[Tensor, Tensor]:
         cells = windows.shape[1] // self.patch
@@ -58,7 +56,7 @@ class FoldedStatistics(nn.Module):
 
     def __init__(self, stem: StatisticsStem, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.stem = stem
+        self.stem = _shared(stem)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -77,18 +75,17 @@ class FoldedBlock(nn.Module):
     def __init__(self, block: Block, prompts: Sequence[Tensor | None], joins: Sequence[bool]):
         super().__init__()
         self.heads = block.attn.heads
-        self.ln_1, self.ln_2 = block.ln_1, block.ln_2
-        self.width = block.ln_1.normalized_shape[0]
-        self.qkv = nn.Linear(self.width, 3 * self.width)
-        self.qkv.load_state_dict(
-            {"weight": block.attn.in_proj_weight, "bias": block.attn.in_proj_bias}
-        )
-        self.out = block.attn.out_proj
+        self.ln_1, self.ln_2 = _shared(block.ln_1), _shared(block.ln_2)
+        weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+        width = weight.shape[1]
+        self.query = _linear(weight[:width], bias[:width])
+        self.key_value = _linear(weight[width:], bias[width:])
+        self.out = _shared(block.attn.out_proj)
         self.mlp = _without_slope(block.mlp)
         self.joins = tuple(joins)
         for branch, prompt in enumerate(prompts):
             if prompt is not None and not joins[branch]:
-                prompt = self._project(block.ln_1(prompt), 1)
+                prompt = self.key_value(block.ln_1(prompt))
             self.register_buffer(f"prompt_{branch}", prompt)
 
     def lower_prompts(self) -> None:
@@ -96,12 +93,7 @@ class FoldedBlock(nn.Module):
         for branch, joins in enumerate(self.joins):
             prompt = getattr(self, f"prompt_{branch}")
             if prompt is not None and not joins:
-                setattr(self, f"prompt_{branch}", prompt.to(self.qkv.weight.dtype))
-
-    def _project(self, y: Tensor, start: int, end: int = 3) -> Tensor:
-        """Some of query (0), key (1) and value (2) of normalised tokens."""
-        rows = slice(start * self.width, end * self.width)
-        return F.linear(y, self.qkv.weight[rows], self.qkv.bias[rows])
+                setattr(self, f"prompt_{branch}", prompt.to(self.query.weight.dtype))
 
     def forward(self, x: Tensor, branch: int, patches: int, first_only: bool) -> Tensor:
         """``first_only``: only the first token is computed, and comes back alone."""
@@ -110,29 +102,40 @@ class FoldedBlock(nn.Module):
             x = x[:, :patches]
             if self.joins[branch]:
                 x, prompt = torch.cat([x, prompt.expand(x.shape[0], -1, -1)], dim=1), None
-        y = self.ln_1(x).to(self.qkv.weight.dtype)
+        kind = self.query.weight.dtype
+        y = self.ln_1(x).to(kind)
+        k, v = self.key_value(y).chunk(2, dim=-1)
         if first_only:
-            x = x[:, :1]
-            q, (k, v) = self._project(y[:, :1], 0, 1), self._project(y, 1).chunk(2, dim=-1)
-        else:
-            q, k, v = self.qkv(y).chunk(3, dim=-1)
+            x, y = x[:, :1], y[:, :1]
+        q = self.query(y)
         if prompt is not None:
             pairs = zip((k, v), prompt.expand(x.shape[0], -1, -1).chunk(2, dim=-1), strict=True)
             k, v = (torch.cat(pair, dim=1) for pair in pairs)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        out: Tensor = x + self.mlp(self.ln_2(x).to(self.qkv.weight.dtype))
+        out: Tensor = x + self.mlp(self.ln_2(x).to(kind))
         return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0])
+    made.load_state_dict({"weight": weight, "bias": bias})
+    return made
+
+
+def _shared(module: nn.Module) -> nn.Module:
+    """A module over the same numbers, whose own settings can change without the other's."""
+    kept = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, kept)
 
 
 def _without_slope(mlp: MLP) -> nn.Module:
     """The MLP with the slope of QuickGELU inside its matrices, where it costs nothing."""
     if not isinstance(mlp.gelu, QuickGELU):
-        return mlp
-    first, last = (nn.Linear(m.in_features, m.out_features) for m in (mlp.c_fc, mlp.c_proj))
-    first.load_state_dict({k: v * GELU_SLOPE for k, v in mlp.c_fc.state_dict().items()})
-    last.load_state_dict({"weight": mlp.c_proj.weight / GELU_SLOPE, "bias": mlp.c_proj.bias})
+        return _shared(mlp)
+    first = _linear(mlp.c_fc.weight * GELU_SLOPE, mlp.c_fc.bias * GELU_SLOPE)
+    last = _linear(mlp.c_proj.weight / GELU_SLOPE, mlp.c_proj.bias)
     return nn.Sequential(first, nn.SiLU(), last)
 
 
@@ -149,13 +152,10 @@ class Readout(nn.Module):
         super().__init__()
         self.linear: nn.Linear | None = None
         tasks = model.config.tasks
-        self.adapter = model.adapter_of(tasks[index] if words else tasks[0])
+        self.adapter = _shared(model.adapter_of(tasks[index] if words else tasks[0]))
         if model.config.readout == "linear":
-            self.linear = nn.Linear(model.linear.in_features, 1)
             rows = slice(index, index + 1)
-            self.linear.load_state_dict(
-                {"weight": model.linear.weight[rows], "bias": model.linear.bias[rows]}
-            )
+            self.linear = _linear(model.linear.weight[rows], model.linear.bias[rows])
             return
         positive, negative = words[index].unflatten(0, (-1, 2)).unbind(1)
         scale = model.clip.logit_scale.exp()
@@ -213,8 +213,7 @@ class Folded(nn.Module):
         self.register_buffer("start", visual.class_embedding + visual.positional_embedding[0])
         self.register_buffer("positions", visual.positional_embedding[1:].clone())
         self.readouts = nn.ModuleList(Readout(model, index, condition.words) for index in indices)
-        self.ln_pre: nn.Module = visual.ln_pre
-        self.ln_post: nn.Module = visual.ln_post
+        self.ln_pre, self.ln_post = _shared(visual.ln_pre), _shared(visual.ln_post)
         given = [condition.visual[b] if model.config.has_visual_prompts else [] for b in branches]
         self.blocks = _folded_blocks(visual, given)
         self.register_buffer("proj", visual.proj.clone())

@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["prompt_in", "whole_text"]
 
-MAX_NODES = 10_000
+MAX_NODES = 2000
 MAX_STEPS = 50
 """Of links between a sampler and the node with the text."""
 

@@ -73,10 +73,10 @@ def read_picture(content: bytes, what: str) -> Picture:
     return _opened(what, io.BytesIO(content))
 
 
-def from_pil(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+def from_pil(image: Image.Image) -> Picture:
     """The same for a Pillow image, which may not have been decoded yet."""
-    with quiet_pillow(), _unreadable_is_an_error("a Pillow image"):
-        return _decoded(image, "a Pillow image").pixels
+    with _unreadable_is_an_error("a Pillow image"):
+        return _decoded(image, "a Pillow image")
 
 
 @contextmanager

@@ -18,21 +18,29 @@ class ScoreLoss(nn.Module):
     ``images`` are RGB in [0, 1], (N, 3, height, width), of at least a window's size; the
     gradient reaches them. Views are those of the scorer. Pixels are not rounded to bytes, so
     the value differs from the scorer's by what rounding changes. The model's own weights are
-    frozen. Raises :class:`UsageError` for other shapes and ranges.
+    frozen. Raises :class:`UsageError` for other shapes and ranges, and for a model that cannot be
+    folded.
     """
 
     def __init__(self, engine: TorchEngine, target: str, views: str) -> None:
         super().__init__()
+        if engine.apart:
+            raise UsageError(
+                "expected a model whose prompts do not depend on the pictures for a loss, got one "
+                "with mpa.source=encoder_outputs"
+            )
         self.network = engine.network
         self.size, self.views = engine.size, views
         self.column = engine.tasks.index(target)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " batch"]:
+    def forward(self, images: Tensor) -> Float[Tensor, " batch"]:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise UsageError(
                 "expected floats of shape (N, 3, height, width), got "
                 f"{images.dtype} of shape {tuple(images.shape)}"
             )
+        if not len(images):
+            return images.new_zeros(0)
         low, high = (float(value) for value in images.detach().aminmax())
         if not (low >= 0 and high <= 1):
             raise UsageError(f"expected images in [0, 1], got {low:g} to {high:g}: clamp them")

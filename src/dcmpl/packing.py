@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 from typing import Any, TypeVar
 
 __all__ = ["ahead", "cores", "lanes", "outputs_of"]
@@ -36,10 +37,17 @@ class _Inline(Executor):
 
 
 @contextmanager
-def lanes(count: int) -> Iterator[Executor]:
-    """``count`` threads; what has not begun when the block ends is not done any more."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+def lanes(count: int, begin: Callable[[], object] = bool) -> Iterator[Executor]:
+    """``count`` threads, each of which has called ``begin`` when the block starts.
+
+    What has not begun when the block ends is not done any more.
+    """
+    pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=begin)
     try:
+        together = Barrier(count + 1)
+        for _ in range(count):  # threads are made as work comes
+            pool.submit(together.wait)
+        together.wait()
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -82,7 +90,7 @@ class _Batches:
         """Pictures below ``before`` that have no window left to compute, in order."""
         under_way = self.jobs[0][0][:1] if self.jobs else []
         before = min([before, *self.owners[:1], *under_way])
-        for owner in [owner for owner in self.done if owner < before]:
+        while self.done and (owner := next(iter(self.done))) < before:
             yield self.done.pop(owner)
 
 

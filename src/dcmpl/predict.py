@@ -2,9 +2,11 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
 from PIL import Image
@@ -13,8 +15,8 @@ from dcmpl.config import RECORD, check_views
 from dcmpl.engines import BATCH, Engine, open_export, read_export, scores_of
 from dcmpl.errors import DataError, UsageError
 from dcmpl.fewest import fewest_of_run
-from dcmpl.images import Picture, decode, from_pil, quiet_pillow
-from dcmpl.packing import ahead, cores, lanes
+from dcmpl.images import Picture, decode, from_pil
+from dcmpl.packing import ahead, cores
 from dcmpl.scores import ENGINES, EXPORT, PRECISIONS, Score, Scores
 from dcmpl.sources import Request
 
@@ -56,8 +58,13 @@ class Scorer:
         self.views = check_views(views)
         self.targets = tuple(engine.tasks if targets is None else targets)
         self.about = about or {}
-        self.workers = workers or cores()
+        self.workers = cores() if workers is None else workers
         self.batch_size = batch_size
+        if self.workers < 1 or batch_size < 1 or not self.targets:
+            raise UsageError(
+                "expected at least one worker, one window in a batch and one target, got "
+                f"{self.workers}, {batch_size} and {len(self.targets)}"
+            )
 
     @classmethod
     def from_pretrained(
@@ -82,7 +89,7 @@ class Scorer:
         threads each decode or compute on a core. Raises :class:`RunError` for a folder that
         is neither or was changed, :class:`UsageError` for what it has not.
         """
-        folder, count = Path(model), workers or cores()
+        folder, count = Path(model), max(1, cores() if workers is None else workers)
         if engine not in ("auto", *ENGINES) or precision not in PRECISIONS:
             raise UsageError(
                 f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
@@ -107,7 +114,11 @@ class Scorer:
         :class:`UsageError` where the counts differ.
         """
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
-            raise UsageError(f"expected a list of pictures, got one {type(images).__name__}: [it]")
+            raise UsageError(
+                f"expected a list of pictures, got one {type(images).__name__}: put it in a list"
+            )
+        if not _is_tensor(images):
+            images = list(cast(Sequence[Input], images))
         shape = getattr(images, "shape", (len(images), 3, 0, 0))
         if len(shape) != 4:
             raise UsageError(
@@ -135,8 +146,10 @@ class Scorer:
 
     def stream(self, pairs: Iterable[tuple[Input, str]]) -> Iterator[Score]:
         """The same for (picture, prompt) pairs that come one by one, in bounded memory."""
+        one_at_a_time = Lock()  # of Pillow's images, which several pairs may share
         return self.rows(
-            Request(_name(picture), prompt, _reader(picture)) for picture, prompt in pairs
+            Request(_name(picture), prompt, partial(_read, picture, one_at_a_time))
+            for picture, prompt in pairs
         )
 
     def rows(self, requests: Iterable[Request], start: int = 0) -> Iterator[Score]:
@@ -161,7 +174,7 @@ class Scorer:
                 taken.append((request.name, prompt, fault, note))
                 yield None if picture is None else picture.pixels
 
-        with quiet_pillow(), self.engine.one_core_each(), lanes(self.workers) as pool:
+        with self.engine.lanes(self.workers) as pool:
             found = scores_of(
                 self.engine,
                 pixels(),
@@ -246,9 +259,8 @@ def _trained(
     run, network = load_model(folder, backbone, device)
     opened = TorchEngine(network, _chosen(targets, run.learned, folder), precision)
     if views == "auto":
-        views = fewest_of_run(
-            folder, run.identity, opened, lambda: validation_pictures(folder, run)
-        )
+        key = " ".join([run.identity, precision, *opened.tasks])
+        views = fewest_of_run(folder, key, opened, lambda: validation_pictures(folder, run))
     return (
         opened,
         views or run.train.views,
@@ -262,7 +274,7 @@ def _trained(
 
 def _chosen(targets: Sequence[str] | None, known: Sequence[str], folder: Path) -> tuple[str, ...]:
     """``targets`` where all are ``known``; raises :class:`UsageError` where not."""
-    if targets is None:
+    if not targets:
         return tuple(known)
     if unknown := [target for target in targets if target not in known]:
         raise UsageError(
@@ -280,14 +292,15 @@ def _is_tensor(picture: Any) -> bool:
     return torch is not None and isinstance(picture, torch.Tensor)
 
 
-def _reader(picture: Input) -> Callable[[], Picture]:
+def _read(picture: Input, one_at_a_time: Lock) -> Picture:
     if isinstance(picture, (str, Path)):
-        return lambda: decode(picture)
+        return decode(picture)
     if isinstance(picture, Image.Image):
-        return lambda: Picture(from_pil(picture))
+        with one_at_a_time:
+            return from_pil(picture)
     if _is_tensor(picture):
-        return lambda: Picture(_of_tensor(picture))
-    return lambda: Picture(_of_array(picture))
+        return Picture(_of_tensor(picture))
+    return Picture(_of_array(picture))
 
 
 def _of_array(picture: Any) -> np.ndarray:

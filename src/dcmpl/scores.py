@@ -65,7 +65,7 @@ class Scores(list[Score]):
         columns = [*Score.__dataclass_fields__, "status"]
         rows = [{**asdict(score), "status": score.status} for score in self]
         frame = pd.DataFrame(rows, columns=columns)
-        return frame.astype(dict.fromkeys(TARGETS, "float64"))
+        return frame.astype({**dict.fromkeys(TARGETS, "float64"), "index": "int64"})
 
     def best_first(self, by: str = "quality") -> "Scores":
         """Sorted by a target; equal ones in the order they came, errors last."""

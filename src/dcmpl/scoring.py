@@ -16,6 +16,7 @@ from typing import Any
 from dcmpl import __version__
 from dcmpl.config import EMBEDDED, TARGETS
 from dcmpl.errors import DataError, RunError
+from dcmpl.images import quiet_pillow
 from dcmpl.lists import read_prompts
 from dcmpl.outputs import (
     COLUMNS,
@@ -50,6 +51,11 @@ def warn_of_floor(backbone: str) -> None:
 
 def score(arguments: Any) -> int:
     """``dcmpl score``."""
+    with quiet_pillow():
+        return _score(arguments)
+
+
+def _score(arguments: Any) -> int:
     entries = _prompted(arguments)
     scorer = Scorer.from_pretrained(
         arguments.model,

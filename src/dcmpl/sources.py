@@ -7,6 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -78,12 +79,12 @@ def find_entries(paths: Sequence[str], sidecar: bool = False) -> list[Entry]:
     folder or a glob holds no picture, :class:`DataError` for a list that is none.
     """
     found: list[Entry] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, str | None]] = set()
     for path in paths:
         if not path:
             raise UsageError("expected the path of pictures, got an empty one")
         for entry in _entries_of(path, sidecar):
-            place = os.path.abspath(entry.path) if entry.member is None else entry.name
+            place = os.path.abspath(entry.path), entry.member
             if _kind(path) != "list":
                 if place in seen:
                     continue
@@ -191,9 +192,10 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Entry]:
                 if _is_called_picture(name):
                     entries.append(Entry(f"{path}/{name}", path, name))
                 elif sidecar and suffix in (".txt", ".json"):
-                    content = archives.read(path, name, MAX_SIDECAR_BYTES)
-                    if prompt := _as_prompt(name, content):
-                        prompts.setdefault(stem, prompt)
+                    with suppress(DataError):  # a text that cannot be read is no prompt
+                        content = archives.read(path, name, MAX_SIDECAR_BYTES)
+                        if prompt := _as_prompt(name, content):
+                            prompts.setdefault(stem, prompt)
     except DataError as error:
         fault = str(error)
     for entry in entries:

@@ -1,6 +1,7 @@
 """A run folder as something that scores windows, by PyTorch."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dcmpl.errors import DataError, UsageError
 from dcmpl.folded import Folded
 from dcmpl.images import read_image
 from dcmpl.model import DCMPL
+from dcmpl.packing import lanes
 from dcmpl.progress import track
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
@@ -110,11 +112,10 @@ class TorchEngine:
         return found.double().cpu().numpy()
 
     @contextmanager
-    def one_core_each(self) -> Iterator[None]:
-        """While this holds, every thread that calls the engine keeps to one core."""
+    def lanes(self, count: int) -> Iterator[Executor]:
+        """Threads that keep to one core each, while all others go on as before."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
+        with lanes(count, lambda: torch.set_num_threads(1)) as pool:
+            # It counts for the thread that says it, and for those that begin later.
             torch.set_num_threads(threads)
+            yield pool
