@@ -190,6 +190,8 @@ class OpenVinoEngine(_OfExport):
         core = openvino.Core()
         self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
         self._of_thread = local()
+        # Its first look at an array must not happen in two threads at once: they wait for ever.
+        self(np.zeros((1, self.size, self.size, 3), np.uint8))
 
     def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
         if not hasattr(self._of_thread, "request"):
