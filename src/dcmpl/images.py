@@ -41,6 +41,9 @@ FORMATS += ["AVIF"] if features.check("avif") else []
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
+ORIENTATION = 0x0112
+"""The EXIF tag."""
+
 BACKGROUND = (255, 255, 255)
 """Transparent pictures are laid on this colour."""
 
@@ -154,7 +157,8 @@ def _decoded(image: Image.Image, what: str) -> Picture:
         notes.append(f"the first of {frames} frames")
     image.load()
     texts = {k: v for k, v in getattr(image, "text", {}).items() if isinstance(v, str)}
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:  # a copy of a large picture is not made for fun
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise DataError(f"expected whole numbers for pixels, got fractions in {what}: save as PNG")
     if image.mode.startswith("I"):
@@ -167,4 +171,5 @@ def _decoded(image: Image.Image, what: str) -> Picture:
             notes.append("transparent parts laid on white")
             canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
             image = Image.alpha_composite(canvas, image)
-    return Picture(np.array(image.convert("RGB")), tuple(notes), texts)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return Picture(np.array(rgb), tuple(notes), texts)

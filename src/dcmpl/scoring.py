@@ -105,7 +105,7 @@ def _score_into(
         part.write(_row(score))
     if left:
         seconds = time.monotonic() - began
-        say(f"{left} pictures in {seconds:.1f} s, {left / seconds:.1f}/s")
+        say(f"{seconds:.1f} s, {left / seconds:.1f} pictures/s")
 
 
 def _is_finished(out: Path, job: dict[str, Any], arguments: Any) -> bool:
