@@ -298,6 +298,8 @@ def held_to_fp32(run: Path, paths: list[str], folder: Path) -> dict[str, dict[st
     wanted = all_scores(engine, pictures, views)
     others = {"torch bf16": TorchEngine(model, record.learned, "bf16")}
     for variant in exported.record["variants"]:
+        if variant["precision"] == "fp32":
+            continue  # held to 1e-5 by the export itself
         name = f"{variant['engine']} {variant['precision']}"
         others[name] = open_variant(exported, variant, CORES)
     rows = {}
@@ -349,7 +351,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     for path in (prompted, bare):
         of_run, network = load_model(path, device="cpu")
         exports[path] = folder / f"{path.name}-export"
-        write_export(TorchEngine(network, ("quality",)), of_run, exports[path], pictures, print)
+        shown = pictures if path == prompted else []
+        write_export(TorchEngine(network, ("quality",)), of_run, exports[path], shown, print)
     engines: dict[str, Engine] = {
         f"torch {precision}": TorchEngine(model, ("quality",), precision)
         for precision in ("fp32", "bf16")

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from dcmpl.engines import Engine, Exported, open_export, read_export, scores_of
 from dcmpl.errors import RunError, UsageError
 from dcmpl.folded import Folded
 from dcmpl.model import DCMPL
+from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
 from dcmpl.trained import TorchEngine
 from dcmpl.views import windows
@@ -121,8 +121,8 @@ class Recorder:
         self.calls.append(windows[:, 0, 0, 0].tolist())
         return windows[:, 0, 0, :1] / 255.0
 
-    def one_core_each(self) -> Any:
-        return nullcontext()
+    def lanes(self, count: int) -> Any:
+        return lanes(count)
 
 
 def test_windows_share_a_call_unless_the_engine_wants_pictures_apart() -> None:
@@ -141,9 +141,9 @@ def test_threads_of_torch_are_one_only_while_it_scores(build: Build) -> None:
     engine = TorchEngine(build("dcmpl"), ("quality",))
     torch.set_num_threads(2)
     try:
-        with engine.one_core_each():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
+        with engine.lanes(2) as pool:
+            assert {pool.submit(torch.get_num_threads).result() for _ in range(8)} == {1}
+            assert torch.get_num_threads() == 2
         Scorer(engine, "center", workers=2).score([np.zeros((40, 40, 3), np.uint8)])
         assert torch.get_num_threads() == 2
     finally:
@@ -287,11 +287,13 @@ def test_package_that_is_not_installed_is_told(made: Made, monkeypatch: pytest.M
     missing = {"onnxruntime"}
     found = engines.find_spec
     monkeypatch.setattr(engines, "find_spec", lambda n: None if n in missing else found(n))
-    with pytest.raises(UsageError, match="onnx not installed"):
+    with pytest.raises(UsageError, match=r"not installed: pip install 'dcmpl-agiqa\[onnx\]'"):
         Scorer.from_pretrained(made.folder, engine="onnx")
     assert Scorer.from_pretrained(made.folder).engine.name == "openvino"
     missing.add("openvino")
-    with pytest.raises(UsageError, match="onnx and openvino not installed"):
+    with pytest.raises(
+        UsageError, match=r"not installed: pip install 'dcmpl-agiqa\[onnx,openvino\]'"
+    ):
         Scorer.from_pretrained(made.folder)
 
 

@@ -178,8 +178,8 @@ def test_run_whose_data_has_moved_is_exported_without_int8_and_says_so(of_moved:
     assert "int8" not in of_moved.printed
     found = read_export(of_moved.folder).record
     assert variants_of(found) == VARIANTS[:1]
-    why = "it is calibrated on pictures, and there were none: add --pictures"
-    assert found["left_out"]["int8"] == why
+    why = "it is calibrated on pictures, and there were none"
+    assert found["left_out"]["onnx int8"] == why
     assert found["compared_on"] == "noise"
     with pytest.raises(UsageError, match="got onnx int8: it is calibrated on pictures, and there"):
         Scorer.from_pretrained(of_moved.folder, engine="onnx", precision="int8")
@@ -187,9 +187,11 @@ def test_run_whose_data_has_moved_is_exported_without_int8_and_says_so(of_moved:
         Scorer.from_pretrained(of_moved.folder, engine="onnx", views="auto")
 
 
-def test_export_without_openvino_says_how_to_get_it(of_moved: Made) -> None:
+def test_export_without_openvino_says_so(of_moved: Made) -> None:
     left_out = read_export(of_moved.folder).record["left_out"]
-    assert left_out["openvino"] == "it is not installed: pip install 'dcmpl-agiqa[openvino]'"
+    assert left_out["openvino fp32"] == "it was not installed at export"
+    with pytest.raises(UsageError, match="got openvino fp32: it was not installed at export"):
+        Scorer.from_pretrained(of_moved.folder, engine="openvino")
     assert {path.suffix for path in of_moved.folder.iterdir()} == {".onnx", ".json"}
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from dcmpl.disk import sealed
 from dcmpl.engines import Engine, read_export
 from dcmpl.fewest import TOLERANCE, compare_views, fewest_of_run, fewest_views
 from dcmpl.images import read_image
+from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
 from dcmpl.trained import TorchEngine, load_model, validation_pictures
 from exported import Made
@@ -37,8 +37,8 @@ class Mean:
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         return np.stack([windows.mean((1, 2, 3)), windows[..., 0].mean((1, 2))], axis=1) / 255
 
-    def one_core_each(self) -> Any:
-        return nullcontext()
+    def lanes(self, count: int) -> Any:
+        return lanes(count)
 
 
 def stripes(*values: int) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_views_of_a_run_are_measured_on_its_validation_part_and_kept(run: Path) 
     shown = validation_pictures(run, described)
     rows = compare_views(TorchEngine(model, described.learned), shown)
     assert scorer.views == record["fewest_views"] == fewest_views(rows)
-    assert record["identity"] == described.identity
+    assert record["identity"] == f"{described.identity} fp32 quality alignment"
     assert [row["views"] for row in record["views_compared"]] == KINDS
     found = [row["most"] for row in record["views_compared"]]
     assert found == pytest.approx([row["most"] for row in rows], abs=1e-6)

@@ -248,7 +248,8 @@ def test_anything_else_gets_a_row_with_its_reason(scorer: Scorer, wrong: Any) ->
 def test_one_picture_instead_of_a_list_is_a_usage_error(scorer: Scorer, one: Any) -> None:
     with pytest.raises(UsageError) as caught:
         scorer.score(one)
-    assert str(caught.value) == f"expected a list of pictures, got one {type(one).__name__}: [it]"
+    kind = type(one).__name__
+    assert str(caught.value) == f"expected a list of pictures, got one {kind}: put it in a list"
 
 
 def test_one_tensor_instead_of_a_batch_is_a_usage_error(scorer: Scorer) -> None:

@@ -115,7 +115,12 @@ class TorchEngine:
     def lanes(self, count: int) -> Iterator[Executor]:
         """Threads that keep to one core each, while all others go on as before."""
         threads = torch.get_num_threads()
-        with lanes(count, lambda: torch.set_num_threads(1)) as pool:
+        with lanes(count, _keep_to_one_core) as pool:
             # It counts for the thread that says it, and for those that begin later.
             torch.set_num_threads(threads)
             yield pool
+
+
+def _keep_to_one_core() -> None:
+    torch.get_num_threads()  # a thread's first question would set it to what all others have
+    torch.set_num_threads(1)
