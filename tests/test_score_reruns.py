@@ -94,7 +94,7 @@ def fail_at(patch: Patch, where: Any, name: str, count: int, error: BaseExceptio
 
 
 STOPPED = {
-    "--move-below 1": (selection.shutil, "move"),  # type: ignore[attr-defined]
+    "--move-below 1": (selection.os, "rename"),  # type: ignore[attr-defined]
     f"--copy-top {COUNT}": (selection, "write_whole"),
 }
 
@@ -143,7 +143,7 @@ def test_copies_of_one_name_are_made_once(
 ) -> None:
     for i, path in enumerate([*folder.iterdir()]):
         (folder / f"{i}").mkdir()
-        shutil.move(path, folder / f"{i}" / "x.png")
+        os.rename(path, folder / f"{i}" / "x.png")
     words += ["--copy-top", "2", str(out.parent / "best")]
     assert main(words) == 0
     before = contents(out.parent / "best")
@@ -347,3 +347,42 @@ def test_nothing_is_kept_of_pictures_that_were_read(trained_run: Path) -> None:
 
     assert len([*scorer.rows(requests())]) == 100
     assert most < 10  # while 64 of them wait for their batch
+
+
+def test_copies_out_of_an_archive_go_on_with_resume(folder: Path, words: Words, out: Path) -> None:
+    words[1] = str(out.parent / "in.zip")
+    with zipfile.ZipFile(words[1], "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+    words += ["--copy-top", "2", str(out.parent / "best")]
+    assert main(words) == 0
+    shutil.rmtree(out.parent / "best")
+    assert main([*words, "--resume"]) == 0
+    assert len(contents(out.parent / "best")) == 2
+
+
+def test_pictures_that_came_later_are_not_passed_over(
+    folder: Path, words: Words, out: Path, picture_data: Path
+) -> None:
+    words += ["--move-below", "0", str(out.parent / "worst")]
+    assert main(words) == 0
+    shutil.copy(picture_data.parent / "40.png", folder)
+    assert main([*words, "--resume"]) == 0
+    assert len(rows_of(out)) == COUNT + 1
+
+
+def test_resume_of_a_choice_copies_and_ends_as_the_first_time(
+    folder: Path, words: Words, out: Path
+) -> None:
+    (folder / "bad.png").write_text("no picture")
+    words += ["--top", "1", "--copy-top", "3", str(out.parent / "best")]
+    assert main(words) == 3
+    shutil.rmtree(out.parent / "best")
+    assert main([*words, "--resume"]) == 3
+    assert len(contents(out.parent / "best")) == 3
+
+
+def test_resume_says_finished_once_all_are_moved(folder: Path, words: Words, out: Path) -> None:
+    words += ["--move-below", "1", str(out.parent / "worst")]
+    assert main(words) == 0
+    assert main([*words, "--resume"]) == 0

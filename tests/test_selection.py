@@ -1,6 +1,7 @@
 """Best first, the best copied, the worst moved; no file is ever written over."""
 
 import csv
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -221,14 +222,14 @@ def test_picture_that_cannot_be_moved_is_told_and_the_others_are_moved(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
     names = [str(folder / f"{i:02}.png") for i in range(3)]
-    move_one = shutil.move
+    move_one = os.rename
 
     def failing(source: str, place: Path) -> object:
         if source == names[1]:
             raise OSError(28, "No space left on device")
         return move_one(source, place)
 
-    monkeypatch.setattr(shutil, "move", failing)
+    monkeypatch.setattr(os, "rename", failing)
     moved, faults = move([Entry(name, name) for name in names], tmp_path / "worst")
     assert (moved, faults) == (2, [f"expected to move {names[1]}, got: No space left on device"])
     assert sorted(contents(tmp_path / "worst")) == ["00.png", "02.png"]

@@ -214,7 +214,13 @@ def _check_score(arguments: Namespace) -> None:
     _read_selection(arguments)
     from dcmpl.sources import find_entries  # imports numpy and Pillow
 
-    arguments.entries = find_entries(arguments.paths, arguments.prompt_from == "sidecar")
+    try:
+        arguments.entries = find_entries(arguments.paths, arguments.prompt_from == "sidecar")
+    except UsageError:
+        # All of them may have been moved by the job that is gone on with.
+        if not (arguments.resume and arguments.move_below and Path(arguments.out).is_file()):
+            raise
+        arguments.entries = []
     if arguments.move_below and any(entry.member for entry in arguments.entries):
         raise UsageError("expected files for --move-below, got an archive: its pictures stay in it")
 

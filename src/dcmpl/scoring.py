@@ -74,10 +74,11 @@ def _score(arguments: Any) -> int:
     if arguments.out == "-":
         return _to_standard_output(scorer, shard, start, job, arguments)
     out = Path(arguments.out)
-    if arguments.resume and _is_finished(out, job, arguments):
+    rows = _finished(out, job, shard, arguments) if arguments.resume else None
+    if rows is not None:
         say(f"{out} is finished")
-        rows = list(read_scores(out))
-        shard = [Entry(row["image"], row["image"]) for row in rows]
+        named = {entry.name: entry for entry in shard}
+        shard = [named.get(row["image"]) or Entry(row["image"], row["image"]) for row in rows]
         values, faults = [row[arguments.by] for row in rows], _say_faults(iter(rows))
     else:
         with open_part(out, job, arguments.resume, CHUNK) as part:
@@ -108,13 +109,30 @@ def _score_into(
         say(f"{seconds:.1f} s, {left / seconds:.1f} pictures/s")
 
 
-def _is_finished(out: Path, job: dict[str, Any], arguments: Any) -> bool:
-    """Whether ``out`` holds all rows of the job; files that were moved since may be gone."""
-    if not out.is_file() or part_of(out).exists() or not manifest_of(out).is_file():
-        return False
-    gone = ("pictures", "pictures_sha256", "count") if arguments.move_below else ()
-    there = read_manifest(out)
-    return all(there.get(name) == value for name, value in job.items() if name not in gone)
+def _finished(
+    out: Path, job: dict[str, Any], shard: Sequence[Entry], arguments: Any
+) -> list[Row] | None:
+    """The rows in ``out`` where the job is done; files that it moved since may be gone.
+
+    Raises :class:`RunError` where some are gone and others are new.
+    """
+    there = out.is_file() and manifest_of(out).is_file() and not part_of(out).exists()
+    if not there or arguments.top:  # of what --top left out nothing is known
+        return None
+    found = read_manifest(out)
+    differ = {name for name, value in job.items() if found.get(name) != value}
+    if differ - {"pictures", "pictures_sha256", "count"} or (differ and not arguments.move_below):
+        return None
+    rows = list(read_scores(out))
+    scored, named = {row["image"] for row in rows}, {entry.name for entry in shard}
+    if not named - scored:
+        return rows
+    if scored - named:
+        raise RunError(
+            f"expected the pictures of {out} to move on with it, found others, "
+            f"{min(named - scored)!r} among them: score those with another -o"
+        )
+    return None
 
 
 def _prompted(arguments: Any) -> list[Entry]:

@@ -1,12 +1,14 @@
 """What is done with the files once they are scored: the worst moved away, the best copied."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from dcmpl.disk import write_whole
+from dcmpl.disk import put_in_place, write_whole
 from dcmpl.errors import DataError
 from dcmpl.sources import Entry
 
@@ -25,8 +27,8 @@ def move(entries: Iterable[Entry], folder: Path) -> tuple[int, list[str]]:
         if not os.path.lexists(entry.path):
             continue
         try:
-            place = next(p for p in _places(folder, entry.path) if not p.exists())
-            shutil.move(entry.path, place)
+            place = next(p for p in _places(folder, entry.path) if not os.path.lexists(p))
+            _move(entry.path, place)
             moved += 1
         except OSError as error:
             faults.append(f"expected to move {entry.path}, got: {error.strerror or error}")
@@ -45,8 +47,8 @@ def copy_best(entries: Iterable[Entry], folder: Path) -> tuple[int, list[str]]:
         try:
             content = entry.content()
             places = _places(folder, entry.member or entry.path)
-            place = next(p for p in places if not p.exists() or _holds(p, content))
-            if not place.exists():
+            place = next(p for p in places if not os.path.lexists(p) or _holds(p, content))
+            if not os.path.lexists(place):
                 write_whole(place, content)
             copied += 1
         except DataError as error:
@@ -54,6 +56,23 @@ def copy_best(entries: Iterable[Entry], folder: Path) -> tuple[int, list[str]]:
         except OSError as error:
             faults.append(f"expected to copy {entry.name}, got: {error.strerror or error}")
     return copied, faults
+
+
+def _move(source: str, place: Path) -> None:
+    """To another disk by way of a copy, which is whole or not there at all."""
+    try:
+        os.rename(source, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        temporary = place.with_name(f".{place.name}.tmp")
+        try:
+            shutil.copy2(source, temporary)
+            put_in_place(temporary, place)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+        os.unlink(source)
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -158,12 +158,11 @@ def _is_called_picture(name: str) -> bool:
 def _of_file(path: str, sidecar: bool) -> Entry:
     prompt = ""
     if sidecar:
-        beside = Path(path).with_suffix(".txt")
-        try:
-            with beside.open("rb") as file:
-                prompt = _as_prompt(beside.name, file.read(MAX_SIDECAR_BYTES))
-        except OSError:
-            prompt = ""
+        beside = os.path.splitext(path)[0] + ".txt"
+        with suppress(OSError):
+            if os.path.isfile(beside):  # and no pipe
+                with open(beside, "rb") as file:
+                    prompt = _as_prompt(beside, file.read(MAX_SIDECAR_BYTES))
     return Entry(path, path, prompt=prompt)
 
 
