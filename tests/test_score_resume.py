@@ -29,6 +29,8 @@ Factory = pytest.TempPathFactory
 
 
 def _run(words: Words, told: str) -> None:
+    # A shell's jobs in the background begin with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Path(told).open("w") as sys.stdout, Path(told).open("a") as sys.stderr:
         code = main(words)
     os._exit(code)
