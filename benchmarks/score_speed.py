@@ -50,7 +50,7 @@ from dcmpl.views import windows
 from dcmpl.weights import load_backbone
 
 CORES = len(os.sched_getaffinity(0))
-BATCH, PICTURES, SIDE = 32, 64, 512
+BATCH, PICTURES, SIDE = 16, 64, 512
 SMALL = ClipConfig(
     vision=TowerConfig(64, 2, 1, 128, "quick_gelu"),
     text=TowerConfig(64, 2, 1, 128, "quick_gelu"),
@@ -232,7 +232,7 @@ def eager_transformers(ready: list[np.ndarray]) -> Round:
 
     def run() -> np.ndarray:
         with torch.inference_mode(), threads(CORES):
-            for part in pixels.split(BATCH):
+            for part in pixels.split(2 * BATCH):
                 tower(pixel_values=part)
         return np.zeros((len(ready), 1))
 
