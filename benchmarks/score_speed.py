@@ -260,9 +260,11 @@ def peak_memory(model: Path, folder: Path, links: Path, count: int) -> float:
     pictures = sorted(folder.iterdir())
     for index in range(count):
         os.link(pictures[index % len(pictures)], links / f"{index:06}.jpg")
+    # Not ru_maxrss, which begins with what the parent held.
     script = (
-        "import resource, sys; from dcmpl.cli import main; code = main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        "import sys; from dcmpl.cli import main; code = main(sys.argv[1:]); "
+        "print([line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line][0]); "
+        "sys.exit(code)"
     )
     words = ["score", str(links), "--model", str(model), "-o", str(links) + ".csv"]
     words += ["--views", "center"]
@@ -337,7 +339,6 @@ def processor() -> str:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     paths = draw(folder / "pictures", PICTURES)
-    # First, while this process is small: a child begins with its parent's peak.
     small = make_run(folder, SMALL, "dcmpl")
     few, many = (
         peak_memory(small, folder / "pictures", folder / f"links{n}", n)
