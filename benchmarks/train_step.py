@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.clip import Clip, QuickGELU
-from dcmpl.config import TrainConfig
-from dcmpl.model import DCMPL, VIT_B_32, trainable_parameters
+from dcmpl.batches import Batch
+from dcmpl.clip import VIT_B_32, Clip, QuickGELU
+from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.prompts import context_tokens
+from dcmpl.recipes import TrainConfig
 from dcmpl.tokenizer import Tokens
 from dcmpl.train import fast_float32, train_step
 
@@ -146,10 +147,9 @@ def ours(preset: str, precision: str, frozen: bool = False) -> Step:
             if id(images) not in known:
                 known[id(images)] = model.frozen(images)
             inputs = known[id(images)]
+        batch = Batch(inputs, targets, torch.zeros(len(inputs), dtype=torch.long))
         with fast_float32():
-            return train_step(
-                model, optimizer, (inputs, targets), config, lambda loss: loss.backward(), frozen
-            )
+            return train_step(model, optimizer, batch, config, lambda loss: loss.backward(), frozen)
 
     return step
 

@@ -15,10 +15,11 @@ from dcmpl.ablate import Variant, read_grid, summary, trials_of
 from dcmpl.ablation_report import verdict, write_report
 from dcmpl.checkpoint import Source, read_run, read_split
 from dcmpl.cli import main
-from dcmpl.config import ModelConfig, TrainConfig
+from dcmpl.config import ModelConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import RunError, UsageError
 from dcmpl.presets import PRESETS
+from dcmpl.recipes import TrainConfig
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.survey import check_pictures
 from dcmpl.table import MosScale

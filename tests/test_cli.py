@@ -14,11 +14,11 @@ import pytest
 from conftest import Capture, refused
 from dcmpl.checkpoint import read_run
 from dcmpl.cli import main, parse
-from dcmpl.config import RECIPES, TrainConfig
 from dcmpl.disk import sealed
 from dcmpl.measuring import COMMANDS
 from dcmpl.metrics import bootstrap
 from dcmpl.presets import PRESETS
+from dcmpl.recipes import RECIPES, TrainConfig
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
 
 
 EVERY = (
-    "train, evaluate, compare, cross, score, merge, export, presets, ablate, import, "
+    "train, evaluate, compare, cross, info, score, merge, export, presets, ablate, import, "
     "data check, data show, data split"
 )
 
@@ -93,7 +93,11 @@ def test_wrong_type_says_what_is_wanted(
         ("--epochs", "0", "expected epochs of at least 1, got 0"),
         ("--batch-size", "-1", "expected batch_size of at least 1, got -1"),
         ("--crops", "0", "expected crops of at least 1, got 0"),
-        ("--lr", "0", "expected a positive lr and an alignment_weight of at least 0, got 0.0"),
+        (
+            "--lr",
+            "0",
+            "expected a positive lr, an alignment_weight and a mismatch_weight of at least 0, got 0.0",
+        ),
         ("--views", "grid-0", "expected views to be windows, center, resize or grid-N"),
         ("--preset", "foo", "expected --preset of dcmpl"),
     ],

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ import torch
 
 from conftest import Capture, refused
 from dcmpl import engines
+from dcmpl.answers import Question, scores_of
 from dcmpl.config import MpaConfig
 from dcmpl.disk import sealed
-from dcmpl.engines import Engine, Exported, open_export, read_export, scores_of
+from dcmpl.engines import Engine, Exported, open_export, read_export
 from dcmpl.errors import RunError, UsageError
 from dcmpl.folded import Folded
 from dcmpl.model import DCMPL
 from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
+from dcmpl.scores import Ids, Parts
 from dcmpl.trained import TorchEngine
 from dcmpl.views import windows
 from exported import VARIANTS, Made
@@ -113,11 +115,15 @@ class Recorder:
     """An engine that notes the windows of every call; its score is their first byte."""
 
     precision, tasks, size = "fp32", ("quality",), 32
+    reads: str | None = None
 
     def __init__(self, apart: bool = False, name: str = "recorder") -> None:
         self.name, self.apart, self.calls = name, apart, list[list[int]]()
 
-    def __call__(self, windows: np.ndarray) -> np.ndarray:
+    def parts(self, text: str, long: str) -> Parts:
+        return Parts(((),))
+
+    def __call__(self, windows: np.ndarray, texts: Sequence[Ids] = ()) -> np.ndarray:
         self.calls.append(windows[:, 0, 0, 0].tolist())
         return windows[:, 0, 0, :1] / 255.0
 
@@ -130,8 +136,13 @@ def test_windows_share_a_call_unless_the_engine_wants_pictures_apart() -> None:
     shared, apart = Recorder(False), Recorder(True)
     for engine in (shared, apart):
         assert isinstance(engine, Engine)
-        found = list(scores_of(engine, pictures, "grid-2", batch_size=3))
-        assert [float(values[0]) * 255 for values in found if values is not None] == [0, 1, 2, 3]
+        found = list(scores_of(engine, map(Question, pictures), "grid-2", batch_size=3))
+        assert [float(answer.scores[0]) * 255 for answer in found if answer is not None] == [
+            0,
+            1,
+            2,
+            3,
+        ]
     assert max(map(len, shared.calls)) == 3
     assert any(len(set(call)) > 1 for call in shared.calls)
     assert all(len(set(call)) == 1 for call in apart.calls)
@@ -176,6 +187,7 @@ ALONE = """
 import json, sys
 from dcmpl.cli import main
 from dcmpl.predict import Scorer
+from dcmpl.scores import Ids, Parts
 folder, picture, out = sys.argv[1:]
 found = [
     Scorer.from_pretrained(folder, engine=engine, precision=precision).score([picture])[0].quality

@@ -21,6 +21,7 @@ from dcmpl.fewest import TOLERANCE, compare_views, fewest_of_run, fewest_views
 from dcmpl.images import read_image
 from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
+from dcmpl.scores import Ids, Parts
 from dcmpl.trained import TorchEngine, load_model, validation_pictures
 from exported import Made
 
@@ -34,7 +35,12 @@ class Mean:
 
     name, precision, tasks, size, apart = "mean", "fp32", ("quality", "alignment"), 32, False
 
-    def __call__(self, windows: np.ndarray) -> np.ndarray:
+    reads: str | None = None
+
+    def parts(self, text: str, long: str) -> Parts:
+        return Parts(((),))
+
+    def __call__(self, windows: np.ndarray, texts: Sequence[Ids] = ()) -> np.ndarray:
         return np.stack([windows.mean((1, 2, 3)), windows[..., 0].mean((1, 2))], axis=1) / 255
 
     def lanes(self, count: int) -> Any:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dcmpl.attention import prompt_attention
-from dcmpl.clip import Clip
+from dcmpl.clip import VIT_B_32, Clip
 from dcmpl.config import ModelConfig, MpaConfig
-from dcmpl.model import DCMPL, VIT_B_32, trainable_parameters
+from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.published import read_clip_agiqa
 from dcmpl.tokenizer import Tokenizer
@@ -156,6 +156,7 @@ def run(model: DCMPL) -> Found:
     frozen = model.frozen(torch.from_numpy(noise("images", (4, 3, 224, 224))).float())
     scores = model.score(frozen, condition)
     targets = torch.stack([torch.linspace(0.1, 0.9, 4), torch.linspace(0.8, 0.2, 4)], dim=1)
+    targets = targets[:, : len(scores.tasks)]
     loss = task_loss(scores, targets, alignment_weight=0.1)
     loss.backward()
     with torch.no_grad():

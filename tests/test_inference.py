@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from dcmpl.answers import Question, all_scores, scores_of
 from dcmpl.config import TARGETS, ModelConfig, MpaConfig
 from dcmpl.datasets import load_table
-from dcmpl.engines import all_scores, scores_of
 from dcmpl.images import read_image
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.model import DCMPL
@@ -64,8 +64,8 @@ def expected(model: DCMPL, pictures: list[np.ndarray]) -> np.ndarray:
 def scored(
     engine: TorchEngine, pictures: Iterable[np.ndarray | None], batch_size: int = 32
 ) -> np.ndarray:
-    found = list(scores_of(engine, pictures, "windows", batch_size=batch_size))
-    return np.array([row for row in found if row is not None])
+    found = list(scores_of(engine, map(Question, pictures), "windows", batch_size=batch_size))
+    return np.array([answer.scores for answer in found if answer is not None])
 
 
 def assert_equal(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -112,9 +112,9 @@ def test_no_picture_gives_no_score_and_leaves_the_others(
     engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
 ) -> None:
     given = [None, pictures[0], None, None, pictures[3], None]
-    found = list(scores_of(engine, given, "windows", batch_size=4))
+    found = list(scores_of(engine, map(Question, given), "windows", batch_size=4))
     assert [row is None for row in found] == [picture is None for picture in given]
-    assert_equal(np.array([row for row in found if row is not None]), expected[[0, 3]])
+    assert_equal(np.array([row.scores for row in found if row is not None]), expected[[0, 3]])
 
 
 def test_all_scores_are_those_of_the_pictures(
@@ -138,7 +138,7 @@ def test_pictures_are_taken_only_as_a_batch_needs_them(
             taken.append(i)
             yield np.full((32, 32, 3), i, np.uint8)
 
-    next(scores_of(engine, source(), "center", batch_size=batch_size))
+    next(scores_of(engine, map(Question, source()), "center", batch_size=batch_size))
     assert len(taken) <= most
 
 
@@ -153,7 +153,7 @@ def test_pictures_that_are_scored_are_let_go(engine: TorchEngine) -> None:
             yield picture
             del picture
 
-    for _ in scores_of(engine, source(), "center", batch_size=4):
+    for _ in scores_of(engine, map(Question, source()), "center", batch_size=4):
         alive = max(alive, sum(ref() is not None for ref in held))
     assert alive <= 5  # one batch of four and the picture at hand
 
@@ -161,7 +161,7 @@ def test_pictures_that_are_scored_are_let_go(engine: TorchEngine) -> None:
 def test_taking_scores_leaves_gradients_as_they_were(
     engine: TorchEngine, pictures: list[np.ndarray]
 ) -> None:
-    next(scores_of(engine, pictures, "center", batch_size=1))
+    next(scores_of(engine, map(Question, pictures), "center", batch_size=1))
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcmpl.clip import Clip, ClipConfig, TowerConfig
+from dcmpl.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
 from dcmpl.config import EMBEDDED, AdapterConfig, FusionConfig, ModelConfig, MpaConfig
-from dcmpl.model import DCMPL, VIT_B_32, trainable_parameters
+from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, differences
 from dcmpl.tokenizer import Tokenizer, Tokens
 from naive import leave_gradients

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcmpl.errors import UsageError
+from dcmpl.inputs import Input
 from dcmpl.model import DCMPL
-from dcmpl.predict import Input, Scorer
+from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.stem import to_unit_range
 from dcmpl.trained import TorchEngine

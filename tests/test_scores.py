@@ -59,5 +59,5 @@ def test_no_scores_become_a_frame_with_all_columns() -> None:
 
 
 def test_score_of_an_unknown_target_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="expected a target of quality, alignment, authenticity"):
+    with pytest.raises(UsageError, match="expected one of quality, alignment, authenticity"):
         _ = Score("a.png", "")["beauty"]

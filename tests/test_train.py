@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from dcmpl.checkpoint import Run, Source, read_run
 from dcmpl.cli import main
-from dcmpl.config import TARGETS, ModelConfig, TrainConfig
+from dcmpl.config import TARGETS, ModelConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import read_image
@@ -28,6 +28,7 @@ from dcmpl.leaks import tied_units
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.protocols import draw_split
+from dcmpl.recipes import TrainConfig
 from dcmpl.ridge import STRENGTHS
 from dcmpl.splits import Split
 from dcmpl.stem import to_unit_range
@@ -389,13 +390,13 @@ def scores(*pairs: tuple[float, float]) -> Scores:
 
 
 def test_loss_is_the_weighted_sum_of_two_squared_errors() -> None:
-    targets = torch.tensor([[0.5, 0.5, NAN], [1.0, 0.0, 0.7]])  # no task reads the third
+    targets = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     loss = task_loss(scores((0.0, 0.5), (0.5, 1.0)), targets, 0.1)
     assert loss.item() == pytest.approx(0.25 + 0.1 * 0.5, abs=1e-7)  # float32
 
 
 def test_missing_target_counts_nothing() -> None:
-    targets = torch.tensor([[0.5, NAN, NAN], [NAN, 0.0, NAN]])
+    targets = torch.tensor([[0.5, NAN], [NAN, 0.0]])
     loss = task_loss(scores((0.0, 0.5), (0.5, 1.0)), targets, 0.1)
     assert loss.item() == pytest.approx(0.25 + 0.1, abs=1e-7)  # float32
 
@@ -413,8 +414,8 @@ def test_every_auxiliary_task_has_the_weight_of_alignment() -> None:
     assert loss.item() == pytest.approx(0.25 + 0.1 * (0.25 + 0.16), abs=1e-7)  # float32
 
 
-def test_loss_of_one_task_reads_its_own_column() -> None:
-    targets = torch.tensor([[0.5, 0.1, 0.3], [1.0, 0.9, 0.3]])
+def test_loss_of_one_task_is_its_own() -> None:
+    targets = torch.tensor([[0.1], [0.9]])
     only = Scores(("alignment",), torch.tensor([[0.1, 0.4]]))
     assert task_loss(only, targets, 0.1).item() == pytest.approx(0.125, abs=1e-7)  # float32
 

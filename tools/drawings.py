@@ -6,6 +6,7 @@ A scene is two textured objects on a background, described by a caption. The def
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -29,6 +30,12 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "star", "bar")
 TEXTURES = ("solid", "striped", "dotted", "checkered", "rough")
 SIZES = {"small": 0.16, "medium": 0.23, "large": 0.31}
+OF_THING: dict[str, Iterable[str]] = {
+    "size": SIZES,
+    "texture": TEXTURES,
+    "colour": COLOURS,
+    "shape": SHAPES,
+}
 RELATIONS = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}
 
 
@@ -103,11 +110,36 @@ def corrupted(scene: Scene, rng: Generator) -> Scene:
     if kind == 3:
         other = _pick(rng, [b for b in BACKGROUNDS if b != scene.background])
         return replace(scene, background=other)
-    part = str(rng.choice(["size", "texture", "colour", "shape"]))
-    options = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}[part]
-    which = "first" if kind == 4 else "second"
+    part = str(rng.choice(list(OF_THING)))
+    return _changed(scene, f"{'first' if kind == 4 else 'second'}.{part}", rng)
+
+
+PARTS = (
+    *(f"{thing}.{part}" for thing in ("first", "second") for part in OF_THING),
+    *("relation", "background", "tint"),
+)
+"""The eleven things that a caption says."""
+
+
+def with_faults(scene: Scene, count: int, rng: Generator) -> Scene:
+    """A scene that differs in ``count`` of ``PARTS``, to be told in the place of the right one."""
+    for place in rng.permutation(len(PARTS))[:count]:
+        scene = _changed(scene, PARTS[place], rng)
+    return scene
+
+
+def _changed(scene: Scene, part: str, rng: Generator) -> Scene:
+    if "." not in part:
+        of_scene: dict[str, Iterable[str]] = {
+            "relation": RELATIONS,
+            "background": BACKGROUNDS,
+            "tint": COLOURS,
+        }
+        changed: Any = {part: _pick(rng, [o for o in of_scene[part] if o != getattr(scene, part)])}
+        return replace(scene, **changed)
+    which, part = part.split(".")
     thing = getattr(scene, which)
-    other = _pick(rng, [o for o in options if o != getattr(thing, part)])
+    other = _pick(rng, [o for o in OF_THING[part] if o != getattr(thing, part)])
     return replace(scene, **{which: replace(thing, **{part: other})})
 
 

@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcmpl.config import ModelConfig, TrainConfig
+    from dcmpl.config import ModelConfig
     from dcmpl.datasets import load_table
     from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
     from dcmpl.model import DCMPL
     from dcmpl.predict import Scorer
+    from dcmpl.recipes import TrainConfig
     from dcmpl.scores import Score, Scores
     from dcmpl.table import MosScale
     from dcmpl.weights import load_backbone
@@ -42,7 +43,7 @@ _HOMES = {
     "Score": "scores",
     "Scorer": "predict",
     "Scores": "scores",
-    "TrainConfig": "config",
+    "TrainConfig": "recipes",
     "load_backbone": "weights",
     "load_table": "datasets",
 }

@@ -16,10 +16,11 @@ import yaml
 from scipy import stats
 
 from dcmpl.checkpoint import Run, Source
-from dcmpl.config import TARGETS, ModelConfig, TrainConfig
+from dcmpl.config import ModelConfig
 from dcmpl.errors import DataError, UsageError
 from dcmpl.floors import FLOORS
 from dcmpl.presets import PRESETS, with_settings
+from dcmpl.recipes import TrainConfig
 from dcmpl.repeats import Trial, Workbench, flat_numbers, spread
 
 __all__ = ["Variant", "read_grid", "summary", "trials_of"]
@@ -135,9 +136,11 @@ def summary(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pd.Da
     for name in [*names, *(f"floor: {FLOORS[floor]}" for floor in floors)]:
         own = frame[frame["name"] == name].set_index("repeat")
         row: dict[str, Any] = {"variant": name, "repeats": len(own)}
-        for task in TARGETS:
-            column = f"{task}_srcc"
-            if column not in own or own[column].isna().all():
+        within = "_within_generator_srcc"
+        names = [str(c) for c in own if str(c).endswith("_srcc")]
+        for column in (c for c in names if not c.endswith(within)):
+            task = column.removesuffix("_srcc")
+            if own[column].isna().all():
                 continue
             values = own[column].astype(float)
             row |= {f"{task} {k}": v for k, v in spread(values).items()}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from dcmpl.config import TARGETS
 from dcmpl.disk import write_atomically
 from dcmpl.pages import figure_png, has_matplotlib
 
@@ -56,9 +55,7 @@ def _markdown(frame: pd.DataFrame, title: str) -> str:
         f"with `{base}`; p is that of a paired t-test. With {tests} tests, "
         f"{tests * SURE:.1f} are expected below {SURE} by chance.",
     ]
-    for task in TARGETS:
-        if f"{task} mean" not in frame:
-            continue
+    for task in _tasks(frame):
         lines += [
             "",
             f"## {task}",
@@ -92,7 +89,7 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
         return b""
     from matplotlib.figure import Figure
 
-    tasks = [task for task in TARGETS if f"{task} mean" in frame]
+    tasks = _tasks(frame)
     figure = Figure(figsize=(5 + 3 * len(tasks), 1.5 + 0.22 * len(frame)), dpi=110)
     figure.set_layout_engine("constrained")
     figure.suptitle(title)
@@ -107,3 +104,7 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
         axes.grid(axis="y", color="0.92")
     panels[0].set_yticks(range(len(frame)), list(frame["variant"])[::-1], fontsize=8)
     return figure_png(figure)
+
+
+def _tasks(frame: pd.DataFrame) -> list[str]:
+    return [str(name).removesuffix(" mean") for name in frame if str(name).endswith(" mean")]

@@ -1,22 +1,34 @@
 """What an epoch trains on: windows of pictures, drawn from the seed and the epoch alone."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dcmpl.config import TrainConfig
 from dcmpl.images import read_image
-from dcmpl.inference import FrozenTable
+from dcmpl.inference import FrozenTable, PromptsOf
+from dcmpl.recipes import TrainConfig
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.views import random_window
 
-__all__ = ["EpochWindows", "epoch_loader"]
+__all__ = ["Batch", "EpochWindows", "epoch_loader", "mismatched"]
 
 
-class EpochWindows(Dataset[tuple[Tensor, Tensor]]):
-    """Row -> ``crops`` windows of that picture, as this epoch draws them.
+class Batch(NamedTuple):
+    """Windows, the opinions on their pictures, and which prompt each picture has."""
+
+    inputs: Float[Tensor, "batch *shape"]
+    targets: Float[Tensor, "batch targets"]
+    prompts: Int[Tensor, " batch"]
+
+
+class EpochWindows(Dataset[Batch]):
+    """Row -> ``crops`` windows of that picture, as this epoch draws them, and its opinions.
 
     Pixels from anywhere in the picture, or, with ``frozen``, some of its windows in there.
     """
@@ -28,18 +40,21 @@ class EpochWindows(Dataset[tuple[Tensor, Tensor]]):
         config: TrainConfig,
         epoch: int,
         frozen: FrozenTable | None,
+        tasks: Sequence[str],
     ) -> None:
         self.paths = list(table.frame["image"])
-        self.targets = torch.from_numpy(table.targets())
+        self.targets = torch.from_numpy(table.targets(tasks))
+        self.prompts = torch.from_numpy(PromptsOf(table).rows)
         self.size, self.config, self.epoch, self.frozen = size, config, epoch, frozen
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, row: int) -> Batch:
         rng = np.random.default_rng([self.config.seed, self.epoch, row])
         crops = self._crops(self.paths[row], rng)
-        return crops, self.targets[row].expand(len(crops), -1)
+        count = len(crops)
+        return Batch(crops, self.targets[row].expand(count, -1), self.prompts[row].expand(count))
 
     def _crops(self, path: str, rng: np.random.Generator) -> Tensor:
         step, count = self.config.crop_step, self.config.crops
@@ -53,14 +68,25 @@ class EpochWindows(Dataset[tuple[Tensor, Tensor]]):
 
 def epoch_loader(
     data: EpochWindows, config: TrainConfig, epoch: int, workers: int
-) -> "DataLoader[tuple[Tensor, Tensor]]":
+) -> "DataLoader[Batch]":
     """The epoch's batches of ``batch_size`` windows, in the epoch's order."""
     order = np.random.default_rng([config.seed, epoch]).permutation(len(data)).tolist()
     pictures = max(1, config.batch_size // config.crops)
     batches = [order[i : i + pictures] for i in range(0, len(order), pictures)]
 
-    def joined(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        crops, targets = zip(*items, strict=True)
-        return torch.cat(crops), torch.cat(targets)
+    def joined(items: list[Batch]) -> Batch:
+        return Batch(*map(torch.cat, zip(*items, strict=True)))
 
     return DataLoader(data, batch_sampler=batches, collate_fn=joined, num_workers=workers)
+
+
+def mismatched(prompts: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """For each picture the prompt of the next one in the batch that has another.
+
+    Its own where all have the same, so that there is nothing to tell apart.
+    """
+    found = prompts.clone()
+    for step in range(len(prompts) - 1, 0, -1):
+        other = prompts.roll(-step)
+        found = torch.where(other != prompts, other, found)
+    return found

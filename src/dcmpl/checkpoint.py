@@ -28,16 +28,16 @@ from dcmpl.config import (
     MODEL,
     RECORD,
     SPLIT,
-    TARGETS,
     AdapterConfig,
+    AuxConfig,
     FusionConfig,
     ModelConfig,
     MpaConfig,
-    TrainConfig,
 )
 from dcmpl.disk import as_json, check_sealed, sealed, sha256_of, write_atomically
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.model import trainable_parameters
+from dcmpl.recipes import TrainConfig
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import Backbone
@@ -125,9 +125,9 @@ class Run:
         """The finished run, whose learned tensors lie in ``folder``; not written yet."""
         return replace(self, finished=True, weights_sha256=sha256_of(folder / MODEL))
 
-    def only_learned(self, predicted: np.ndarray) -> np.ndarray:
-        """``predicted`` (rows, targets) with NaN for tasks whose opinions it never saw."""
-        unknown = [t not in self.learned for t in TARGETS]
+    def only_learned(self, predicted: np.ndarray, table: ImageTable) -> np.ndarray:
+        """``predicted`` for ``table`` with NaN for tasks whose opinions it never saw."""
+        unknown = [target not in self.learned for target in table.asked]
         return np.where(unknown, np.nan, predicted)
 
     def check_backbone(self, backbone: Backbone) -> None:
@@ -161,6 +161,7 @@ def _model_config(record: dict[str, Any]) -> ModelConfig:
         mpa=MpaConfig(**record.pop("mpa")),
         fusion=FusionConfig(**record.pop("fusion")),
         adapter=AdapterConfig(**record.pop("adapter")),
+        aux=AuxConfig(**record.pop("aux")),
         **record,
     )
 

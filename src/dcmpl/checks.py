@@ -8,18 +8,10 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from dcmpl.config import (
-    COLUMNS,
-    PROTOCOLS,
-    RECORD,
-    TARGETS,
-    TrainConfig,
-    check_backbone,
-    check_views,
-    recipe_for,
-)
+from dcmpl.config import COLUMNS, OF_TARGET, PROTOCOLS, RECORD, TARGETS, check_backbone
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS, with_settings, with_targets
+from dcmpl.recipes import TrainConfig, check_views, recipe_for
 from dcmpl.scores import FORMATS, PROMPTS_FROM
 from dcmpl.usage import flag, nearest
 
@@ -34,7 +26,8 @@ def _check_own_table(arguments: Namespace) -> None:
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
     arguments.columns = dict(pairs)
-    if unknown := [ours for ours in arguments.columns if ours not in COLUMNS]:
+    names = [ours for ours in arguments.columns if ours not in COLUMNS]
+    if unknown := [ours for ours in names if not OF_TARGET.fullmatch(ours)]:
         hint = nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
         raise UsageError(
             f"expected --columns to map {', '.join(COLUMNS)}, got {unknown[0]}: {hint}"
@@ -66,13 +59,15 @@ def _check_model(arguments: Namespace) -> None:
         )
     model = with_settings(PRESETS[arguments.preset].model, arguments.set)
     if arguments.targets is not None:
-        unknown = [target for target in arguments.targets if target not in TARGETS]
+        known = [*TARGETS, *(arguments.tasks or {})]
+        unknown = [target for target in arguments.targets if target not in known]
         if unknown or len(set(arguments.targets)) < len(arguments.targets):
             raise UsageError(
-                f"expected --targets of {', '.join(TARGETS)}, each once, "
-                f"got {' '.join(arguments.targets)}"
+                f"expected --targets of {', '.join(known)}, each once, "
+                f"got {' '.join(arguments.targets)}; --tasks names others"
             )
-        with_targets(model, TARGETS, arguments.targets)
+    judged = [*TARGETS, *(arguments.tasks or {})]
+    with_targets(model, judged, arguments.targets, arguments.tasks)
 
 
 def _check_protocols(names: Sequence[str]) -> None:
@@ -228,21 +223,26 @@ def _check_score(arguments: Namespace) -> None:
 def _check_destination(arguments: Namespace) -> None:
     if arguments.out != "-":
         _check_output(arguments.out)
-    elif any(arguments[name] for name in ("resume", "sort", "top", "copy_top", "move_below")):
+    elif any(
+        arguments[name] for name in ("resume", "sort", "rank", "top", "copy_top", "move_below")
+    ):
         raise UsageError(
-            "expected a file at -o with --resume, --sort, --top, --copy-top and --move-below, "
-            "got -: rows go to standard output as they come"
+            "expected a file at -o with --resume, --sort, --rank, --top, --copy-top and "
+            "--move-below, got -: rows go to standard output as they come"
         )
     for path in (*arguments.paths, arguments.prompts):
         if path and os.path.abspath(path) == os.path.abspath(arguments.out):
             raise UsageError(f"expected a new file at -o, got {path}, which is to be read")
+    if arguments.rank and arguments.prompts:
+        raise UsageError("expected --rank with one --prompt, got --prompts: --sort takes several")
     if arguments.move_below and arguments.top:
         raise UsageError("expected --move-below without --top: the rows of what is moved are lost")
 
 
 def _check_targets(targets: Sequence[str]) -> None:
+    """A run may have targets of its own, so only what no target can be called is refused here."""
     for target in targets:
-        if target not in TARGETS:
+        if not OF_TARGET.fullmatch(f"mos_{target}"):
             hint = nearest(target, TARGETS, "they are what people were asked")
             raise UsageError(f"expected a target of {', '.join(TARGETS)}, got {target}: {hint}")
 
@@ -253,8 +253,8 @@ def _read_shard(arguments: Namespace) -> None:
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", arguments.shard)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"expected --shard I/N with I from 1 to N, got {arguments.shard}")
-    if arguments.sort or arguments.top:
-        raise UsageError("expected --sort and --top without --shard: shards are merged in order")
+    if arguments.sort or arguments.rank or arguments.top:
+        raise UsageError("expected --sort, --rank, --top without --shard: shards keep their order")
     arguments.shard = int(found[1]), int(found[2])
 
 
@@ -336,6 +336,7 @@ CHECKS: dict[str, Callable[[Namespace], None]] = {
     "data check": _check_of_data,
     "data show": _check_data_show,
     "data split": _check_data_split,
+    "info": lambda arguments: _check_run(arguments.run),
     "score": _check_score,
     "merge": _check_merge,
     "export": _check_export,

@@ -27,6 +27,7 @@ HOMES = {
     "data_commands": ("data check", "data show", "data split"),
     "studies": ("presets", "ablate", "import"),
     "export": ("export",),
+    "info": ("info",),
 }
 """By module: the commands it holds, so that only what a command needs is imported."""
 

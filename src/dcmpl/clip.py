@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.stem import PatchStem, StatisticsStem
 
-__all__ = ["Clip", "ClipConfig", "TextTower", "TowerConfig", "VisionTower", "put"]
+__all__ = ["VIT_B_32", "Clip", "ClipConfig", "TextTower", "TowerConfig", "VisionTower", "put"]
 
 Activation = Literal["gelu", "quick_gelu"]
 Prompts = Sequence[Tensor | None]
@@ -52,6 +52,18 @@ class ClipConfig:
     stem: Literal["patch", "statistics"] = "patch"
 
 
+VIT_B_32 = ClipConfig(
+    vision=TowerConfig(768, 12, 12, 3072, "quick_gelu"),
+    text=TowerConfig(512, 12, 8, 2048, "quick_gelu"),
+    embed_dim=512,
+    image_size=224,
+    patch_size=32,
+    vocab_size=49408,
+    context_length=77,
+)
+"""The backbone of the paper."""
+
+
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the activation of OpenAI's weights.
 
@@ -82,7 +94,8 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with one fused matrix for query, key and value.
 
-    With ``context`` the query comes from ``x`` and key and value from ``context``. ``extra``
+    With ``context`` the query comes from ``x`` and key and value from ``context``, of which
+    only those that ``keep`` names are asked. ``extra``
     tokens are asked as well but ask nothing; there may be fewer of them than of ``x``, each
     then stands for an equal part of the batch.
     """
@@ -102,6 +115,7 @@ class Attention(nn.Module):
         context: Float[Tensor, "batch keys width"] | None = None,
         causal: bool = False,
         extra: Float[Tensor, "*groups slots width"] | None = None,
+        keep: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
         if context is None:
@@ -115,7 +129,8 @@ class Attention(nn.Module):
                 torch.cat(pair, dim=1) for pair in zip((k, v), of_extra.chunk(2, -1), strict=True)
             )
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        kept = None if keep is None else keep[:, None, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, kept, is_causal=causal)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -173,12 +188,13 @@ class Transformer(nn.Module):
 
     def first_token(
         self, x: Float[Tensor, "batch tokens width"], prompts: Prompts
-    ) -> Float[Tensor, "batch width"]:
-        """The first token behind the last block; ``prompts[i]`` stands behind ``x`` in block i.
+    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch tokens width"]]:
+        """The first token behind the last block, and all tokens as they entered that.
 
-        The same as appending slots, replacing them before every block that is given a prompt
-        and reading the first token at the end, but for what nobody reads: outputs in slots
-        that the next block replaces, and in the last block all but the first token's.
+        ``prompts[i]`` stands behind ``x`` in block i. The same as appending slots, replacing
+        them before every block that is given a prompt and reading the first token at the end,
+        but for what nobody reads: outputs in slots that the next block replaces, and in the
+        last block all but the first token's.
         """
         last, tokens = len(self.resblocks) - 1, x.shape[1]
         given = [*prompts, *[None] * (last + 2 - len(prompts))]
@@ -190,8 +206,9 @@ class Transformer(nn.Module):
                 x = x[:, :tokens]
                 if following is None and index < last:  # the next block reads these slots
                     x, prompt = torch.cat([x, _spread(prompt.to(x.dtype), len(x))], dim=1), None
+            entering = x
             x = block(x, False, prompt, first_only=prompted and index == last)
-        return x[:, 0]
+        return x[:, 0], entering[:, :tokens]
 
 
 def _spread(prompt: Tensor, batch: int) -> Tensor:
@@ -253,11 +270,17 @@ class VisionTower(nn.Module):
 
         Each is (n, width), or (groups, n, width) with one for each equal part of the batch.
         """
+        return self.encode_with_patches(tokens, prompts)[0]
+
+    def encode_with_patches(
+        self, tokens: Float[Tensor, "batch tokens width"], prompts: Prompts = ()
+    ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch patches width"]]:
+        """:meth:`encode`, and the patches as they enter the last block."""
         if prompts and prompts[0] is not None:
             prompts = [self.ln_pre(prompts[0]), *prompts[1:]]
-        x = self.transformer.first_token(self.ln_pre(tokens), prompts)
+        x, entering = self.transformer.first_token(self.ln_pre(tokens), prompts)
         embedding: Tensor = self.ln_post(x) @ self.proj
-        return embedding
+        return embedding, entering[:, 1:]
 
     def forward(
         self, images: Float[Tensor, "batch 3 size size"], prompts: Prompts = ()
@@ -296,11 +319,22 @@ class TextTower(nn.Module):
         The mask is causal, so nothing behind the end token can reach it and the cut
         changes no result.
         """
-        ids = ids[:, : int(end.max()) + 1]
+        return self.at_end(self.states(ids[:, : int(end.max()) + 1], prompts), end)
+
+    def states(
+        self, ids: Int[Tensor, "texts length"], prompts: Prompts = ()
+    ) -> Float[Tensor, "texts length width"]:
+        """What the blocks make of every token."""
         x = self.begin(ids, prompts[0] if prompts else None)
-        x = self.transformer(x, prompts[1:], 1, causal=True)
-        rows = torch.arange(len(ids), device=ids.device)
-        embedding: Tensor = self.ln_final(x[rows, end]) @ self.text_projection
+        states: Tensor = self.transformer(x, prompts[1:], 1, causal=True)
+        return states
+
+    def at_end(
+        self, states: Float[Tensor, "texts length width"], end: Int[Tensor, " texts"]
+    ) -> Float[Tensor, "texts joint"]:
+        """The embedding of each text: its end token's state, projected."""
+        rows = torch.arange(len(states), device=states.device)
+        embedding: Tensor = self.ln_final(states[rows, end]) @ self.text_projection
         return embedding
 
 

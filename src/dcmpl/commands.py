@@ -7,26 +7,24 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from dcmpl.calibrating import calibrate
+from dcmpl.calibration import read_calibration
 from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
-from dcmpl.config import (
-    LAST,
-    MODEL,
-    RECORD,
-    ModelConfig,
-    TrainConfig,
-)
+from dcmpl.config import LAST, MODEL, RECORD, ModelConfig
 from dcmpl.datasets import load_table
-from dcmpl.errors import RunError
+from dcmpl.errors import DataError, RunError
 from dcmpl.leaks import Facts, check_leaks, tied_units
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
 from dcmpl.protocols import PROTOCOLS, draw_split
+from dcmpl.recipes import TrainConfig
 from dcmpl.scoring import warn_of_floor
 from dcmpl.splits import PARTS, Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit
+from dcmpl.trained import TorchEngine, load_model
 from dcmpl.weights import Backbone, load_backbone
 
 __all__ = [
@@ -66,7 +64,7 @@ def source_of(arguments: Any, table: ImageTable, path: str | None = None) -> Sou
 def model_of(arguments: Any, table: ImageTable) -> ModelConfig:
     """The preset with the fields and targets that were asked for."""
     model = with_settings(PRESETS[arguments.preset].model, arguments.set)
-    return with_targets(model, table.judged, arguments.targets)
+    return with_targets(model, table.judged, arguments.targets, arguments.tasks)
 
 
 def say_leaks(split: Split, table: ImageTable, facts: Facts) -> None:
@@ -89,6 +87,8 @@ def train(arguments: Any) -> int:
     backbone = load_backbone(arguments.backbone)
     if (folder / RECORD).exists():
         run, split = _resumed(folder, arguments, table, backbone)
+        if run.finished and MODEL in left and read_calibration(folder, run.weights_sha256) is None:
+            _calibrate(folder, run, table, split)
         if run.finished:
             if MODEL not in left:
                 raise RunError(
@@ -123,8 +123,21 @@ def train(arguments: Any) -> int:
     best = run.history[run.best_epoch - 1]
     told = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
     say(f"best epoch {run.best_epoch}: {told}")
+    _calibrate(folder, run, table, split)
     print(f"run: {folder}\nnext: dcmpl evaluate {folder} --split test")
     return 0
+
+
+def _calibrate(folder: Path, run: Run, table: ImageTable, split: Split) -> None:
+    """Say what the scores of a finished run mean, where validation is able to."""
+    _, model = load_model(folder)
+    try:
+        found = calibrate(run, TorchEngine(model, run.learned), table, split)
+    except DataError as error:
+        say(f"note: scores are not calibrated: {error}")
+        return
+    found.write(folder)
+    say(f"calibrated on validation: {', '.join(found.targets)}; dcmpl info {folder} shows it")
 
 
 def _new_split(arguments: Any, table: ImageTable, facts: Facts) -> Split:

@@ -16,6 +16,7 @@ import pandas as pd
 from dcmpl.config import TARGETS
 from dcmpl.disk import write_atomically
 from dcmpl.errors import RunError
+from dcmpl.evaluate import measured
 from dcmpl.floors import FLOORS
 from dcmpl.metrics import srcc
 from dcmpl.pages import (
@@ -92,7 +93,7 @@ def _read(file: Path) -> Any:
 def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
     name = f"{metrics['preset']} on {metrics['backbone']}"
     rows = []
-    for target in (t for t in TARGETS if t in metrics):
+    for target in measured(metrics):
         entry = metrics[target]
         count, kind = f"{entry['n']} pictures", KINDS[metrics["protocol"]]
         values = [_number(entry[m]["value"]) for m in ("srcc", "plcc")]
@@ -153,9 +154,10 @@ def _paired(
     ours: pd.DataFrame, theirs: pd.DataFrame, first: Path, second: Path
 ) -> list[dict[str, Any]]:
     rows = []
-    for target in TARGETS:
+    opinions = [name for name in ours if str(name).startswith("opinion_")]
+    for target in (str(name).removeprefix("opinion_") for name in opinions):
         opinion = f"opinion_{target}"
-        if opinion not in ours or opinion not in theirs or set(ours.index) != set(theirs.index):
+        if opinion not in opinion not in theirs or set(ours.index) != set(theirs.index):
             continue
         other = theirs.loc[ours.index]
         columns = [ours[target], other[target], ours[opinion], other[opinion]]

@@ -13,23 +13,28 @@ from dcmpl.errors import UsageError
 __all__ = [
     "COLUMNS",
     "EMBEDDED",
+    "OF_TARGET",
     "PROTOCOLS",
-    "RECIPES",
     "TARGETS",
     "AdapterConfig",
+    "AuxConfig",
     "FusionConfig",
     "ModelConfig",
     "MpaConfig",
-    "TrainConfig",
     "WordPairs",
-    "recipe_for",
 ]
 
 EMBEDDED = {"tiny": Path(__file__).parent / "backbones" / "tiny"}
 """Backbones that come with the package."""
 
 TARGETS = ("quality", "alignment", "authenticity")
-"""What people are asked of a picture; scores and opinions have these names everywhere."""
+"""What people are mostly asked of a picture; scores and opinions have these names everywhere.
+
+A table of one's own may have others: a column ``mos_NAME`` makes NAME a target.
+"""
+
+OF_TARGET = re.compile(r"(mos|std)_([a-z][a-z0-9_]{0,31})")
+"""Columns of opinions: their mean, and the deviation of the raters."""
 
 COLUMNS = (
     *("image", "prompt", "generator", "group", "part"),
@@ -61,16 +66,6 @@ def check_backbone(name: str) -> str:
             f"Hugging Face id such as openai/clip-vit-base-patch32, got {name!r}"
         )
     return name
-
-
-def check_views(views: str) -> str:
-    """``views`` itself where it is valid; raises :class:`UsageError` where not."""
-    named = ("windows", "center", "resize")
-    if views not in named and not re.fullmatch(r"grid-[1-9]\d?", views):
-        raise UsageError(
-            f"expected views to be windows, center, resize or grid-N (N x N windows), got {views!r}"
-        )
-    return views
 
 
 def option(default: Any, text: str) -> Any:
@@ -142,6 +137,17 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class AuxConfig:
+    """What the auxiliary task knows beside the picture."""
+
+    reads_prompt: bool = option(
+        False,
+        "alignment reads the picture's own prompt; otherwise, as in the paper, it is judged "
+        "from the picture alone",
+    )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """DCMPL's own sizes and forms; the sizes of the towers are read from the backbone.
 
@@ -167,6 +173,7 @@ class ModelConfig:
     mpa: MpaConfig = field(default_factory=MpaConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    aux: AuxConfig = field(default_factory=AuxConfig)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -179,12 +186,18 @@ class ModelConfig:
         coupled = len(self.words) > 1 and self.mpa.form != "none"
         return self.vision_depth != 0 or coupled
 
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether more is read of a picture than an embedding that never changes."""
+        return self.has_visual_prompts or self.aux.reads_prompt
+
     def __post_init__(self) -> None:
-        _check_choices(self)
-        if not self.words or set(self.words) - set(WORDS):
+        check_choices(self)
+        wrong = [task for task in self.words if not OF_TARGET.fullmatch(f"mos_{task}")]
+        if not self.words or wrong:
             raise UsageError(
-                f"expected tasks of {', '.join(WORDS)} in words, "
-                f"got {', '.join(self.words) or 'none'}"
+                f"expected tasks in words, {', '.join(WORDS)} or others of small letters, digits "
+                f"and _, got {', '.join(wrong) or 'none'}"
             )
         if not all(
             pairs and all(len(pair) == 2 for pair in pairs) for pairs in self.words.values()
@@ -200,6 +213,11 @@ class ModelConfig:
         _check_count("fusion.depth", self.fusion.depth, 1)
         if type(self.adapter.ratio) is bool or not 0 <= self.adapter.ratio <= 1:
             raise UsageError(f"expected adapter.ratio from 0 to 1, got {self.adapter.ratio}")
+        if self.aux.reads_prompt and self.mpa.source == "encoder_outputs":
+            raise UsageError(
+                "expected mpa.source=input_prompts where alignment reads the prompt, got "
+                "encoder_outputs: what a text becomes would depend on the other pictures"
+            )
         self._check_used()
 
     def _check_used(self) -> None:
@@ -211,7 +229,7 @@ class ModelConfig:
         linear, where = self.readout == "linear", self.adapter.where
         mpa, fusion, adapter = self.mpa, self.fusion, self.adapter
         unread = {
-            "words": linear and any(WORDS[t] != w for t, w in self.words.items()),
+            "words": linear and any(WORDS.get(t, w) != w for t, w in self.words.items()),
             "mpa.directions": mpa.form == "joint" and mpa.directions != "both",
             "mpa.source": mpa.deep == "independent" and mpa.source != "input_prompts",
             "adapter.shared": adapter.shared and (alone or where != "both"),
@@ -220,6 +238,7 @@ class ModelConfig:
             "vision_source": self.vision_source == "text" and no_text_or_visual,
             "text_depth": linear and not no_prompts,
             "round_prompts": self.round_prompts and only_first_text,
+            "aux.reads_prompt": self.aux.reads_prompt and (linear or "alignment" not in self.words),
         }
         sections = (
             ("mpa", alone or no_mpa, mpa, MpaConfig(form="none")),
@@ -255,12 +274,12 @@ class ModelConfig:
             )
 
 
-def _check_choices(config: Any, prefix: str = "") -> None:
+def check_choices(config: Any, prefix: str = "") -> None:
     """Types and literals of all fields, also of those below; records of runs are untrusted."""
     for name, kind in get_type_hints(type(config)).items():
         value, where = getattr(config, name), f"{prefix}{name}"
         if is_dataclass(value):
-            _check_choices(value, f"{where}.")
+            check_choices(value, f"{where}.")
         elif get_origin(kind) is Literal:
             if value not in get_args(kind):
                 raise UsageError(f"expected {where} of {', '.join(get_args(kind))}, got {value!r}")
@@ -277,67 +296,3 @@ def _changed(section: str, config: Any, plain: Any) -> list[str]:
     """Fields of ``config`` that differ from ``plain``."""
     names = (f.name for f in fields(config))
     return [f"{section}.{n}" for n in names if getattr(config, n) != getattr(plain, n)]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. The defaults are the paper's."""
-
-    epochs: int = option(50, "passes over the training pictures, at most")
-    batch_size: int = option(64, "windows per step")
-    lr: float = option(1e-4, "learning rate of Adam")
-    schedule: Literal["constant", "cosine"] = option("constant", "learning rate over time")
-    windows: Literal["auto", "random", "views"] = option(
-        "auto",
-        "windows to train on: random, anew in every epoch, or those of the views, whose "
-        "frozen part is computed once; auto: the views where nothing visual is learned",
-    )
-    crops: int = option(1, "windows of each picture per epoch")
-    crop_step: int = option(
-        1, "random ones start at multiples of this; 8 keeps JPEG's blocks in phase"
-    )
-    alignment_weight: float = option(0.1, "weight of the alignment loss beside quality's 1")
-    missing_alignment: Literal["none", "quality", "clip_similarity"] = option(
-        "none",
-        "what stands in for alignment that nobody judged: nothing, the opinion on quality, "
-        "or the frozen CLIP's similarity of picture and prompt",
-    )
-    patience: int | None = option(15, "stop after this many epochs without a better validation")
-    views: str = option("windows", "views whose scores are averaged: windows, center, grid-N")
-    precision: Literal["fp32", "bf16"] = option("fp32", "number format of the towers")
-    seed: int = option(0, "seed of split, initial prompts, crops and order")
-
-    def __post_init__(self) -> None:
-        check_views(self.views)
-        _check_choices(self)
-        least = {"epochs": 1, "batch_size": 1, "crops": 1, "crop_step": 1, "patience": 1, "seed": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise UsageError(f"expected {name} of at least {low}, got {value}")
-        if not 0 < self.lr < float("inf") or not 0 <= self.alignment_weight < float("inf"):
-            raise UsageError(
-                "expected a positive lr and an alignment_weight of at least 0, "
-                f"got {self.lr} and {self.alignment_weight}"
-            )
-
-
-RECIPES: dict[str, TrainConfig] = {
-    "paper": TrainConfig(),
-    "tiny": TrainConfig(
-        epochs=10,
-        lr=4e-3,
-        schedule="cosine",
-        crop_step=8,
-        alignment_weight=0.5,
-        patience=None,
-        views="grid-3",
-        precision="bf16",
-    ),
-}
-"""By name of the backbone; ``paper`` for all that have none of their own."""
-
-
-def recipe_for(backbone: str) -> TrainConfig:
-    """The recipe a backbone is trained with unless told otherwise."""
-    return RECIPES.get(backbone, RECIPES["paper"])

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from dcmpl.checkpoint import load_learned, read_run
-from dcmpl.config import MODEL, TARGETS
+from dcmpl.config import MODEL
 from dcmpl.disk import write_atomically
 from dcmpl.errors import DataError
-from dcmpl.evaluate import write_results
+from dcmpl.evaluate import measured, write_results
 from dcmpl.inference import predict_table
 from dcmpl.leaks import find_leaks
 from dcmpl.model import DCMPL
@@ -61,7 +61,7 @@ def _transferred(trial: Trial, bench: Workbench, other: Workbench) -> dict[str, 
             "preset": run.preset,
             "backbone": run.backbone,
         }
-        predicted = run.only_learned(predicted)
+        predicted = run.only_learned(predicted, other.table)
         write_results(folder, other.table, predicted, notes, draws=0, name=RESULT)
     return read_result(folder, trial.run)
 
@@ -94,7 +94,7 @@ def write_cross(
         "test part of the clean split, on the others every picture. SRCC / PLCC.",
     ]
     matrices, flat = {}, []
-    for target in TARGETS:
+    for target in dict.fromkeys(name for metrics in found.values() for name in measured(metrics)):
         pair = [cross_matrix(found, target, metric) for metric in ("srcc", "plcc")]
         if pair[0].isna().all(axis=None):
             continue

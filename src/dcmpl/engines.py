@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -23,22 +23,20 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from dcmpl.calibration import Calibration, of_record
 from dcmpl.disk import as_json, check_sealed, sha256_of, write_atomically
 from dcmpl.errors import DcmplError, RunError, UsageError
-from dcmpl.packing import cores, lanes, outputs_of
-from dcmpl.scores import EXPORT
-from dcmpl.views import windows
+from dcmpl.packing import lanes
+from dcmpl.scores import EXPORT, Ids, Parts
 
 __all__ = [
     "BATCH",
     "MODULES",
     "Engine",
     "Exported",
-    "all_scores",
     "open_export",
     "open_variant",
     "read_export",
-    "scores_of",
 ]
 
 MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -61,16 +59,25 @@ Windows = UInt8[np.ndarray, "batch size size 3"]
 
 @runtime_checkable
 class Engine(Protocol):
-    """``apart``: windows of two pictures must not share a call."""
+    """``apart``: windows of two pictures must not share a call.
+
+    ``reads`` is the task that reads the picture's own text, if one does.
+    """
 
     name: str
     precision: str
     tasks: tuple[str, ...]
     size: int
     apart: bool
+    reads: str | None
 
-    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
-        """Scores in [0, 1], one row for each window."""
+    def __call__(
+        self, windows: Windows, texts: Sequence[Ids] = ()
+    ) -> Float64[np.ndarray, "batch tasks"]:
+        """Scores in [0, 1], one row for each window; ``texts`` are theirs, where they are read."""
+
+    def parts(self, text: str, long: str) -> Parts:
+        """The tokens of a text that is read; raises :class:`UsageError` for one too long."""
 
     def lanes(self, count: int) -> AbstractContextManager[Executor]:
         """Threads that may call the engine, which keeps each to one core."""
@@ -95,6 +102,12 @@ class Exported:
     def about(self) -> dict[str, str]:
         """What tells its run from all others."""
         return {str(name): str(value) for name, value in self.record["about"].items()}
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the scores of its run mean."""
+        record = self.record.get("calibration")
+        return None if record is None else of_record(record)
 
     def variants(self, engine: str, precision: str) -> list[dict[str, Any]]:
         """What was exported for them, where it can be run here; ``auto`` is any engine."""
@@ -126,6 +139,7 @@ def read_export(folder: Path) -> Exported:
         for name, kind in FIELDS.items():
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} that is no {kind.__name__}")
+        Exported(folder, record).calibration  # noqa: B018  # that it can be read
         for variant in record["variants"]:
             if variant["engine"] not in KINDS or not isinstance(variant["file"], str):
                 raise ValueError("a variant of an unknown engine")
@@ -139,6 +153,7 @@ class _OfExport:
 
     name: str
     apart = False
+    reads: str | None = None
 
     def __init__(self, exported: Exported, precision: str) -> None:
         self.precision = precision
@@ -148,8 +163,13 @@ class _OfExport:
         """Threads; the engines were opened to keep each call on one core."""
         return lanes(count)
 
-    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
+    def __call__(
+        self, windows: Windows, texts: Sequence[Ids] = ()
+    ) -> Float64[np.ndarray, "batch tasks"]:
         raise NotImplementedError
+
+    def parts(self, text: str, long: str) -> Parts:
+        return Parts(((),))
 
 
 class OnnxEngine(_OfExport):
@@ -168,7 +188,9 @@ class OnnxEngine(_OfExport):
             path, options, providers=["CPUExecutionProvider"]
         )
 
-    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
+    def __call__(
+        self, windows: Windows, texts: Sequence[Ids] = ()
+    ) -> Float64[np.ndarray, "batch tasks"]:
         (found,) = self._session.run(None, {"windows": windows})
         return np.asarray(found, dtype=np.float64)
 
@@ -195,7 +217,9 @@ class OpenVinoEngine(_OfExport):
         # Its first look at an array must not happen in two threads at once: they wait for ever.
         self(np.zeros((1, self.size, self.size, 3), np.uint8))
 
-    def __call__(self, windows: Windows) -> Float64[np.ndarray, "batch tasks"]:
+    def __call__(
+        self, windows: Windows, texts: Sequence[Ids] = ()
+    ) -> Float64[np.ndarray, "batch tasks"]:
         request = self._idle.get()
         try:
             # In OpenVINO's own threads: one of ours would first get a copy of the model.
@@ -298,38 +322,3 @@ def _remembered(place: Path) -> dict[str, str]:
     except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def scores_of(
-    engine: Engine,
-    pictures: Iterable[np.ndarray | None],
-    views: str,
-    *,
-    batch_size: int = BATCH,
-    chunk: int | None = None,
-    pool: Executor | None = None,
-    depth: int = 0,
-) -> Iterator[Float64[np.ndarray, " tasks"] | None]:
-    """Each picture's score per task, the mean over its views, in order; None for no picture.
-
-    Pictures are uint8 (height, width, 3) and are taken one by one; ``batch_size`` counts
-    windows. The rest is as for :func:`dcmpl.packing.outputs_of`.
-    """
-
-    def compute(waiting: list[np.ndarray]) -> np.ndarray:
-        return engine(np.stack(waiting))
-
-    cut = (() if p is None else windows(p, engine.size, views) for p in pictures)
-    chunk = 1 if engine.apart else chunk
-    for found in outputs_of(cut, compute, batch_size, chunk=chunk, pool=pool, depth=depth):
-        yield np.mean(found, axis=0) if found else None
-
-
-def all_scores(
-    engine: Engine, pictures: Iterable[np.ndarray], views: str
-) -> Float64[np.ndarray, "pictures tasks"]:
-    """:func:`scores_of` pictures that are all there, on all cores."""
-    count = cores()
-    with engine.lanes(count) as pool:
-        found = scores_of(engine, pictures, views, pool=pool, depth=count)
-        return np.stack([scores for scores in found if scores is not None])

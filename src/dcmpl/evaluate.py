@@ -10,7 +10,6 @@ import pandas as pd
 from rich.table import Table
 
 from dcmpl import __version__
-from dcmpl.config import TARGETS
 from dcmpl.disk import as_json, write_atomically
 from dcmpl.floors import FLOORS
 from dcmpl.metrics import (
@@ -30,6 +29,7 @@ from dcmpl.table import ImageTable, MosScale
 __all__ = [
     "measure",
     "measure_floors",
+    "measured",
     "metrics_table",
     "plain_numbers",
     "predictions_frame",
@@ -54,11 +54,23 @@ def predictions_frame(table: ImageTable, predicted: np.ndarray) -> pd.DataFrame:
     """One row per picture: opinion and prediction of each target, both in [0, 1]."""
     frame = table.frame[["name", "prompt", "generator", "group"]].rename(columns={"name": "image"})
     targets = table.targets()
-    for column, target in enumerate(TARGETS):
+    for column, target in enumerate(table.asked):
         frame[f"mos_{target}"] = table.frame[f"mos_{target}"]
         frame[f"opinion_{target}"] = targets[:, column]
         frame[target] = predicted[:, column]
     return frame
+
+
+def measured(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """The targets that metrics have an entry for."""
+    entries = metrics.items()
+    return tuple(name for name, e in entries if isinstance(e, dict) and {"n", "srcc"} <= set(e))
+
+
+def _asked(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The targets that a frame of predictions has columns for."""
+    columns = (str(name) for name in frame)
+    return tuple(c.removeprefix("opinion_") for c in columns if c.startswith("opinion_"))
 
 
 def _judged(frame: pd.DataFrame, target: str) -> pd.DataFrame:
@@ -72,7 +84,7 @@ def measure(frame: pd.DataFrame, scale: MosScale, draws: int = DRAWS) -> dict[st
     RMSE is in MOS units of ``scale``; all else has none. ``draws`` of 0 leave out the intervals.
     """
     found: dict[str, Any] = {}
-    for target in TARGETS:
+    for target in _asked(frame):
         rows = _judged(frame, target)
         if rows.empty:
             continue
@@ -126,12 +138,27 @@ WITHOUT_INTERVAL = {
     "within_generator_srcc": "SRCC within a generator",
     "pairwise_accuracy": "better of two picked",
 }
+MEANING = {
+    "prompts": {
+        "srcc_drop": "SRCC lost with other prompts",
+        "own_higher": "own prompt scores higher",
+    },
+    "calibration": {
+        "calibration_error": "calibration error, MOS units",
+        "coverage_0.9": "MOS inside the 90 % interval",
+        "width_0.9": "its width, MOS units",
+        "called": "pairs of a prompt that are called",
+        "called_right": "of those, right",
+        "close_right": "too close to call, right",
+        "pair_error": "error of their probabilities",
+    },
+}
 
 
 def metrics_table(metrics: dict[str, Any], title: str) -> Table:
     """What is printed: one column per target, values with their 95 % intervals."""
     table = Table("", title=title)
-    targets = [target for target in TARGETS if target in metrics]
+    targets = measured(metrics)
     for target in targets:
         table.add_column(target, justify="right")
     for name, shown in NAMES.items():
@@ -141,6 +168,10 @@ def metrics_table(metrics: dict[str, Any], title: str) -> Table:
         )
     for name, shown in WITHOUT_INTERVAL.items():
         table.add_row(shown, *(_shown(metrics[target][name]) for target in targets))
+    for kind, names in MEANING.items():
+        known = metrics.get(kind, {})
+        for name, shown in names.items() if known else ():
+            table.add_row(shown, *(_shown(known.get(t, {}).get(name)) for t in targets))
     for floor, of_target in metrics.get("floors", {}).items():
         cells = [
             f"{_shown(of_target[t]['srcc'])} / {_shown(of_target[t]['plcc'])}"
@@ -167,7 +198,7 @@ def scatter_plots(frame: pd.DataFrame, scale: MosScale) -> dict[str, bytes]:
     from matplotlib.figure import Figure
 
     plots = {}
-    for target in TARGETS:
+    for target in _asked(frame):
         rows = _judged(frame, target)
         if rows.empty:
             continue
@@ -214,7 +245,7 @@ def write_results(
 def write_plots(folder: Path, table: ImageTable, predicted: np.ndarray) -> bool:
     """Write a plot for each target; False where matplotlib is missing."""
     plots = scatter_plots(predictions_frame(table, predicted), table.scale)
-    for name in (f"{target}.png" for target in TARGETS):
+    for name in (f"{target}.png" for target in table.asked):
         if name in plots:
             write_atomically(folder / name, plots[name])
         else:  # one of earlier results would pass for one of these

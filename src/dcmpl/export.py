@@ -25,9 +25,11 @@ import torch
 from torch import nn
 
 from dcmpl import __version__
+from dcmpl.answers import all_scores
+from dcmpl.calibration import Calibration, read_calibration
 from dcmpl.checkpoint import Run
 from dcmpl.disk import sealed, sha256_of, write_atomically
-from dcmpl.engines import MODULES, Engine, Exported, all_scores, open_variant
+from dcmpl.engines import MODULES, Engine, Exported, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 from dcmpl.folded import Folded
@@ -58,6 +60,7 @@ def write_export(
     pictures: Sequence[np.ndarray],
     say: Callable[[str], None],
     views_on: Sequence[np.ndarray] = (),
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Write all variants that the installed packages make, and the record; returns that.
 
@@ -87,6 +90,7 @@ def write_export(
         "input": "windows: uint8 (N, size, size, 3), RGB; normalisation is inside",
         "about": run.about(),
         "files": {path.name: sha256_of(path) for path in files},
+        "calibration": calibration and calibration.record(),
         "compared_on": f"the middle of {len(pictures)} pictures" if pictures else "noise",
     }
     kept = []
@@ -286,12 +290,22 @@ def export(arguments: Any) -> int:
     """``dcmpl export``."""
     folder, out = Path(arguments.run), Path(arguments.out)
     run, model = load_model(folder, arguments.backbone, "cpu")
-    targets = arguments.targets or run.learned
+    targets = tuple(arguments.targets or run.learned)
     if unknown := [target for target in targets if target not in run.learned]:
         raise UsageError(f"expected targets the run learned, {run.learned}, got {unknown[0]}")
+    if run.model.aux.reads_prompt and "alignment" in targets:
+        if arguments.targets or len(targets) == 1:
+            raise UsageError(
+                "expected targets that no prompt is read for, got alignment: only torch reads "
+                "prompts, score with the run itself"
+            )
+        targets = tuple(target for target in targets if target != "alignment")
+        say(f"note: alignment reads the prompt, which only torch does; exported: {targets}")
     pictures = _calibration(arguments, folder, run)
     spread = pictures[:: max(1, len(pictures) // ENOUGH_PICTURES)]
-    record = write_export(TorchEngine(model, targets), run, out, pictures, say, spread)
+    calibration = read_calibration(folder, run.weights_sha256)
+    engine = TorchEngine(model, targets)
+    record = write_export(engine, run, out, pictures, say, spread, calibration)
     for row in record.get("views_compared", ()):
         say(
             f"views {row['views']}: {row['windows']:.0f} windows, {SHARE:.0%} of the pictures "

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from dcmpl import __version__
+from dcmpl.answers import all_scores
 from dcmpl.disk import check_sealed, sealed, write_atomically
-from dcmpl.engines import Engine, all_scores
+from dcmpl.engines import Engine
 from dcmpl.errors import RunError
 from dcmpl.views import window_corners
 

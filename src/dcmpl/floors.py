@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dcmpl.config import TARGETS
 from dcmpl.images import read_image
 from dcmpl.progress import track
 from dcmpl.stem import cell_statistics, dct_kernels, to_unit_range
@@ -53,12 +52,12 @@ def predict_floors(
 
     Without ``statistics`` only the generator's mean.
     """
-    known = training.targets()
-    found = {"generator": np.full((len(tested), len(TARGETS)), np.nan, np.float64)}
+    known = training.targets(tested.asked)
+    found = {"generator": np.full((len(tested), len(tested.asked)), np.nan, np.float64)}
     if statistics is not None:
         found["statistics"] = found["generator"].copy()
     ours, theirs = (t.frame["generator"].to_numpy(str) for t in (training, tested))
-    for column in range(len(TARGETS)):
+    for column in range(len(tested.asked)):
         judged = np.isfinite(known[:, column])
         if not judged.any():
             continue

@@ -18,9 +18,11 @@ from torch.nn import functional as F
 from dcmpl.clip import MLP, Block, QuickGELU, VisionTower
 from dcmpl.errors import UsageError
 from dcmpl.model import DCMPL
+from dcmpl.reader import Reading
+from dcmpl.scores import Parts
 from dcmpl.stem import PatchStem, StatisticsStem, to_unit_range
 
-__all__ = ["Folded"]
+__all__ = ["Folded", "TextReader"]
 
 GELU_SLOPE = 1.702
 
@@ -152,6 +154,8 @@ class Readout(nn.Module):
         super().__init__()
         self.linear: nn.Linear | None = None
         tasks = model.config.tasks
+        reads = model.config.aux.reads_prompt and tasks[index] == "alignment"
+        self.reader = _shared(model.reader) if reads else None
         self.adapter = _shared(model.adapter_of(tasks[index] if words else tasks[0]))
         if model.config.readout == "linear":
             rows = slice(index, index + 1)
@@ -161,12 +165,44 @@ class Readout(nn.Module):
         scale = model.clip.logit_scale.exp()
         self.register_buffer("pairs", scale * (positive - negative))
 
-    def forward(self, embedding: Float[Tensor, "batch joint"]) -> Float[Tensor, " batch"]:
+    def forward(
+        self,
+        embedding: Float[Tensor, "batch joint"],
+        patches: Float[Tensor, "batch patches width"] | None = None,
+        reading: Reading | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """``patches`` and ``reading`` are for a readout that has a reader."""
         embedding = self.adapter(embedding)
         if self.linear is not None:
             score: Tensor = self.linear(embedding)[:, 0].clamp(0, 1)
             return score
-        return (F.normalize(embedding, dim=-1) @ self.pairs.T).sigmoid().mean(-1)
+        apart = F.normalize(embedding, dim=-1) @ self.pairs.T
+        if self.reader is not None and reading is not None:
+            apart = apart + self.reader(embedding, patches, reading)[:, None]
+        return apart.sigmoid().mean(-1)
+
+
+class TextReader:
+    """A picture's own text as what a folded model reads of it."""
+
+    @torch.no_grad()
+    def __init__(self, model: DCMPL) -> None:
+        self.tower = model.clip.text
+        self.prompts = [prompt.detach() for prompt in model.condition().text]
+        self.tokenizer, self.slots = model.tokenizer, model.slots
+
+    def parts(self, text: str, long: str) -> Parts:
+        """Its tokens; see :meth:`dcmpl.tokenizer.Tokenizer.parts`."""
+        return self.tokenizer.parts(text, self.slots, long)
+
+    def __call__(self, texts: Sequence[tuple[int, ...]]) -> Reading:
+        """One text for each window; equal ones are read once."""
+        known = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        tokens = self.tokenizer.framed(list(known), self.slots)
+        device = self.tower.positional_embedding.device
+        ids, end = tokens.ids.to(device), tokens.end.to(device)
+        rows = torch.tensor([known[text] for text in texts], device=device)
+        return Reading.begin(self.tower, ids, end, self.prompts).of(rows)
 
 
 class Folded(nn.Module):
@@ -236,19 +272,25 @@ class Folded(nn.Module):
             block.lower_prompts()
         return lower
 
-    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> Float[Tensor, "batch tasks"]:
+    def forward(
+        self, windows: Num[Tensor, "batch size size 3"], reading: Reading | None = None
+    ) -> Float[Tensor, "batch tasks"]:
+        """``reading`` is of each window's text, for a model that reads it."""
         summary, patches = self.stem(windows)
         first = (self.start + summary)[:, None]
         tokens = torch.cat([first, patches + self.positions], dim=1)
         entering: Tensor = self.ln_pre(tokens)
-        embeddings = []
+        embeddings, patches = [], []
         for branch in range(self.branches):
             x = entering
             for index, block in enumerate(self.blocks):
-                x = block(x, branch, tokens.shape[1], index == len(self.blocks) - 1)
+                last = index == len(self.blocks) - 1
+                if last:
+                    patches.append(x[:, 1 : tokens.shape[1]])
+                x = block(x, branch, tokens.shape[1], last)
             embeddings.append(self.ln_post(x[:, 0]) @ self.proj)
         scores = [
-            readout(embeddings[branch])
+            readout(embeddings[branch], patches[branch], reading)
             for readout, branch in zip(self.readouts, self.branch_of, strict=True)
         ]
         return torch.stack(scores, dim=1)

@@ -9,27 +9,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from jaxtyping import Int, Int64
 from torch import Tensor
 
-from dcmpl.config import TARGETS
 from dcmpl.images import read_image
-from dcmpl.model import DCMPL
+from dcmpl.model import DCMPL, Texts
 from dcmpl.packing import outputs_of
 from dcmpl.progress import track
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
+from dcmpl.tokenizer import Tokens
 from dcmpl.views import windows
 
 __all__ = [
     "FrozenTable",
+    "PromptsOf",
+    "by_target",
     "freeze_table",
     "precision_context",
     "predict_frozen",
     "predict_table",
+    "shuffled_prompts",
+    "texts_of",
 ]
 
 BATCH = 64
+
+
+class PromptsOf:
+    """The prompts of a table, each once; ``rows`` says which one each picture has."""
+
+    def __init__(self, table: ImageTable) -> None:
+        rows, names = pd.factorize(table.frame["prompt"])
+        self.texts: list[str] = names.tolist()
+        self.rows: Int64[np.ndarray, " pictures"] = rows.astype(np.int64)
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -42,6 +57,7 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 def _scores(
     model: DCMPL,
     pictures: Iterable[Iterable[Any]],
+    prompts: PromptsOf,
     precision: str,
     batch_size: int,
     frozen: bool = False,
@@ -51,43 +67,83 @@ def _scores(
 
     @torch.inference_mode()
     def outputs(batch: Sequence[Any]) -> Tensor:
-        inputs = torch.stack(list(batch)).to(device).float() if frozen else _pixels(batch, device)
+        windows, asked = zip(*batch, strict=True)
+        inputs = (
+            torch.stack(list(windows)).to(device).float() if frozen else _pixels(windows, device)
+        )
+        texts = None if tokens is None else texts_of(tokens, torch.tensor(asked))
         with precision_context(device, precision):
-            scores = model(inputs, condition, frozen)
+            scores = model(inputs, condition, frozen, texts)
         values: Tensor = scores.values
         return values.T.double().cpu()
 
+    tokens = model.tokens_of(prompts.texts) if model.config.aux.reads_prompt else None
     with torch.inference_mode(), precision_context(device, precision):
         condition = None if model.reads_batch else model.condition()
     apart = 1 if model.reads_batch else None
-    for found in outputs_of(pictures, outputs, batch_size, chunk=apart):
+    both = zip(pictures, prompts.rows.tolist(), strict=True)
+    asking = (((window, row) for window in picture) for picture, row in both)
+    for found in outputs_of(asking, outputs, batch_size, chunk=apart):
         yield torch.stack(found).mean(0)
+
+
+def texts_of(
+    tokens: Tokens, own: Int[Tensor, " batch"], other: Int[Tensor, " batch"] | None = None
+) -> Texts:
+    """Those rows of ``tokens`` that a batch needs, each once."""
+    asked = own if other is None else torch.cat([own, other])
+    chosen, places = torch.unique(asked.cpu(), return_inverse=True)
+    return Texts(
+        Tokens(tokens.ids[chosen], tokens.end[chosen]),
+        places[: len(own)],
+        None if other is None else places[len(own) :],
+    )
 
 
 def _pixels(batch: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return to_unit_range(torch.from_numpy(np.stack(batch)).to(device))
 
 
-def _as_targets(model: DCMPL, rows: Iterable[Tensor]) -> np.ndarray:
-    """(rows, targets), NaN where the model has no such task."""
+def _as_targets(model: DCMPL, rows: Iterable[Tensor], table: ImageTable) -> np.ndarray:
+    """(rows, targets that the table has), NaN where the model has no such task."""
     values = torch.stack(list(rows)).numpy()
-    found = np.full((len(values), len(TARGETS)), np.nan)
-    for column, task in enumerate(model.config.tasks):
-        found[:, TARGETS.index(task)] = values[:, column]
+    return by_target(values, model.config.tasks, table)
+
+
+def by_target(values: np.ndarray, tasks: Sequence[str], table: ImageTable) -> np.ndarray:
+    """Columns for ``tasks`` as columns for the targets of a table, NaN for what is not there."""
+    found = np.full((len(values), len(table.asked)), np.nan)
+    for column, task in enumerate(tasks):
+        if task in table.asked:
+            found[:, table.asked.index(task)] = values[:, column]
     return found
 
 
 def predict_table(
     model: DCMPL, table: ImageTable, views: str, precision: str, what: str
 ) -> np.ndarray:
-    """(rows, 2) predicted quality and alignment, in [0, 1]; ``what`` names the progress bar.
+    """(rows, targets of the table) predictions in [0, 1]; ``what`` names the progress bar.
 
     NaN for a task that the model has not.
     """
     size = model.clip.config.image_size
     paths = track(table.frame["image"], what)
     cut = (windows(read_image(path), size, views) for path in paths)
-    return _as_targets(model, _scores(model, cut, precision, BATCH))
+    return _as_targets(model, _scores(model, cut, PromptsOf(table), precision, BATCH), table)
+
+
+def shuffled_prompts(table: ImageTable, seed: int = 0) -> list[str]:
+    """For each picture the prompt of one of another group, drawn from ``seed``.
+
+    Its own where there is but one group.
+    """
+    rng, frame = np.random.default_rng(seed), table.frame
+    prompts, groups = frame["prompt"].tolist(), frame["group"].to_numpy(str)
+    found = []
+    for row, prompt in enumerate(prompts):
+        others = np.flatnonzero(groups != groups[row])
+        found.append(prompts[rng.choice(others)] if len(others) else prompt)
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,7 +177,7 @@ def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) ->
     Kept in float16 where training is in bfloat16, which is finer, and in float32 else.
     """
     device, size = model.mean.device, model.clip.config.image_size
-    kept = torch.float16 if precision == "bf16" and model.config.has_visual_prompts else None
+    kept = torch.float16 if precision == "bf16" and model.config.keeps_tokens else None
 
     @torch.inference_mode()
     def outputs(batch: Sequence[np.ndarray]) -> Tensor:
@@ -140,4 +196,6 @@ def predict_frozen(
 ) -> np.ndarray:
     """:func:`predict_table` for pictures whose frozen part is known."""
     known = (frozen[path] for path in table.frame["image"])
-    return _as_targets(model, _scores(model, known, precision, 4 * BATCH, frozen=True))
+    prompts = PromptsOf(table)
+    rows = _scores(model, known, prompts, precision, 4 * BATCH, frozen=True)
+    return _as_targets(model, rows, table)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from dcmpl.calibrating import judged, measure_calibration, uncalibrated
+from dcmpl.calibration import read_calibration
 from dcmpl.checkpoint import Run, Source, read_run, read_split
 from dcmpl.commands import (
     model_of,
@@ -17,24 +19,26 @@ from dcmpl.commands import (
 )
 from dcmpl.compare import compare as compare_runs
 from dcmpl.compare import paired_rows, write_comparison
-from dcmpl.config import TrainConfig
 from dcmpl.cross import run_cross, write_cross
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.evaluate import metrics_table, write_plots, write_results
 from dcmpl.floors import predict_floors, statistics_of
-from dcmpl.inference import predict_table
+from dcmpl.inference import by_target, shuffled_prompts
 from dcmpl.leaks import find_leaks
+from dcmpl.metrics import srcc
+from dcmpl.model import DCMPL
 from dcmpl.pages import has_matplotlib
 from dcmpl.progress import say
 from dcmpl.protocol_report import protocol_summary, write_protocol_report
 from dcmpl.protocols import PROTOCOLS
+from dcmpl.recipes import TrainConfig
 from dcmpl.repeats import Trial, Workbench, run_trials
 from dcmpl.scoring import warn_of_floor
 from dcmpl.splits import Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, listed
-from dcmpl.trained import load_model, table_of_run
+from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
 from dcmpl.weights import load_backbone
 
 __all__ = ["COMMANDS"]
@@ -70,7 +74,9 @@ def _evaluate_run(arguments: Any) -> int:
         training = _training_of(run, split)
         _refuse_leaks(training, table)
         kind = "other data"
-    predicted = run.only_learned(predict_table(model, table, run.train.views, "fp32", "scoring"))
+    engine, views = TorchEngine(model, run.learned), run.train.views
+    scores, spread = answers_of(engine, table, views, "scoring")
+    predicted = by_target(scores, engine.tasks, table)
     own_place = folder if name == "test" else folder / name
     default = own_place if own else folder / f"{table.name}-{table.digest[:6]}-{name}"
     out = Path(arguments.out) if arguments.out else default
@@ -82,6 +88,8 @@ def _evaluate_run(arguments: Any) -> int:
         "backbone": run.backbone,
         "preset": run.preset,
         "best_epoch": run.best_epoch,
+        "calibration": _calibration(folder, run, table, scores, spread),
+        "prompts": _prompts_matter(engine, model, table, views, scores),
     }
     metrics = write_results(out, table, predicted, notes, _floors(training, table))
     title = f"{table.name}, {name} part, {len(table)} pictures; protocol: {kind}"
@@ -90,6 +98,44 @@ def _evaluate_run(arguments: Any) -> int:
         say("no plots: pip install matplotlib brings them")
     print(f"results: {out}/metrics.json, predictions.csv")
     return 0
+
+
+def _calibration(
+    folder: Path, run: Run, table: ImageTable, scores: np.ndarray, spread: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """By target, how true what the run says of its scores is of ``table``; empty if it cannot."""
+    known = read_calibration(folder, run.weights_sha256)
+    if known is None:
+        say(f"note: no calibration of {folder} can be measured: {uncalibrated(run)}")
+        return {}
+    found = {}
+    for i, task in enumerate(run.learned):
+        meaning, tested = known.targets[task], judged(table, task, scores[:, i], spread[:, i])
+        if len(tested) and (meaning.low, meaning.high) == (table.scale.low, table.scale.high):
+            found[task] = measure_calibration(meaning, tested)
+    return found
+
+
+def _prompts_matter(
+    engine: TorchEngine, model: DCMPL, table: ImageTable, views: str, scores: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """What becomes of alignment when each picture is given another's prompt.
+
+    ``own_higher``: how often its own gives the higher score, chance 0.5.
+    """
+    if "alignment" not in engine.tasks or "alignment" not in table.judged:
+        return {}
+    opinion = table.targets(["alignment"])[:, 0]
+    own = scores[:, engine.tasks.index("alignment")]
+    if engine.reads is None:  # the picture alone decides
+        return {"alignment": {"srcc_drop": 0.0, "mean_drop": 0.0, "own_higher": 0.5}}
+    reading = TorchEngine(model, ["alignment"])
+    others, _ = answers_of(reading, table, views, "with other prompts", shuffled_prompts(table))
+    known = np.isfinite(opinion)
+    drop = srcc(own[known], opinion[known]) - srcc(others[known, 0], opinion[known])
+    higher = (own > others[:, 0]).mean() + 0.5 * (own == others[:, 0]).mean()
+    found = {"srcc_drop": drop, "mean_drop": float((own - others[:, 0]).mean())}
+    return {"alignment": {**found, "own_higher": float(higher)}}
 
 
 def _table_to_measure(arguments: Any, source: Source | None) -> tuple[ImageTable, bool]:

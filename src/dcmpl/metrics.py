@@ -6,16 +6,17 @@ than two values, or a constant) is nan, as in scipy. Higher is better except for
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
+
+from dcmpl.curves import logistic_mapped
 
 __all__ = [
     "Interval",
     "bootstrap",
+    "calibration_error",
     "krcc",
-    "logistic_mapped",
     "pairwise_accuracy",
     "plcc",
     "plcc_mapped",
@@ -25,8 +26,6 @@ __all__ = [
     "srcc",
     "within",
 ]
-
-FIT_STEPS = 500
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -67,50 +66,6 @@ def rmse(predicted: np.ndarray, opinion: np.ndarray) -> float:
     return float(np.sqrt(np.mean((predicted - opinion) ** 2)))
 
 
-def _logistic4(x: np.ndarray, b1: float, b2: float, b3: float, b4: float) -> np.ndarray:
-    power = np.clip((x - b3) / (abs(b4) + 1e-12), -500, 500)
-    mapped: np.ndarray = b2 + (b1 - b2) / (1 + np.exp(-power))
-    return mapped
-
-
-def _logistic5(x: np.ndarray, b1: float, b2: float, b3: float, b4: float, b5: float) -> np.ndarray:
-    power = np.clip(b2 * (x - b3), -500, 500)
-    mapped: np.ndarray = b1 * (0.5 - 1 / (1 + np.exp(power))) + b4 * x + b5
-    return mapped
-
-
-def logistic_mapped(
-    predicted: np.ndarray, opinion: np.ndarray, parameters: Literal[4, 5] = 4
-) -> np.ndarray:
-    """``predicted`` after the logistic of 4 or 5 parameters that fits ``opinion`` best.
-
-    4: f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / abs(b4))), monotone, VQEG FRTV Phase I
-    (2000). 5: f(x) = b1 (1/2 - 1 / (1 + exp(b2 (x - b3)))) + b4 x + b5, Sheikh, Sabir, Bovik,
-    IEEE TIP 15(11), 2006. Where no fit can be had (constant, or no more values than
-    parameters) the predictions come back as they are.
-    """
-    if not _defined(predicted, opinion) or len(predicted) <= parameters:
-        return predicted
-    # The fit works on unit deviations, so that no start is far off whatever the units.
-    x = (predicted - predicted.mean()) / predicted.std()
-    y = (opinion - opinion.mean()) / opinion.std()
-    slope = float(np.mean(x * y))
-    sign = 1.0 if slope >= 0 else -1.0
-    ends = [y.max(), y.min()][:: int(sign)]
-    starts = {4: [*ends, 0.0, 1.0], 5: [sign * np.ptp(y) / 4, 1.0, 0.0, slope / 2, 0.0]}
-    curve: Callable[..., np.ndarray] = _logistic4 if parameters == 4 else _logistic5
-
-    def residuals(b: np.ndarray) -> np.ndarray:
-        apart: np.ndarray = curve(x, *b) - y
-        return apart
-
-    # A fit that is still getting better when it is stopped is a fit all the same.
-    found = optimize.least_squares(residuals, starts[parameters], method="lm", max_nfev=FIT_STEPS)
-    best = found.x
-    mapped: np.ndarray = curve(x, *best) * opinion.std() + opinion.mean()
-    return mapped
-
-
 def plcc_mapped(predicted: np.ndarray, opinion: np.ndarray) -> float:
     """PLCC after :func:`logistic_mapped` with 4 parameters, in [-1, 1]."""
     return plcc(logistic_mapped(predicted, opinion, 4), opinion)
@@ -119,6 +74,23 @@ def plcc_mapped(predicted: np.ndarray, opinion: np.ndarray) -> float:
 def plcc_mapped5(predicted: np.ndarray, opinion: np.ndarray) -> float:
     """PLCC after :func:`logistic_mapped` with 5 parameters, in [-1, 1]."""
     return plcc(logistic_mapped(predicted, opinion, 5), opinion)
+
+
+def calibration_error(predicted: np.ndarray, opinion: np.ndarray, bins: int = 10) -> float:
+    """How far off predictions are on average where they are alike, in units of ``opinion``.
+
+    The pictures are cut into ``bins`` of equal counts by prediction; the mean over pictures of
+    the distance between the means of both in their bin.
+
+    >>> calibration_error(np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.5, 3.5]), bins=3)
+    0.5
+    """
+    order = np.argsort(predicted, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    if not parts:
+        return float("nan")
+    gaps = [abs(predicted[part].mean() - opinion[part].mean()) * len(part) for part in parts]
+    return float(sum(gaps) / len(predicted))
 
 
 def pairwise_accuracy(predicted: np.ndarray, opinion: np.ndarray, groups: np.ndarray) -> float:

@@ -6,26 +6,28 @@ prompts of the main task are guided by the auxiliary ones. Every rival of its li
 configuration of the same parts (``dcmpl.presets``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.adapter import ImageAdapter
-from dcmpl.clip import Clip, ClipConfig, TowerConfig
-from dcmpl.config import EMBEDDED, ModelConfig
+from dcmpl.clip import Clip
+from dcmpl.config import ModelConfig
 from dcmpl.coupling import prompts_from_outputs
 from dcmpl.errors import UsageError
 from dcmpl.prompts import CoupledPrompts, FreePrompts, Fusion, LayerPrompts
-from dcmpl.tokenizer import Tokenizer
+from dcmpl.reader import Reader, Reading
+from dcmpl.tokenizer import Tokenizer, Tokens
 
 __all__ = [
     "DCMPL",
     "Condition",
     "Scores",
-    "count_of_vit_b_32",
+    "Texts",
     "is_trainable",
     "trainable_parameters",
 ]
@@ -36,24 +38,17 @@ NORMALIZATION = {
 }
 
 
-VIT_B_32 = ClipConfig(
-    vision=TowerConfig(768, 12, 12, 3072, "quick_gelu"),
-    text=TowerConfig(512, 12, 8, 2048, "quick_gelu"),
-    embed_dim=512,
-    image_size=224,
-    patch_size=32,
-    vocab_size=49408,
-    context_length=77,
-)
-"""The backbone of the paper."""
-
-
 @dataclass(frozen=True)
 class Scores:
-    """One number per task and picture, each in [0, 1], higher is better."""
+    """One number per task and picture, each in [0, 1], higher is better.
+
+    ``ahead``: by how much the alignment logit of a picture with its own text is above that
+    with another's, where both were read.
+    """
 
     tasks: tuple[str, ...]
     values: Float[Tensor, "tasks batch"]
+    ahead: Float[Tensor, " batch"] | None = None
 
     def __getitem__(self, task: str) -> Float[Tensor, " batch"]:
         if task not in self.tasks:
@@ -79,11 +74,24 @@ class Condition:
 
     ``visual[b][l]`` (n, width) is layer l's visual prompt of the main branch (b = 0) or the
     auxiliary one; ``words[t]`` (2 pairs, joint) are task t's unit text vectors, each
-    positive word before its negative.
+    positive word before its negative. ``text`` are the text prompts of the branch that reads.
     """
 
     visual: list[list[Float[Tensor, "n width"]]]
     words: list[Float[Tensor, "_ joint"]]
+    text: list[Float[Tensor, "n text_width"]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts that are read: ``own[i]`` is the row of picture i's in ``tokens``.
+
+    ``other[i]`` is that of a text it does not have, to be told apart from its own.
+    """
+
+    tokens: Tokens
+    own: Int[Tensor, " batch"]
+    other: Int[Tensor, " batch"] | None = None
 
 
 def is_trainable(name: str) -> bool:
@@ -123,6 +131,8 @@ class DCMPL(nn.Module):
                     for task in self._adapted
                 }
             )
+            if config.aux.reads_prompt:
+                self.reader = Reader(text.width, vision.width)
             if config.readout == "linear":
                 self.linear = nn.Linear(clip.config.embed_dim, len(config.tasks))
                 nn.init.zeros_(self.linear.weight)
@@ -150,6 +160,29 @@ class DCMPL(nn.Module):
         return self.auxiliary
 
     @property
+    def reading_branch(self) -> int:
+        """The branch whose prompts the picture's own text is read with: alignment's."""
+        return int(self.auxiliary is not None and self.config.tasks[0] != "alignment")
+
+    def tokens_of(self, texts: Sequence[str]) -> Tokens:
+        """Ids of texts that are to be read, behind the slots of context tokens.
+
+        A text too long loses its end; :meth:`Tokenizer.parts` says how much, and cuts otherwise.
+        """
+        return self.tokenizer(texts, self.slots)
+
+    @property
+    def slots(self) -> int:
+        """Places that prompts take in a text that is read."""
+        branch = self.auxiliary if self.reading_branch else self.main
+        return self.config.n_context if branch is not None and len(branch.text) else 0
+
+    def read(self, tokens: Tokens, condition: Condition) -> Reading:
+        """Texts as the prompted text tower understands them."""
+        ids, end = (t.to(self.mean.device) for t in (tokens.ids, tokens.end))
+        return Reading.begin(self.clip.text, ids, end, condition.text)
+
+    @property
     def reads_batch(self) -> bool:
         """Whether its prompts depend on the pictures, so that no :meth:`condition` serves all."""
         return self.auxiliary is not None and self.config.mpa.source == "encoder_outputs"
@@ -162,7 +195,7 @@ class DCMPL(nn.Module):
         """
         with torch.no_grad():
             tokens: Tensor = self.clip.visual.embed((images - self.mean) / self.std)
-            return tokens if self.config.has_visual_prompts else self.clip.visual.encode(tokens)
+            return tokens if self.config.keeps_tokens else self.clip.visual.encode(tokens)
 
     def prompts(self, tokens: Tensor | None = None) -> list[LayerPrompts]:
         """The prompts of the main branch and, where there is one, of the auxiliary branch.
@@ -194,13 +227,27 @@ class DCMPL(nn.Module):
                 ids, end = getattr(self, f"{task}_ids"), getattr(self, f"{task}_end")
                 text = self.clip.text(ids, end, branches[min(index, len(branches) - 1)].text)
                 words.append(F.normalize(text.float(), dim=-1))
-        return Condition([branch.visual for branch in branches], words)
+        text = branches[self.reading_branch].text
+        return Condition([branch.visual for branch in branches], words, text)
 
-    def score(self, frozen: Tensor, condition: Condition | None = None) -> Scores:
-        """Every task's scores for what :meth:`frozen` gave."""
+    def score(
+        self, frozen: Tensor, condition: Condition | None = None, texts: Texts | None = None
+    ) -> Scores:
+        """Every task's scores for what :meth:`frozen` gave.
+
+        Without ``texts`` alignment is what the picture alone says of it.
+        """
         if condition is None:
             condition = self.condition(frozen if self.reads_batch else None)
-        embeddings = self.image_embeddings(frozen, condition)
+        of_branch, patches = self._encoded(frozen, condition.visual)
+        embeddings = self._adapted_embeddings(of_branch)
+        added, ahead = None, None
+        if texts is not None and self.config.aux.reads_prompt:
+            seen = embeddings[self.config.tasks.index("alignment")], patches
+            read = self.read(texts.tokens, condition)
+            added = self.reader(*seen, read.of(texts.own.to(frozen.device)))
+            if texts.other is not None:
+                ahead = added - self.reader(*seen, read.of(texts.other.to(frozen.device)))
         # Whatever the towers' precision: a logit of 100 times a cosine needs more than 3 digits.
         with torch.autocast(frozen.device.type, enabled=False):
             if self.config.readout == "linear":
@@ -208,24 +255,35 @@ class DCMPL(nn.Module):
                 return Scores(self.config.tasks, values)
             values = torch.stack(
                 [
-                    self._read(embeddings[t].float(), words)
-                    for t, words in enumerate(condition.words)
+                    self._score(e.float(), words, added if task == "alignment" else None)
+                    for task, e, words in zip(
+                        self.config.tasks, embeddings, condition.words, strict=True
+                    )
                 ]
             )
-        return Scores(self.config.tasks, values)
+        return Scores(self.config.tasks, values, ahead)
 
-    def _read(self, embedding: Float[Tensor, "batch joint"], words: Tensor) -> Tensor:
-        """The softmax weight of the positive word, averaged over a task's pairs."""
+    def _score(
+        self, embedding: Float[Tensor, "batch joint"], words: Tensor, added: Tensor | None
+    ) -> Tensor:
+        """The softmax weight of the positive word, averaged over a task's pairs.
+
+        ``added`` to the positive's logit is what the reader found.
+        """
         cosine = F.normalize(embedding, dim=-1) @ words.T
-        logits = self.clip.logit_scale.float().exp() * cosine
-        weights: Tensor = logits.unflatten(-1, (-1, 2)).softmax(dim=-1)[..., 0]
+        logits = (self.clip.logit_scale.float().exp() * cosine).unflatten(-1, (-1, 2))
+        if added is not None:
+            logits = torch.stack([logits[..., 0] + added.float()[:, None], logits[..., 1]], dim=-1)
+        weights: Tensor = logits.softmax(dim=-1)[..., 0]
         return weights.mean(-1)
 
     def image_embeddings(
         self, frozen: Tensor, condition: Condition
     ) -> list[Float[Tensor, "batch joint"]]:
         """Each task's image embedding behind its adapter; branches run as one batch."""
-        of_branch = self._encoded(frozen, condition.visual)
+        return self._adapted_embeddings(self._encoded(frozen, condition.visual)[0])
+
+    def _adapted_embeddings(self, of_branch: list[Tensor]) -> list[Tensor]:
         return [
             self.adapter_of(task)(of_branch[min(index, len(of_branch) - 1)])
             for index, task in enumerate(self.config.tasks)
@@ -236,25 +294,42 @@ class DCMPL(nn.Module):
         name = self._adapted[0] if self.config.adapter.shared else task
         return self.adapters[name] if name in self.adapters else nn.Identity()
 
-    def _encoded(self, frozen: Tensor, visual: list[list[Tensor]]) -> list[Tensor]:
-        if not self.config.has_visual_prompts:
-            return [frozen]
+    def _encoded(
+        self, frozen: Tensor, visual: list[list[Tensor]]
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The image embedding of each branch, and the patches that a text asks.
+
+        Those are of the branch that reads, as they enter its last block.
+        """
+        if not self.config.keeps_tokens:
+            return [frozen], None
+        tower = self.clip.visual
+        if not self.config.has_visual_prompts:  # the branches do not differ
+            embedding, patches = tower.encode_with_patches(frozen)
+            return [embedding], patches
         depths = {len(prompts) for prompts in visual}
         if len(depths) > 1:  # slots that one branch renews and the other keeps
-            return [self.clip.visual.encode(frozen, prompts) for prompts in visual]
+            made = [tower.encode_with_patches(frozen, prompts) for prompts in visual]
+            return [embedding for embedding, _ in made], made[self.reading_branch][1]
         n, branches = len(frozen), len(visual)
         layers = [torch.stack(branch_prompts) for branch_prompts in zip(*visual, strict=True)]
-        both = self.clip.visual.encode(frozen.repeat(branches, 1, 1), layers)
-        return list(both.unflatten(0, (branches, n)))
+        both, patches = tower.encode_with_patches(frozen.repeat(branches, 1, 1), layers)
+        of_branch = patches.unflatten(0, (branches, n))[self.reading_branch]
+        return list(both.unflatten(0, (branches, n))), of_branch
 
     def forward(
-        self, images: Tensor, condition: Condition | None = None, frozen: bool = False
+        self,
+        images: Tensor,
+        condition: Condition | None = None,
+        frozen: bool = False,
+        texts: Texts | None = None,
     ) -> Scores:
         """Score ``images``; pass a :meth:`condition` to compute it once for many batches.
 
-        With ``frozen`` the first argument is what :meth:`frozen` gave for them.
+        With ``frozen`` the first argument is what :meth:`frozen` gave for them. ``texts`` are
+        their own, for a model that reads them.
         """
-        return self.score(images if frozen else self.frozen(images), condition)
+        return self.score(images if frozen else self.frozen(images), condition, texts)
 
 
 def _rounded(prompts: LayerPrompts) -> LayerPrompts:
@@ -271,12 +346,3 @@ def _rounded(prompts: LayerPrompts) -> LayerPrompts:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The learned tensors by name."""
     return {name: p for name, p in model.named_parameters() if is_trainable(name)}
-
-
-def count_of_vit_b_32(config: ModelConfig) -> int:
-    """How many numbers a model of that configuration learns on CLIP ViT-B/32."""
-    with torch.device("meta"):
-        clip = Clip(VIT_B_32)
-    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 77)
-    model = DCMPL(clip, tokenizer, config, 0)
-    return sum(parameter.numel() for parameter in trainable_parameters(model).values())

@@ -17,6 +17,7 @@ __all__ = [
     "COLUMNS",
     "Row",
     "best_first",
+    "columns_of",
     "manifest_of",
     "merged",
     "read_manifest",
@@ -25,6 +26,20 @@ __all__ = [
 ]
 
 COLUMNS = ("image", "prompt", *TARGETS, "status", "reason", "note")
+"""What every file of scores has; a job may have more, which its ``columns`` name."""
+
+TEXTS = ("image", "prompt", "status", "reason", "note", "call")
+
+
+def columns_of(more: Sequence[str]) -> tuple[str, ...]:
+    """All columns of a job that has ``more``, which stand behind the targets."""
+    return (*COLUMNS[:-3], *more, *COLUMNS[-3:])
+
+
+def is_text(column: str) -> bool:
+    """Whether a column holds words; all others hold numbers or nothing."""
+    return column in TEXTS or column.endswith("_label")
+
 
 MAX_CELL = 2**30
 PER_SHARD = ("shard", "count")
@@ -57,7 +72,8 @@ def write_scores(out: Path, rows: Iterable[Row], job: Mapping[str, Any]) -> dict
         for path in (out, manifest_of(out)):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, f"{path} is a folder")
-        WRITERS[out.suffix.lower()](temporary, counted())
+        columns = tuple(job.get("columns", COLUMNS))
+        WRITERS[out.suffix.lower()](temporary, counted(), columns)
         digest = sha256_of(temporary)
         put_in_place(temporary, out)
     finally:
@@ -91,24 +107,24 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return job
 
 
-def _write_csv(path: Path, rows: Iterable[Row]) -> None:
+def _write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(dict(row) for row in rows)
 
 
-def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+def _write_jsonl(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({name: row[name] for name in columns}) + "\n")
 
 
-def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+def _write_parquet(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(c, pa.float64() if c in TARGETS else pa.string()) for c in COLUMNS])
+    schema = pa.schema([(c, pa.string() if is_text(c) else pa.float64()) for c in columns])
     with pq.ParquetWriter(path, schema) as file:
         for batch in _in_batches(rows, 1000):
             table = [{name: _as_text(cell) for name, cell in row.items()} for row in batch]
@@ -137,7 +153,9 @@ def read_scores(path: Path) -> Iterator[Row]:
     """The rows of a file that :func:`write_scores` wrote; raises :class:`RunError` for others."""
     try:
         for row in READERS[path.suffix.lower()](path):
-            yield {name: row[name] for name in COLUMNS}
+            if lack := [name for name in COLUMNS if name not in row]:
+                raise KeyError(lack[0])
+            yield row
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"expected scores that dcmpl wrote at {path}, got: {error!r}") from error
 
@@ -147,10 +165,15 @@ def _read_csv(path: Path) -> Iterator[Row]:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             for row in csv.DictReader(file):
-                numbers = {name: float(row[name]) if row[name] else None for name in TARGETS}
-                yield {**row, **numbers}
+                yield {name: _cell(name, text) for name, text in row.items()}
     finally:
         csv.field_size_limit(most)
+
+
+def _cell(column: str, text: str) -> str | float | None:
+    if is_text(column):
+        return text
+    return (int(text) if text.isdecimal() else float(text)) if text else None
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -166,7 +189,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             yield from batch.to_pylist()
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Row]], None]] = {
+WRITERS: dict[str, Callable[[Path, Iterable[Row], Sequence[str]], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

@@ -7,8 +7,9 @@ from typing import Literal, Optional, get_type_hints
 from jsonargparse import ArgumentParser
 
 from dcmpl import __version__
-from dcmpl.config import COLUMNS, PROTOCOLS, RECIPES, TARGETS, TrainConfig
+from dcmpl.config import COLUMNS, PROTOCOLS, TARGETS
 from dcmpl.presets import PRESETS
+from dcmpl.recipes import RECIPES, TrainConfig
 from dcmpl.score_parsers import (
     add_common,
     export_parser,
@@ -111,6 +112,13 @@ def _add_model(parser: ArgumentParser) -> None:
         help="change fields of the preset, as in model.mpa.form=joint; dcmpl presets lists them",
     )
     parser.add_argument(
+        "--tasks",
+        type=Optional[dict[str, list[str]]],
+        metavar="{NAME: [GOOD, BAD]}",
+        help="further targets, each a column mos_NAME of the data with its positive and negative "
+        "word; in YAML, tasks: {realism: [realistic photo, fake photo]}",
+    )
+    parser.add_argument(
         "--targets",
         type=str,
         nargs="+",
@@ -195,6 +203,15 @@ def _evaluate_parser() -> ArgumentParser:
     return parser
 
 
+def _info_parser() -> ArgumentParser:
+    parser = plain_parser(
+        description="Show what a run is, what its scores mean, how sure they are, where to cut."
+    )
+    add_common(parser)
+    parser.add_argument("run", type=str, metavar="RUN", help="folder made by dcmpl train")
+    return parser
+
+
 def _compare_parser() -> ArgumentParser:
     parser = plain_parser(description="Set runs beside what others published, like beside like.")
     add_common(parser)
@@ -263,6 +280,7 @@ COMMANDS = {
     "evaluate": (_evaluate_parser, "measure a run on prompts it has never seen, or protocols"),
     "compare": (_compare_parser, "set runs beside published numbers"),
     "cross": (_cross_parser, "train on one data set, test on another"),
+    "info": (_info_parser, "what a run is, what its scores mean, where to cut"),
     "score": (score_parser, "score pictures"),
     "merge": (merge_parser, "join the scores of shards"),
     "export": (export_parser, "make models that need no torch"),

@@ -6,7 +6,7 @@ with the same bytes.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,16 +27,18 @@ def part_of(out: Path) -> Path:
 class Part:
     """The rows of a job that is under way."""
 
-    def __init__(self, path: Path, file: BinaryIO, offsets: list[int]) -> None:
+    def __init__(
+        self, path: Path, file: BinaryIO, offsets: list[int], columns: Sequence[str]
+    ) -> None:
         self.path, self._file = path, file
-        self._offsets = offsets
+        self._offsets, self._columns = offsets, columns
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def write(self, row: Row) -> None:
         """Append a row; it is in the file when this returns."""
-        line = json.dumps({name: row[name] for name in COLUMNS}).encode() + b"\n"
+        line = json.dumps({name: row[name] for name in self._columns}).encode() + b"\n"
         self._offsets.append(self._file.tell())
         self._file.write(line)
         self._file.flush()
@@ -46,7 +48,7 @@ class Part:
         with self.path.open("rb") as file:
             for index in range(len(self)) if order is None else order:
                 file.seek(self._offsets[index])
-                row = _row_in(file.readline())
+                row = _row_in(file.readline(), self._columns)
                 if row is None:
                     raise RunError(f"expected whole rows in {self.path}, row {index} was changed")
                 yield row
@@ -107,8 +109,9 @@ def _kept(path: Path) -> str:
 @contextmanager
 def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Part]:
     head = json.dumps({"job": job}).encode() + b"\n"
+    columns = tuple(job.get("columns", COLUMNS))
     with path.open("r+b" if path.exists() else "w+b") as file:
-        ends = _complete_rows(file, head, path)  # of the head and of every row
+        ends = _complete_rows(file, head, path, columns)  # of the head and of every row
         rows = len(ends) - 1
         if rows < int(job["count"]):
             del ends[rows // chunk * chunk + 1 :]
@@ -117,10 +120,10 @@ def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Part]:
         file.truncate(ends[-1])
         file.seek(ends.pop())
         file.flush()
-        yield Part(path, file, ends)
+        yield Part(path, file, ends, columns)
 
 
-def _complete_rows(file: BinaryIO, head: bytes, path: Path) -> list[int]:
+def _complete_rows(file: BinaryIO, head: bytes, path: Path, columns: Sequence[str]) -> list[int]:
     """Where the head ends, and every whole row behind it."""
     found, ends = file.readline(), [len(head)]
     if head.startswith(found) and found != head:  # killed before anything was scored
@@ -131,19 +134,21 @@ def _complete_rows(file: BinaryIO, head: bytes, path: Path) -> list[int]:
             f"{_difference(found, head)}: score as it was started, or delete it"
         )
     for line in file:
-        if not line.endswith(b"\n") or _row_in(line) is None:  # torn by a kill or a power cut
+        if (
+            not line.endswith(b"\n") or _row_in(line, columns) is None
+        ):  # torn by a kill or a power cut
             break
         ends.append(ends[-1] + len(line))
     return ends
 
 
-def _row_in(line: bytes) -> Row | None:
+def _row_in(line: bytes, columns: Sequence[str]) -> Row | None:
     """The row that a line of a part file holds, None where it holds none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and set(row) == set(COLUMNS) else None
+    return row if isinstance(row, dict) and set(row) == set(columns) else None
 
 
 def _difference(found: bytes, wanted: bytes) -> str:

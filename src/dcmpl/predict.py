@@ -1,23 +1,27 @@
 """The scorer: a trained or exported model, pictures in any form, one row out for each."""
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
-from dcmpl.config import RECORD, check_views
-from dcmpl.engines import BATCH, Engine, open_export, read_export, scores_of
+from dcmpl.answers import Question, scores_of
+from dcmpl.calibration import Calibration, ranked
+from dcmpl.engines import BATCH, Engine
 from dcmpl.errors import DataError, UsageError
-from dcmpl.fewest import fewest_of_run
-from dcmpl.images import Picture, decode, from_pil
+from dcmpl.images import Picture
+from dcmpl.inputs import Input, is_tensor, name_of, read_input
+from dcmpl.opening import chosen_targets, open_model
 from dcmpl.packing import ahead, cores
-from dcmpl.scores import ENGINES, EXPORT, PRECISIONS, Score, Scores
+from dcmpl.recipes import check_views
+from dcmpl.rows import RowOf, Taken, of_prompt
+from dcmpl.scores import LONG_PROMPTS, Parts, Score, Scores
 from dcmpl.sources import Request
 
 if TYPE_CHECKING:
@@ -25,11 +29,7 @@ if TYPE_CHECKING:
 
     from dcmpl.loss import ScoreLoss
 
-__all__ = ["CHUNK", "Input", "Scorer"]
-
-Input = Union[str, Path, Image.Image, np.ndarray, "Tensor"]
-"""A file, a Pillow image, uint8 RGB of shape (height, width, 3), or a tensor (3, height, width)
-of floats in [0, 1]."""
+__all__ = ["CHUNK", "Scorer"]
 
 CHUNK = 64
 """Pictures: no batch holds windows of two chunks, so a job that goes on at the beginning of a
@@ -53,11 +53,27 @@ class Scorer:
         about: dict[str, Any] | None = None,
         workers: int | None = None,
         batch_size: int = BATCH,
+        long_prompts: str = "truncate",
+        calibration: Calibration | None = None,
+        uncalibrated: str = "it was never calibrated",
+        against: str | None = None,
     ) -> None:
         self.engine = engine
         self.views = check_views(views)
         self.targets = tuple(engine.tasks if targets is None else targets)
         self.about = about or {}
+        self.long_prompts, self.uncalibrated = long_prompts, uncalibrated
+        if calibration is not None and calibration.views != self.views:
+            self.uncalibrated = f"it was calibrated for the views {calibration.views} only"
+            calibration = None
+        self.calibration = calibration
+        self.row_of = RowOf(engine, self.targets, calibration, against)
+        if against is not None:
+            self._check_against(against)
+        if long_prompts not in LONG_PROMPTS:
+            raise UsageError(
+                f"expected long_prompts of {', '.join(LONG_PROMPTS)}, got {long_prompts!r}"
+            )
         self.workers = cores() if workers is None else workers
         self.batch_size = batch_size
         if self.workers < 1 or batch_size < 1 or not self.targets:
@@ -79,6 +95,8 @@ class Scorer:
         targets: Sequence[str] | None = None,
         workers: int | None = None,
         batch_size: int = BATCH,
+        long_prompts: str = "truncate",
+        against: str | None = None,
     ) -> "Scorer":
         """Load a run folder, or a folder that ``dcmpl export`` made.
 
@@ -86,22 +104,25 @@ class Scorer:
         here. ``views``: as the model was measured, unless given; ``auto`` takes the fewest
         that were found to be enough. ``targets``: what to compute, all that was learned
         unless given. ``backbone`` is needed only where the run's own has moved. ``workers``
-        threads each decode or compute on a core. Raises :class:`RunError` for a folder that
+        threads each decode or compute on a core. ``long_prompts`` of ``LONG_PROMPTS`` is for a
+        model that reads them. ``against`` is a generator of the training pictures, for
+        percentiles among its own. Raises :class:`RunError` for a folder that
         is neither or was changed, :class:`UsageError` for what it has not.
         """
-        folder, count = Path(model), max(1, cores() if workers is None else workers)
-        if engine not in ("auto", *ENGINES) or precision not in PRECISIONS:
-            raise UsageError(
-                f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
-                f"{', '.join(PRECISIONS)}, got {engine} and {precision}"
-            )
-        if (folder / EXPORT).is_file():
-            found, own, about = _exported(folder, engine, precision, views, targets, count)
-        else:
-            from_run = _trained(folder, engine, precision, views, targets, backbone, device)
-            found, own, about = from_run
-        chosen = found.tasks if targets is None else targets
-        return cls(found, own, chosen, about=about, workers=count, batch_size=batch_size)
+        count = max(1, cores() if workers is None else workers)
+        opened = open_model(Path(model), engine, precision, views, targets, backbone, device, count)
+        return cls(
+            opened.engine,
+            opened.views,
+            opened.targets,
+            about=opened.about,
+            workers=count,
+            batch_size=batch_size,
+            long_prompts=long_prompts,
+            calibration=opened.calibration,
+            uncalibrated=opened.uncalibrated,
+            against=against,
+        )
 
     def score(
         self,
@@ -117,7 +138,7 @@ class Scorer:
             raise UsageError(
                 f"expected a list of pictures, got one {type(images).__name__}: put it in a list"
             )
-        if not _is_tensor(images):
+        if not is_tensor(images):
             images = list(cast(Sequence[Input], images))
         shape = getattr(images, "shape", (len(images), 3, 0, 0))
         if len(shape) != 4:
@@ -138,17 +159,35 @@ class Scorer:
     ) -> Scores:
         """The same, best first: the best of N pictures of one prompt; what fails comes last.
 
-        ``index`` says which picture each was. Raises :class:`UsageError` for a target that
-        the model does not predict.
+        ``index`` says which picture each was. Where ``by`` is calibrated, ``better_than_next``
+        is the probability that people prefer a picture to the one behind it, and ``call`` says
+        whether that is too close to call. Raises :class:`UsageError` for a target that the
+        model does not predict.
         """
         self.check_target(by)
-        return self.score(images, prompt).best_first(by)
+        found = self.score(images, prompt).best_first(by)
+        return Scores(
+            replace(score, more={**score.more, **places})
+            for score, places in zip(found, self._places_of(found, by), strict=True)
+        )
+
+    def _places_of(self, best_first: Sequence[Score], by: str) -> Iterator[dict[str, Any]]:
+        target = by.partition("_")[0]
+        spreads = [score.more.get(f"{target}_spread") for score in best_first]
+        return self.places([score[target] for score in best_first], spreads, target)
+
+    def places(
+        self, scores: Sequence[float | None], spreads: Sequence[float | None], target: str
+    ) -> Iterator[dict[str, Any]]:
+        """What :func:`dcmpl.calibration.ranked` says of scores that come best first."""
+        meaning = self.calibration.targets.get(target) if self.calibration else None
+        return ranked(meaning, scores, spreads)
 
     def stream(self, pairs: Iterable[tuple[Input, str]]) -> Iterator[Score]:
         """The same for (picture, prompt) pairs that come one by one, in bounded memory."""
         one_at_a_time = Lock()  # of Pillow's images, which several pairs may share
         return self.rows(
-            Request(_name(picture), prompt, partial(_read, picture, one_at_a_time))
+            Request(name_of(picture), prompt, partial(read_input, picture, one_at_a_time))
             for picture, prompt in pairs
         )
 
@@ -157,7 +196,8 @@ class Scorer:
 
         Pictures are decoded while others are computed, a few ahead.
         """
-        taken: deque[tuple[str, str, str, str]] = deque()  # not the request: it may hold bytes
+        reads = self.row_of.reads
+        taken: deque[Taken] = deque()  # not the requests: they may hold bytes
 
         def read(request: Request) -> tuple[Request, Picture | None, str]:
             try:
@@ -165,40 +205,61 @@ class Scorer:
             except DataError as error:
                 return request, None, str(error)
 
-        def pixels() -> Iterator[np.ndarray | None]:
+        def questions() -> Iterator[Question]:
             for request, picture, fault in ahead(requests, read, pool, self.workers):
-                prompt, note = request.prompt, ""
+                prompt, notes, parts = request.prompt, [], Parts(((),))
                 if picture is not None:
                     prompt = request.prompt_of(picture) if request.prompt_of else prompt
-                    note = "; ".join(picture.notes)
-                taken.append((request.name, prompt, fault, note))
-                yield None if picture is None else picture.pixels
+                    notes = list(picture.notes)
+                if picture is not None and reads is not None:
+                    try:
+                        parts = self.engine.parts(prompt, self.long_prompts)
+                    except UsageError as error:
+                        picture, fault = None, str(error)
+                    else:
+                        notes += of_prompt(prompt, parts, reads)
+                taken.append(Taken(request.name, prompt, fault, "; ".join(notes), parts.dropped))
+                yield Question(None if picture is None else picture.pixels, parts.ids)
 
         with self.engine.lanes(self.workers) as pool:
             found = scores_of(
                 self.engine,
-                pixels(),
+                questions(),
                 self.views,
                 batch_size=self.batch_size,
                 chunk=CHUNK,
                 pool=pool,
                 depth=self.workers,
             )
-            for index, values in enumerate(found, start):
-                name, prompt, fault, note = taken.popleft()
-                if values is not None and not np.isfinite(values).all():
-                    values, fault = None, f"expected finite scores of {name}, the model gave others"
-                of_task = (
-                    {}
-                    if values is None
-                    else dict(zip(self.engine.tasks, values.tolist(), strict=True))
-                )
-                scores = {task: of_task.get(task) for task in self.targets}
-                yield Score(name, prompt, **scores, reason=fault, note=note, index=index)
+            for index, answer in enumerate(found, start):
+                yield self.row_of.score(taken.popleft(), answer, index)
 
     def check_target(self, target: str) -> None:
-        """Raises :class:`UsageError` where the scorer does not predict ``target``."""
-        _chosen([target], self.targets, Path(self.about.get("model", "the model")))
+        """Raises :class:`UsageError` where the scorer does not predict ``target``.
+
+        Numbers that go with a target, such as ``quality_mos``, count as well.
+        """
+        if target in self.row_of.columns and not target.endswith("_label"):
+            return
+        model = self.about.get("model", "the model")
+        if any(target.startswith(f"{known}_") for known in self.targets):
+            raise UsageError(
+                f"expected a calibrated model for {target}, got {model}: {self.uncalibrated}"
+            )
+        chosen_targets([target], self.targets, Path(model))
+
+    def _check_against(self, generator: str) -> None:
+        if self.calibration is None:
+            raise UsageError(
+                f"expected a calibrated model for percentiles, got "
+                f"{self.about.get('model', 'another')}: {self.uncalibrated}"
+            )
+        known = next(iter(self.calibration.targets.values())).generators
+        if generator not in known:
+            raise UsageError(
+                f"expected a generator of the training pictures ({', '.join(known) or 'none'}), "
+                f"got {generator}"
+            )
 
     def as_loss(self, target: str = "quality") -> "ScoreLoss":
         """1 - score for each picture, with gradients to the pixels; see :class:`ScoreLoss`.
@@ -212,120 +273,3 @@ class Scorer:
             raise UsageError("expected a run folder for a loss, got an exported model")
         self.check_target(target)
         return ScoreLoss(self.engine, target, self.views)
-
-
-Opened = tuple[Engine, str, dict[str, str]]
-"""An engine, its views, and what tells its model from all others."""
-
-
-def _exported(
-    folder: Path,
-    engine: str,
-    precision: str,
-    views: str | None,
-    targets: Sequence[str] | None,
-    lanes: int,
-) -> Opened:
-    exported = read_export(folder)
-    _chosen(targets, exported.tasks, folder)
-    record = exported.record
-    if views == "auto":
-        views = record.get("fewest_views")
-        if not isinstance(views, str):
-            raise UsageError(
-                f"expected views that {folder} was measured with, it was exported without "
-                "pictures: name --views"
-            )
-    opened = open_export(exported, engine, precision, lanes)
-    return opened, views or str(record["views"]), {"model": folder.name, **exported.about}
-
-
-def _trained(
-    folder: Path,
-    engine: str,
-    precision: str,
-    views: str | None,
-    targets: Sequence[str] | None,
-    backbone: str | None,
-    device: str | None,
-) -> Opened:
-    if engine not in ("auto", "torch") and (folder / RECORD).is_file():
-        raise UsageError(
-            f"expected an exported model for the engine {engine}, got the run {folder}: "
-            f"dcmpl export {folder} -o DIR, then --model DIR"
-        )
-    from dcmpl.trained import TorchEngine, load_model, validation_pictures  # import torch
-
-    run, network = load_model(folder, backbone, device)
-    opened = TorchEngine(network, _chosen(targets, run.learned, folder), precision)
-    if views == "auto":
-        key = " ".join([run.identity, precision, *opened.tasks])
-        views = fewest_of_run(folder, key, opened, lambda: validation_pictures(folder, run))
-    return (
-        opened,
-        views or run.train.views,
-        {
-            "model": folder.name,
-            **run.about(),
-            "device": opened.device.type,
-        },
-    )
-
-
-def _chosen(targets: Sequence[str] | None, known: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """``targets`` where all are ``known``; raises :class:`UsageError` where not."""
-    if not targets:
-        return tuple(known)
-    if unknown := [target for target in targets if target not in known]:
-        raise UsageError(
-            f"expected targets that {folder} predicts ({', '.join(known)}), got {unknown[0]}"
-        )
-    return tuple(targets)
-
-
-def _name(picture: Input) -> str:
-    return str(picture) if isinstance(picture, (str, Path)) else ""
-
-
-def _is_tensor(picture: Any) -> bool:
-    torch = sys.modules.get("torch")  # who has a tensor has imported it
-    return torch is not None and isinstance(picture, torch.Tensor)
-
-
-def _read(picture: Input, one_at_a_time: Lock) -> Picture:
-    if isinstance(picture, (str, Path)):
-        return decode(picture)
-    if isinstance(picture, Image.Image):
-        with one_at_a_time:
-            return from_pil(picture)
-    if _is_tensor(picture):
-        return Picture(_of_tensor(picture))
-    return Picture(_of_array(picture))
-
-
-def _of_array(picture: Any) -> np.ndarray:
-    if not isinstance(picture, np.ndarray):
-        raise DataError(
-            f"expected a path, a Pillow image, an array or a tensor, got {type(picture).__name__}"
-        )
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise DataError(
-            "expected an array of uint8 RGB, (height, width, 3), got "
-            f"{picture.dtype} of shape {picture.shape}"
-        )
-    return picture
-
-
-def _of_tensor(picture: Any) -> np.ndarray:
-    """Rounded to bytes, as the picture would be when saved."""
-    shape = tuple(picture.shape)
-    if not picture.is_floating_point() or len(shape) != 3 or shape[0] != 3 or not picture.numel():
-        raise DataError(
-            "expected a tensor of floats in [0, 1], (3, height, width), got "
-            f"{picture.dtype} of shape {shape}"
-        )
-    values = picture.detach().float().cpu().numpy()
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):
-        raise DataError(f"expected a tensor of floats in [0, 1], got {low:g} to {high:g}")
-    return np.ascontiguousarray(np.rint(values * 255).astype(np.uint8).transpose(1, 2, 0))

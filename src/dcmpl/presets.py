@@ -1,7 +1,7 @@
 """The published variants, each one configuration of the same model."""
 
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,6 +11,7 @@ from dcmpl.config import (
     CLIP_AGIQA_WORDS,
     WORDS,
     AdapterConfig,
+    AuxConfig,
     FusionConfig,
     ModelConfig,
     MpaConfig,
@@ -60,6 +61,11 @@ VPT = "Jia et al., arXiv:2203.12119"
 
 PRESETS: dict[str, Preset] = {
     "dcmpl": Preset(DCMPL, DISPLAYS, "the whole method"),
+    "dcmpl-prompted": Preset(
+        replace(DCMPL, aux=AuxConfig(reads_prompt=True)),
+        "this package",
+        "the whole method, and alignment reads the picture's own prompt",
+    ),
     "dcmpl-no-mpa": Preset(
         replace(DCMPL, mpa=NO_MPA), DISPLAYS, "auxiliary prompts free in every layer"
     ),
@@ -132,15 +138,39 @@ def with_settings(model: ModelConfig, settings: Sequence[str]) -> ModelConfig:
 
 
 def with_targets(
-    model: ModelConfig, judged: Sequence[str], chosen: Sequence[str] | None
+    model: ModelConfig,
+    judged: Sequence[str],
+    chosen: Sequence[str] | None,
+    tasks: Mapping[str, Sequence[str]] | None = None,
 ) -> ModelConfig:
     """``model`` with the tasks that were ``chosen``, the main one first.
 
-    Where none were, a model of several tasks takes on authenticity where a data set has been
-    ``judged`` for it; otherwise it keeps its own. Raises :class:`UsageError` for a target that
-    nobody judged, and where the model has use for more or fewer tasks.
+    ``tasks`` are further ones, each with its positive and its negative word. Where none were
+    chosen, a model of several tasks takes on authenticity where a data set has been ``judged``
+    for it, and those of ``tasks``; otherwise it keeps its own. Raises :class:`UsageError` for a
+    target that nobody judged or that has no words, and where the model has use for more or
+    fewer tasks.
     """
+    pairs: dict[str, WordPairs] = {}
+    for name, words in (tasks or {}).items():
+        if len(words) != 2 or not all(word.strip() for word in words):
+            raise UsageError(
+                f"expected a positive and a negative word for the task {name}, as in "
+                f"{{{name}: [good photo, bad photo]}}, got {list(words)}"
+            )
+        if name not in judged:
+            raise UsageError(
+                f"expected a task that the data has opinions on ({', '.join(judged)}), got {name}: "
+                f"its column is mos_{name}"
+            )
+        pairs[name] = ((words[0], words[1]),)
+    known = {**WORDS, **model.words, **pairs}
     if chosen:
+        if nameless := [target for target in chosen if target not in known]:
+            raise UsageError(
+                f"expected words for the target {nameless[0]}: add --tasks "
+                f'\'{{"{nameless[0]}": ["good photo", "bad photo"]}}\' with its own'
+            )
         if unjudged := [target for target in chosen if target not in judged]:
             raise UsageError(
                 f"expected --targets of {', '.join(judged)}, which the data has opinions on, "
@@ -151,11 +181,10 @@ def with_targets(
                 f"expected two --targets or more for a preset with an auxiliary task, got "
                 f"{chosen[0]} alone: take dcmpl-no-aux or another preset of one task"
             )
-        words = {target: model.words.get(target, WORDS[target]) for target in chosen}
-        return replace(model, words=words)
+        return replace(model, words={target: known[target] for target in chosen})
     if len(model.words) > 1 and "authenticity" in judged:
-        return replace(model, words={**model.words, "authenticity": WORDS["authenticity"]})
-    return model
+        model = replace(model, words={**model.words, "authenticity": known["authenticity"]})
+    return replace(model, words={**model.words, **pairs}) if pairs else model
 
 
 def _parser(model: ModelConfig) -> ArgumentParser:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from dcmpl.config import TARGETS
 from dcmpl.disk import as_json, write_atomically
+from dcmpl.evaluate import measured
 from dcmpl.floors import FLOORS
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
 from dcmpl.protocols import PROTOCOLS
@@ -30,7 +31,7 @@ def protocol_summary(results: Sequence[Mapping[str, Any]], model: str) -> pd.Dat
     rows = []
     for result in results:
         own = {"protocol": result["protocol"], "repeat": result["repeat"]}
-        for target in (t for t in TARGETS if t in result):
+        for target in measured(result):
             chosen = _selection(result, target)
             numbers = _of_target(flat_numbers(result), target)
             rows.append({**own, "predictor": model, "target": target, **numbers, **chosen})
@@ -56,7 +57,8 @@ def protocol_summary(results: Sequence[Mapping[str, Any]], model: str) -> pd.Dat
         if row["protocol"] != "clean" and len(values) and len(others):
             row |= _optimism(values.to_numpy(), others.to_numpy())
         found.append(row)
-    order = {name: i for i, name in enumerate([*PROTOCOLS, model, *FLOORS.values(), *TARGETS])}
+    known = [*PROTOCOLS, model, *FLOORS.values(), *TARGETS, *frame["target"]]
+    order = {name: i for i, name in enumerate(dict.fromkeys(known))}
     summed = pd.DataFrame(found)
     return summed.sort_values(keys, key=lambda column: column.map(order), ignore_index=True)
 

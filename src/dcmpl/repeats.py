@@ -17,14 +17,14 @@ import pandas as pd
 from scipy import stats
 
 from dcmpl.checkpoint import Run, write_split
-from dcmpl.config import TARGETS, TrainConfig
 from dcmpl.errors import RunError
-from dcmpl.evaluate import plain_numbers, write_results
+from dcmpl.evaluate import measured, plain_numbers, write_results
 from dcmpl.floors import predict_floors, statistics_of
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.leaks import check_leaks, tied_units
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.protocols import PROTOCOLS, draw_split
+from dcmpl.recipes import TrainConfig
 from dcmpl.splits import Split
 from dcmpl.survey import PictureFacts
 from dcmpl.table import ImageTable
@@ -110,8 +110,7 @@ def run_trials(
         results.append(run_trial(trial, bench))
         told = "  ".join(
             f"{target} SRCC {results[-1][target]['srcc']['value'] or 0:.3f}"
-            for target in TARGETS
-            if target in results[-1]
+            for target in measured(results[-1])
         )
         say(f"repeat {trial.split.repeat}  {trial.name:32} {told}")
     return results
@@ -176,7 +175,7 @@ def _measure(trial: Trial, bench: Workbench) -> None:
         "parameters": sum(p.numel() for p in trainable_parameters(model).values()),
         "seconds_per_step": statistics.median(seconds) if seconds else 0.0,
     }
-    predicted, floors = run.only_learned(predicted), bench.floors(split)
+    predicted, floors = run.only_learned(predicted, test), bench.floors(split)
     write_results(trial.folder, test, predicted, notes, floors, draws=0, name=RESULT)
 
 
@@ -184,8 +183,7 @@ def flat_numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """``quality_srcc`` and the like of one trial's metrics, NaN where undefined."""
     return {
         f"{target}_{name}": float(value)
-        for target in TARGETS
-        if target in result
+        for target in measured(result)
         for name, value in plain_numbers(result[target]).items()
     }
 

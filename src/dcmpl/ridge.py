@@ -6,7 +6,6 @@ Solved at once instead of stepwise; how much to shrink is chosen on validation.
 import numpy as np
 import torch
 
-from dcmpl.config import TARGETS
 from dcmpl.inference import FrozenTable
 from dcmpl.metrics import srcc
 from dcmpl.model import DCMPL
@@ -32,8 +31,7 @@ def fit_ridge(
     center, scale = x.mean(0), x.std(0) + 1e-12
     x, x_val = (x - center) / scale, (x_val - center) / scale
     for row, task in enumerate(model.config.tasks):
-        column = TARGETS.index(task)
-        y, y_val = training.targets()[:, column], validation.targets()[:, column]
+        y, y_val = (table.targets([task])[:, 0] for table in (training, validation))
         known, known_val = np.isfinite(y), np.isfinite(y_val)
         if not known.any():
             continue

@@ -5,7 +5,7 @@ from typing import Any, Literal, Optional
 
 from jsonargparse import ArgumentParser
 
-from dcmpl.scores import ENGINES, PRECISIONS, PROMPTS_FROM
+from dcmpl.scores import ENGINES, LONG_PROMPTS, PRECISIONS, PROMPTS_FROM
 
 __all__ = ["add_common", "export_parser", "merge_parser", "plain_parser", "score_parser"]
 
@@ -56,6 +56,20 @@ def score_parser() -> ArgumentParser:
         required=True,
         metavar="FILE",
         help=".csv, .jsonl or .parquet; - for JSON lines on standard output",
+    )
+    parser.add_argument(
+        "--long-prompts",
+        type=Literal["truncate", "window", "error"],
+        default="truncate",
+        metavar=f"{{{','.join(LONG_PROMPTS)}}}",
+        help="where prompts are read: drop the end of one too long, average over parts that "
+        "overlap, or make its row an error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        type=str,
+        metavar="GENERATOR",
+        help="also percentiles among its training pictures; dcmpl info lists them",
     )
     _add_speed(parser)
     _add_selection(parser)
@@ -114,9 +128,16 @@ def _add_selection(parser: ArgumentParser) -> None:
         type=str,
         default="quality",
         metavar="TARGET",
-        help="what best means in the flags below (default: %(default)s)",
+        help="what best means in the flags below: a target, or a number that goes with one, as "
+        "quality_mos (default: %(default)s)",
     )
     parser.add_argument("--sort", action="store_true", help="write the best first")
+    parser.add_argument(
+        "--rank",
+        action="store_true",
+        help="pictures of one prompt: the best first, with the chance that people prefer each to "
+        "the next, and what is too close to call",
+    )
     parser.add_argument(
         "--top", type=Optional[int], metavar="K", help="write the K best only, the best first"
     )

@@ -1,7 +1,8 @@
 """What the scorer says of a picture, and of many; and the words it is asked with."""
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from dcmpl.config import TARGETS
 from dcmpl.errors import UsageError
@@ -9,7 +10,18 @@ from dcmpl.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENGINES", "EXPORT", "FORMATS", "PRECISIONS", "PROMPTS_FROM", "Score", "Scores"]
+__all__ = [
+    "ENGINES",
+    "EXPORT",
+    "FORMATS",
+    "LONG_PROMPTS",
+    "PRECISIONS",
+    "PROMPTS_FROM",
+    "Ids",
+    "Parts",
+    "Score",
+    "Scores",
+]
 
 ENGINES, PRECISIONS = ("torch", "onnx", "openvino"), ("fp32", "bf16", "int8")
 """What computes scores, and in what the towers' products are done."""
@@ -23,15 +35,37 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 PROMPTS_FROM = ("sidecar", "metadata")
 """Where prompts stand that are not given as words or as a table."""
 
+LONG_PROMPTS = ("truncate", "window", "error")
+"""What may become of a prompt that does not fit the text tower: its end is dropped, parts that
+overlap are read and their scores averaged, or its row is an error."""
+
+
+Ids = tuple[int, ...]
+"""Tokens of a text, or of a part of it that fits."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A text as the tower can read it: its tokens, in one part or in several that overlap.
+
+    ``dropped`` tokens are in none of them.
+    """
+
+    ids: tuple[Ids, ...]
+    dropped: int = 0
+
 
 @dataclass(frozen=True)
 class Score:
     """One picture's row. The scores lie in [0, 1], higher is better.
 
     Where the picture could not be read all are None and ``reason`` says why; what the model
-    does not predict is None as well. ``note`` says what was done to read the picture.
-    Alignment is judged from the picture alone, as in the paper: ``prompt`` is carried along,
-    not read. ``index`` is the picture's place among those that were given.
+    does not predict is None as well. ``note`` says what was done to read picture and prompt.
+    Alignment is judged from the picture alone, as in the paper, unless the model reads the
+    prompt. ``more`` has what a run adds by name, each also an attribute: a target of its own,
+    and for each target that is calibrated ``quality_mos``, ``quality_low`` and ``quality_high``
+    (90 % interval), ``quality_percentile``, ``quality_label``. ``index`` is the picture's place
+    among those that were given.
     """
 
     image: str
@@ -41,6 +75,7 @@ class Score:
     authenticity: float | None = None
     reason: str = ""
     note: str = field(default="", compare=False)
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
     index: int = field(default=0, compare=False)
 
     @property
@@ -48,11 +83,20 @@ class Score:
         """``ok`` or ``error``."""
         return "error" if self.reason else "ok"
 
-    def __getitem__(self, target: str) -> float | None:
-        if target not in TARGETS:
-            raise UsageError(f"expected a target of {', '.join(TARGETS)}, got {target}")
-        value: float | None = getattr(self, target)
-        return value
+    def __getitem__(self, name: str) -> Any:
+        """A target's score, or an entry of ``more``."""
+        if name in TARGETS:
+            return getattr(self, name)
+        if name not in self.more:
+            known = ", ".join([*TARGETS, *self.more])
+            raise UsageError(f"expected one of {known}, got {name}")
+        return self.more[name]
+
+    def __getattr__(self, name: str) -> Any:
+        more = self.__dict__.get("more", {})
+        if name not in more:
+            raise AttributeError(f"a score has no {name}; it has {', '.join([*TARGETS, *more])}")
+        return more[name]
 
 
 class Scores(list[Score]):
@@ -62,16 +106,20 @@ class Scores(list[Score]):
         """One row for each, with a column for each field and ``status``."""
         import pandas as pd
 
-        columns = [*Score.__dataclass_fields__, "status"]
-        rows = [{**asdict(score), "status": score.status} for score in self]
-        frame = pd.DataFrame(rows, columns=columns)
+        own = [name for name in Score.__dataclass_fields__ if name != "more"]
+        more = dict.fromkeys(name for score in self for name in score.more)
+        rows = [
+            {**{name: getattr(score, name) for name in own}, **score.more, "status": score.status}
+            for score in self
+        ]
+        frame = pd.DataFrame(rows, columns=[*own, *more, "status"])
         return frame.astype({**dict.fromkeys(TARGETS, "float64"), "index": "int64"})
 
     def best_first(self, by: str = "quality") -> "Scores":
-        """Sorted by a target; equal ones in the order they came, errors last."""
+        """Sorted by a target or a number of ``more``; equal ones as they came, errors last."""
 
         def place(score: Score) -> tuple[bool, float]:
-            value = score[by]
+            value = score[by] if by in TARGETS else score.more.get(by)
             return value is None, -(value or 0.0)
 
         return Scores(sorted(self, key=place))

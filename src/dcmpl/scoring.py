@@ -22,6 +22,7 @@ from dcmpl.outputs import (
     COLUMNS,
     Row,
     best_first,
+    columns_of,
     manifest_of,
     merged,
     read_manifest,
@@ -65,8 +66,11 @@ def _score(arguments: Any) -> int:
         views=arguments.views,
         targets=arguments.targets,
         workers=arguments.workers,
+        long_prompts=arguments.long_prompts,
+        against=arguments.against,
     )
-    if arguments.sort or arguments.top or arguments.copy_top or arguments.move_below:
+    chooses = "sort", "rank", "top", "copy_top", "move_below"
+    if any(arguments[name] for name in chooses):
         scorer.check_target(arguments.by)
     _say_what_scores_mean(scorer, arguments)
     shard, start = _shard(entries, arguments.shard)
@@ -84,8 +88,14 @@ def _score(arguments: Any) -> int:
         with open_part(out, job, arguments.resume, CHUNK) as part:
             _score_into(part, scorer, shard, start, arguments)
             values = [row[arguments.by] for row in part.rows()]
-            counts = write_scores(out, part.rows(_order(part, values, arguments)), job)
+            order = _order(part, values, arguments)
+            chosen = part.rows(order)
+            if arguments.rank:
+                chosen = _ranked(scorer, part, order or [], arguments.by)
+            counts = write_scores(out, chosen, job)
             faults = _say_faults(part.rows())
+        if scorer.calibration is None:
+            say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
         written = sum(counts.values())
         kept = "" if written == len(shard) else f"; the best {written} are kept"
         ok = len(shard) - faults
@@ -103,7 +113,7 @@ def _score_into(
     asked = requests(shard[done:], arguments.prompt_from == "metadata")
     left = len(shard) - done
     for score in track(scorer.rows(asked, start + done), "scoring", left):
-        part.write(_row(score))
+        part.write(_row(score, arguments.rank))
     if left:
         seconds = time.monotonic() - began
         say(f"{seconds:.1f} s, {left / seconds:.1f} pictures/s")
@@ -162,8 +172,14 @@ def _prompted(arguments: Any) -> list[Entry]:
 
 def _say_what_scores_mean(scorer: Scorer, arguments: Any) -> None:
     warn_of_floor(scorer.about["backbone"])
-    if arguments.prompt or arguments.prompts or arguments.prompt_from:
+    has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
+    if scorer.row_of.reads is None and has_prompts and "alignment" in scorer.targets:
         say("note: this model judges alignment from the picture alone; prompts are carried along")
+    if scorer.row_of.reads is not None and not has_prompts:
+        say(
+            f"note: this model judges {scorer.row_of.reads} by the prompt; without --prompt, "
+            "--prompts or --prompt-from only prompts that lists bring are known"
+        )
     if arguments.targets is None and (lacks := [t for t in TARGETS[:2] if t not in scorer.targets]):
         say(f"note: this model does not predict {lacks[0]}; its column stays empty")
 
@@ -192,7 +208,11 @@ def _job(scorer: Scorer, entries: Sequence[Entry], count: int, arguments: Any) -
         "batch_size": scorer.batch_size,
         "chunk": CHUNK,
         "prompt_from": arguments.prompt_from,
-        "sort": arguments.by if arguments.sort or arguments.top else None,
+        "long_prompts": scorer.long_prompts if scorer.row_of.reads else None,
+        "against": arguments.against,
+        "columns": list(columns_of([*scorer.row_of.columns, *(RANKED if arguments.rank else ())])),
+        "sort": arguments.by if arguments.sort or arguments.rank or arguments.top else None,
+        "rank": arguments.rank,
         "top": arguments.top,
         "shard": "/".join(map(str, arguments.shard)) if arguments.shard else None,
         "pictures": len(entries),
@@ -207,13 +227,33 @@ def _job(scorer: Scorer, entries: Sequence[Entry], count: int, arguments: Any) -
 PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
 
 
-def _row(score: Score) -> Row:
-    return {column: getattr(score, column) for column in COLUMNS}
+RANKED = ("rank", "better_than_next", "call")
+
+
+def _row(score: Score, rank: bool = False) -> Row:
+    """All columns; those of a rank are filled in when all rows are there."""
+    row: dict[str, Any] = {column: getattr(score, column) for column in COLUMNS}
+    return {**row, **score.more, **(dict.fromkeys(RANKED) if rank else {})}
+
+
+def _ranked(scorer: Scorer, part: Part, order: Sequence[int], by: str) -> Iterator[Row]:
+    """Rows best first with their ranks; what is too close to call is said of the first."""
+    target = by.partition("_")[0]
+    scores = [row[target] for row in part.rows(order)]
+    spreads = [row.get(f"{target}_spread") for row in part.rows(order)]
+    places = list(scorer.places(scores, spreads, target))
+    for place, row in enumerate(part.rows(order)):
+        if place == 0 and (chance := places[0]["better_than_next"]) is not None:
+            say(
+                f"{row['image']} is ranked first; the chance that people prefer it to the next is "
+                f"{chance:.0%}: {places[0]['call']}"
+            )
+        yield {**row, **places[place]}
 
 
 def _order(part: Part, values: Sequence[float | None], arguments: Any) -> list[int] | None:
     """Places of the rows to keep, None for all as they came."""
-    if not arguments.sort and arguments.top is None:
+    if not arguments.sort and not arguments.rank and arguments.top is None:
         return None
     order = best_first(values)
     if arguments.top is None:

@@ -4,21 +4,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from dcmpl.ablate import read_grid, summary, trials_of
 from dcmpl.ablation_report import write_report
 from dcmpl.checkpoint import Run, save_learned
+from dcmpl.clip import VIT_B_32, Clip
 from dcmpl.commands import read_data, source_of
-from dcmpl.config import MODEL, TrainConfig, recipe_for
-from dcmpl.model import count_of_vit_b_32
+from dcmpl.config import EMBEDDED, MODEL, ModelConfig
+from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.progress import say
 from dcmpl.published import read_clip_agiqa
+from dcmpl.recipes import TrainConfig, recipe_for
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.scoring import warn_of_floor
 from dcmpl.survey import check_pictures
+from dcmpl.tokenizer import Tokenizer
 from dcmpl.weights import load_backbone
 
 __all__ = ["COMMANDS"]
@@ -85,6 +89,15 @@ def presets(arguments: Any) -> int:
         fields_of.add_row(f"model.{name}", kind, default, about)
     console.print(fields_of)
     return 0
+
+
+def count_of_vit_b_32(config: ModelConfig) -> int:
+    """How many numbers a model of that configuration learns on CLIP ViT-B/32."""
+    with torch.device("meta"):
+        clip = Clip(VIT_B_32)
+    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 77)
+    model = DCMPL(clip, tokenizer, config, 0)
+    return sum(parameter.numel() for parameter in trainable_parameters(model).values())
 
 
 COMMANDS: dict[str, Callable[[Any], int]] = {

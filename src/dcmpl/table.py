@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dcmpl.config import TARGETS
+from dcmpl.config import OF_TARGET, TARGETS
 from dcmpl.errors import DataError
 
 __all__ = ["ImageTable", "MosScale", "as_group", "image_table", "listed", "opinions"]
@@ -39,9 +39,9 @@ class ImageTable:
 
     Columns of ``frame``: ``image`` (absolute path), ``name`` (as the table has it),
     ``prompt``, ``generator``, ``group`` (rows of one group never part), ``part`` (of the data
-    set's own split, or empty), ``mos_T`` and ``std_T`` for T of quality, alignment and
-    authenticity, in units of ``scale``, NaN where nobody was asked. ``notes`` say what is
-    irregular in the data set and what was done about it.
+    set's own split, or empty), ``mos_T`` and ``std_T`` for T of quality, alignment,
+    authenticity and a table's own targets, in units of ``scale``, NaN where nobody was asked.
+    ``notes`` say what is irregular in the data set and what was done about it.
     """
 
     name: str
@@ -52,16 +52,26 @@ class ImageTable:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def targets(self) -> np.ndarray:
-        """(rows, 3) float32: the opinions of ``TARGETS`` in [0, 1], NaN where missing."""
-        mos = self.frame[[f"mos_{t}" for t in TARGETS]].to_numpy(np.float32)
+    def targets(self, names: Sequence[str] | None = None) -> np.ndarray:
+        """(rows, targets) float32: opinions in [0, 1], NaN where missing.
+
+        Of the targets of those ``names``, of all of them unless given.
+        """
+        columns = [f"mos_{name}" for name in (self.asked if names is None else names)]
+        mos = self.frame.reindex(columns=columns).to_numpy(np.float32)
         scaled: np.ndarray = (mos - self.scale.low) / (self.scale.high - self.scale.low)
         return scaled
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The targets that have a column: ``TARGETS``, then a table's own."""
+        columns = map(str, self.frame)
+        return tuple(name.removeprefix("mos_") for name in columns if name.startswith("mos_"))
+
+    @property
     def judged(self) -> tuple[str, ...]:
         """The targets that have opinions."""
-        return tuple(t for t in TARGETS if self.frame[f"mos_{t}"].notna().any())
+        return tuple(t for t in self.asked if self.frame[f"mos_{t}"].notna().any())
 
     @property
     def digest(self) -> str:
@@ -123,12 +133,15 @@ def image_table(
         out[column] = frame[column].to_numpy() if column in frame else ""
     own = frame["group"] if "group" in frame else pd.Series("", frame.index, dtype=str)
     out["group"] = own.where(own != "", as_group(frame["prompt"])).to_numpy()
-    for target in TARGETS:
+    named = (OF_TARGET.fullmatch(str(column)) for column in frame)
+    others = [found[2] for found in named if found and found[1] == "mos"]
+    targets = list(dict.fromkeys([*TARGETS, *others]))
+    for target in targets:
         mos, std = f"mos_{target}", f"std_{target}"
         out[mos] = opinions(frame[mos], scale, source, declared) if mos in frame else np.nan
         spread = MosScale(0, scale.high - scale.low)
         out[std] = opinions(frame[std], spread, source, declared) if std in frame else np.nan
-    if out[[f"mos_{target}" for target in TARGETS]].isna().all(axis=None):
+    if out[[f"mos_{target}" for target in targets]].isna().all(axis=None):
         raise DataError(f"expected opinions in {source}, got none: every MOS cell is empty")
     return ImageTable(name, scale, out, tuple(notes))
 

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from dcmpl.errors import UsageError, WeightsError
+from dcmpl.scores import Parts
 
 __all__ = ["Tokenizer", "Tokens"]
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = 49152 - 256 - 2
+
+
 MAX_MERGES_CHARACTERS = 16 * 2**20
 
 
@@ -102,15 +105,38 @@ class Tokenizer:
         A text too long for the context loses its last words, never its end token. Raises
         :class:`UsageError` where the slots alone are too many.
         """
+        return self.framed([self.parts(text, n_context).ids[0] for text in texts], n_context)
+
+    def parts(self, text: str, n_context: int = 0, long: str = "truncate") -> Parts:
+        """The tokens of ``text`` in parts that fit beside ``n_context`` slots.
+
+        ``long`` of ``LONG_PROMPTS`` says what becomes of one too long. With ``window`` its parts
+        have all the same length, begin at equal distances, and hold every token, so a word more
+        changes little. Raises :class:`UsageError` where the slots alone are too many, and, with
+        ``error``, for a text too long.
+        """
         room = self.context_length - 2 - n_context
         if room < 0:
             raise UsageError(
                 f"expected at most {self.context_length - 2} prompt tokens, got {n_context}"
             )
-        rows = []
-        for text in texts:
-            words = self._pairs.encode(text, add_special_tokens=False).ids[:room]
-            rows.append([self.start_id, *[0] * n_context, *words, self.end_id])
+        words = tuple(self._pairs.encode(text, add_special_tokens=False).ids)
+        if len(words) <= room:
+            return Parts((words,))
+        if long == "error":
+            raise UsageError(
+                f"expected a prompt of at most {room} tokens, got {len(words)}: shorten it, or "
+                "take --long-prompts truncate or window"
+            )
+        if long == "truncate" or not room:
+            return Parts((words[:room],), len(words) - room)
+        count = -(-len(words) // room)
+        starts = [round(i * (len(words) - room) / (count - 1)) for i in range(count)]
+        return Parts(tuple(words[start : start + room] for start in starts))
+
+    def framed(self, parts: Sequence[Sequence[int]], n_context: int = 0) -> Tokens:
+        """Each of ``parts`` between start and end token, behind the slots."""
+        rows = [[self.start_id, *[0] * n_context, *words, self.end_id] for words in parts]
         end = torch.tensor([len(row) - 1 for row in rows])
         ids = torch.zeros(len(rows), int(end.max()) + 1, dtype=torch.long)
         for index, row in enumerate(rows):

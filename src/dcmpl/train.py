@@ -18,26 +18,31 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dcmpl.batches import EpochWindows, epoch_loader
+from dcmpl.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.checkpoint import History, Run, load_learned, save_learned
-from dcmpl.config import LAST, MODEL, TARGETS, ModelConfig, TrainConfig
+from dcmpl.config import LAST, MODEL, ModelConfig
 from dcmpl.errors import DataError, RunError
 from dcmpl.inference import (
     FrozenTable,
+    PromptsOf,
     freeze_table,
     precision_context,
     predict_frozen,
     predict_table,
+    texts_of,
 )
 from dcmpl.labels import with_alignment
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model import DCMPL, Scores, trainable_parameters
 from dcmpl.progress import progress_bar
+from dcmpl.recipes import TrainConfig
 from dcmpl.ridge import fit_ridge
 from dcmpl.splits import TrainPart, ValidationPart
 from dcmpl.table import ImageTable
+from dcmpl.tokenizer import Tokens
 
 __all__ = ["EpochReport", "fit"]
 
@@ -55,16 +60,23 @@ class EpochReport:
     best: bool
 
 
-def task_loss(scores: Scores, targets: Tensor, alignment_weight: float) -> Tensor:
+def task_loss(
+    scores: Scores, targets: Tensor, alignment_weight: float, mismatch_weight: float = 0.0
+) -> Tensor:
     """MSE of the main task + ``alignment_weight`` MSE of each other; missing targets count nothing.
 
-    ``targets`` (N, 3) in [0, 1], columns as in ``TARGETS``, NaN where missing.
+    ``targets`` (N, tasks) in [0, 1], NaN where missing. Where a picture
+    was also read with another's text, ``mismatch_weight`` times the cross-entropy of telling
+    its own apart is added.
     """
-    columns = targets[:, [TARGETS.index(task) for task in scores.tasks]].T
+    columns = targets.T
     known = columns.isfinite()
     squared = torch.where(known, scores.values - columns.nan_to_num(), 0.0).square()
     weights = targets.new_tensor([1.0, *(alignment_weight for _ in scores.tasks[1:])])
-    return (squared.sum(1) / known.sum(1).clamp(min=1) * weights).sum()
+    loss = (squared.sum(1) / known.sum(1).clamp(min=1) * weights).sum()
+    if scores.ahead is not None:
+        loss = loss + mismatch_weight * F.softplus(-scores.ahead.float()).mean()
+    return loss
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
@@ -86,7 +98,9 @@ def validate(
         predicted = predict_frozen(model, part.table, frozen, config.precision)
     found = {}
     for task in model.config.tasks:
-        column = TARGETS.index(task)
+        if task not in part.table.asked:
+            continue
+        column = part.table.asked.index(task)
         known = np.isfinite(targets[:, column])
         if known.any():
             pair = predicted[known, column], targets[known, column]
@@ -138,12 +152,16 @@ def fit(
         history, adam = load_learned(folder / LAST, model, run)
         _restore_adam(optimizer, parameters, adam, folder / LAST)
     prepared, optimizer = accelerator.prepare(model, optimizer)
+    tokens = model.tokens_of(PromptsOf(table).texts) if run.model.aux.reads_prompt else None
     for epoch in range(len(history) + 1, epochs + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
         if stepwise:
-            data = EpochWindows(table, model.clip.config.image_size, config, epoch, frozen)
-            loss, seconds = _train_epoch(prepared, optimizer, accelerator, data, config, epoch)
+            size = model.clip.config.image_size
+            data = EpochWindows(table, size, config, epoch, frozen, run.model.tasks)
+            loss, seconds = _train_epoch(
+                prepared, optimizer, accelerator, data, tokens, config, epoch
+            )
             _check_finite(loss, epoch, folder)
             entry = {"loss": loss}
         else:
@@ -191,8 +209,7 @@ def trains_on_views(model: ModelConfig, config: TrainConfig) -> bool:
 
 def _check_targets(model: DCMPL, training: ImageTable, validation: ImageTable) -> None:
     here, there = (
-        [task for task in model.config.tasks if t.frame[f"mos_{task}"].notna().any()]
-        for t in (training, validation)
+        [task for task in model.config.tasks if task in t.judged] for t in (training, validation)
     )
     if here != there or not here:
         raise DataError(
@@ -207,6 +224,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     data: EpochWindows,
+    tokens: Tokens | None,
     config: TrainConfig,
     epoch: int,
 ) -> tuple[float, float]:
@@ -226,7 +244,7 @@ def _train_epoch(
                 group["lr"] = learning_rate(config, progress)
             is_frozen = data.frozen is not None
             losses.append(
-                train_step(model, optimizer, batch, config, accelerator.backward, is_frozen)
+                train_step(model, optimizer, batch, config, accelerator.backward, is_frozen, tokens)
             )
             if not math.isfinite(losses[-1]):
                 return math.nan, 0.0
@@ -237,21 +255,24 @@ def _train_epoch(
 def train_step(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor],
+    batch: Batch,
     config: TrainConfig,
     backward: Callable[[Tensor], None],
     frozen: bool,
+    tokens: Tokens | None = None,
 ) -> float:
-    """One step on (inputs, targets); returns the loss, and learns nothing where that is nan.
+    """One step; returns the loss, and learns nothing where that is nan.
 
-    ``inputs`` are pictures in [0, 1], or with ``frozen`` what the frozen part made of them.
+    Inputs are pictures in [0, 1], or with ``frozen`` what the frozen part made of them.
+    ``tokens`` are those of all prompts, for a model that reads them.
     """
-    inputs, targets = batch
+    inputs, targets, prompts = batch
+    texts = None if tokens is None else texts_of(tokens, prompts, mismatched(prompts))
     # On CPUs the plain formula's gradient is faster than the fused kernel's.
     kernel = sdpa_kernel(SDPBackend.MATH) if inputs.device.type == "cpu" else nullcontext()
     with kernel, precision_context(inputs.device, config.precision):
-        scores = model(inputs, frozen=frozen)
-    loss = task_loss(scores, targets, config.alignment_weight)
+        scores = model(inputs, frozen=frozen, texts=texts)
+    loss = task_loss(scores, targets, config.alignment_weight, config.mismatch_weight)
     value = loss.item()
     if math.isfinite(value):
         optimizer.zero_grad()

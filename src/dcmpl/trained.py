@@ -10,20 +10,23 @@ import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor, nn
 
+from dcmpl.answers import Question, all_answers
 from dcmpl.checkpoint import Run, load_learned, read_run, read_split
 from dcmpl.config import MODEL
 from dcmpl.datasets import load_table
+from dcmpl.engines import Engine
 from dcmpl.errors import DataError, UsageError
-from dcmpl.folded import Folded
+from dcmpl.folded import Folded, TextReader
 from dcmpl.images import read_image
 from dcmpl.model import DCMPL
 from dcmpl.packing import lanes
 from dcmpl.progress import track
+from dcmpl.scores import Ids, Parts
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.weights import load_backbone
 
-__all__ = ["TorchEngine", "load_model", "table_of_run", "validation_pictures"]
+__all__ = ["TorchEngine", "answers_of", "load_model", "table_of_run", "validation_pictures"]
 
 MOST_PICTURES = 256
 
@@ -65,6 +68,27 @@ def validation_pictures(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3
     return [read_image(path) for path in track(chosen, "reading validation pictures")]
 
 
+def answers_of(
+    engine: Engine,
+    table: ImageTable,
+    views: str,
+    what: str,
+    prompts: Sequence[str] | None = None,
+) -> tuple[Float64[np.ndarray, "pictures tasks"], Float64[np.ndarray, "pictures tasks"]]:
+    """Scores and spreads of a table's pictures, each with its own prompt or with ``prompts``.
+
+    ``what`` names the progress bar.
+    """
+    asked = list(table.frame["prompt"] if prompts is None else prompts)
+    paths = track(table.frame["image"], what)
+    questions = (
+        Question(read_image(path), engine.parts(prompt, "truncate").ids)
+        for path, prompt in zip(paths, asked, strict=True)
+    )
+    answers = all_answers(engine, questions, views)
+    return np.stack([a.scores for a in answers]), np.stack([a.spread for a in answers])
+
+
 class _AsItIs(nn.Module):
     """A model whose prompts depend on the pictures, so that it cannot be folded."""
 
@@ -89,6 +113,9 @@ class TorchEngine:
                 "dcmpl export makes models of int8"
             )
         self.tasks, self.precision = tuple(tasks), precision
+        reads = model.config.aux.reads_prompt and "alignment" in tasks
+        self.reads = "alignment" if reads else None
+        self._reader = TextReader(model) if reads else None
         self.size = model.clip.config.image_size
         self.apart = model.reads_batch
         self.network: nn.Module
@@ -106,10 +133,17 @@ class TorchEngine:
 
     @torch.inference_mode()
     def __call__(
-        self, windows: UInt8[np.ndarray, "batch size size 3"]
+        self, windows: UInt8[np.ndarray, "batch size size 3"], texts: Sequence[Ids] = ()
     ) -> Float64[np.ndarray, "batch tasks"]:
-        found: Tensor = self.network(torch.from_numpy(windows).to(self.device))
+        inputs = torch.from_numpy(windows).to(self.device)
+        if self._reader is None:
+            found: Tensor = self.network(inputs)
+        else:
+            found = self.network(inputs, self._reader(texts or [()] * len(windows)))
         return found.double().cpu().numpy()
+
+    def parts(self, text: str, long: str) -> Parts:
+        return Parts(((),)) if self._reader is None else self._reader.parts(text, long)
 
     @contextmanager
     def lanes(self, count: int) -> Iterator[Executor]:

@@ -1,0 +1,273 @@
+"""Fitting what scores mean, on validation, and holding it to pictures that nothing has seen."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from scipy import optimize
+from scipy.stats import norm
+
+from dcmpl.calibration import CLOSE, COVERAGE, LABELS, Calibration, Cut, Meaning, Values
+from dcmpl.checkpoint import Run
+from dcmpl.curves import fit_logistic4
+from dcmpl.errors import DataError
+from dcmpl.metrics import calibration_error
+from dcmpl.splits import Split
+from dcmpl.table import ImageTable, MosScale
+from dcmpl.trained import TorchEngine, answers_of
+
+__all__ = [
+    "Judged",
+    "calibrate",
+    "fit_meaning",
+    "judged",
+    "measure_calibration",
+    "uncalibrated",
+]
+
+FOLDS = 5
+COVERAGES = (0.5, 0.8, COVERAGE, 0.95)
+SURE, FEWEST_SURE = 0.9, 10
+FEWEST = 10
+"""Opinions, below which nothing is fitted."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pictures with a score, the spread of its windows, and opinions in MOS units.
+
+    ``raters`` is the deviation of the raters, NaN where it is not known.
+    """
+
+    scores: Values
+    spread: Values
+    mos: Values
+    raters: Values
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, rows: np.ndarray) -> "Judged":
+        return Judged(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+def judged(table: ImageTable, target: str, scores: Values, spread: Values) -> Judged:
+    """Those pictures of ``table`` that have an opinion on ``target`` and a score."""
+    frame = table.frame
+    found = Judged(
+        scores,
+        spread,
+        frame[f"mos_{target}"].to_numpy(float),
+        frame[f"std_{target}"].to_numpy(float),
+        frame["group"].to_numpy(str),
+    )
+    return found.select(np.isfinite(found.mos) & np.isfinite(scores))
+
+
+def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) -> Calibration:
+    """What the scores of a finished run mean; ``engine`` gives those of its learned tasks.
+
+    Raises :class:`DataError` where validation has too few opinions on one of them.
+    """
+    validation, training = split.validation_part(table).table, split.train_part(table).table
+    views, scale = run.train.views, table.scale
+    known, spread = answers_of(engine, validation, views, "calibrating on validation")
+    population, _ = answers_of(engine, training, views, "scores of the training pictures")
+    generators = training.frame["generator"].tolist()
+    targets = {
+        task: fit_meaning(
+            judged(validation, task, known[:, i], spread[:, i]), scale, population[:, i], generators
+        )
+        for i, task in enumerate(engine.tasks)
+    }
+    return Calibration(table.name, views, run.weights_sha256, targets)
+
+
+def uncalibrated(run: Run) -> str:
+    """Why a run has no calibration, as a part of a sentence."""
+    if run.source is None:
+        return "it was imported, so there is no validation part to calibrate on"
+    return "it was not calibrated (dcmpl train --resume does that)"
+
+
+def fit_meaning(
+    known: Judged, scale: MosScale, population: Values, generators: Sequence[str]
+) -> Meaning:
+    """The meaning of scores from pictures that were not trained on.
+
+    ``population`` are the scores of the training pictures, made by ``generators``. Errors are
+    those of curves that were fitted on other prompts. Raises :class:`DataError` for too few
+    opinions.
+    """
+    if len(known) < FEWEST:
+        raise DataError(
+            f"expected at least {FEWEST} validation pictures with opinions to calibrate on, got "
+            f"{len(known)}"
+        )
+    plain = Meaning(scale.low, scale.high, _curve(known), validation=len(known))
+    out_of_fold = _out_of_fold(known, plain)
+    raters, rater_range = _rater_curve(known, out_of_fold)
+    plain = replace(plain, raters=raters, rater_range=rater_range)
+    errors = known.mos - out_of_fold
+    plain = replace(plain, spread=_variance_weights(known, plain, out_of_fold, errors))
+    apart = np.abs(errors) / plain.deviation(known.scores, known.spread)
+    by_generator = {
+        str(name): _percentiles(population[np.array(generators) == name])
+        for name in dict.fromkeys(generators)
+        if name
+    }
+    return replace(
+        plain,
+        widths={f"{c:g}": _conformal_quantile(apart, c) for c in COVERAGES},
+        pairs=_pair_scale(known, plain, out_of_fold),
+        cuts=tuple(_cuts(known, plain, out_of_fold)),
+        population=_percentiles(population),
+        generators=by_generator,
+        training=len(population),
+    )
+
+
+def _curve(known: Judged) -> tuple[float, ...]:
+    """A rising logistic, or nothing where opinions do not rise with the scores."""
+    found = fit_logistic4(known.scores, known.mos)
+    return found if found is not None and found[0] > found[1] and found[3] != 0 else ()
+
+
+def _out_of_fold(known: Judged, plain: Meaning) -> Values:
+    """MOS of each picture by the curve of the other folds; a prompt is in one fold."""
+    _, group = np.unique(known.groups, return_inverse=True)
+    found = plain.mos(known.scores)
+    for fold in range(FOLDS):
+        inside = group % FOLDS == fold
+        if inside.any() and (~inside).sum() >= FEWEST:
+            others = replace(plain, curve=_curve(known.select(~inside)))
+            found[inside] = others.mos(known.scores[inside])
+    return found
+
+
+def _rater_curve(known: Judged, mos: Values) -> tuple[tuple[float, ...], tuple[float, float]]:
+    rows = np.isfinite(known.raters)
+    if rows.sum() < FEWEST or np.ptp(mos[rows]) == 0:
+        return (), (0.0, 0.0)
+    raters = known.raters[rows]
+    low, high = np.quantile(raters, [0.05, 0.95])
+    return tuple(np.polyfit(mos[rows], raters, 2).tolist()), (float(low), float(high))
+
+
+def _variance_weights(
+    known: Judged, plain: Meaning, mos: Values, errors: Values
+) -> tuple[float, float, float]:
+    """What 1, the spread and the raters' deviation have to do with squared errors; none below 0."""
+    columns = [np.ones_like(mos), known.spread**2, plain.rater_deviation(mos) ** 2]
+    weights, _ = optimize.nnls(np.stack(columns, axis=1), errors**2)
+    # An error that is never 0 keeps every interval open.
+    least = 0.05 * float(np.mean(errors**2)) + 1e-12
+    return max(float(weights[0]), least), float(weights[1]), float(weights[2])
+
+
+def _conformal_quantile(apart: Values, coverage: float) -> float:
+    """The quantile for which new pictures are covered; Lei et al., JASA 113(523), 2018, eq. 8."""
+    rank = min(int(np.ceil((len(apart) + 1) * coverage)), len(apart))
+    return float(np.sort(apart)[rank - 1])
+
+
+def pairs_of(known: Judged) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all pairs of pictures of one prompt whose opinions differ."""
+    first, second = [], []
+    for group in np.unique(known.groups):
+        rows = np.flatnonzero(known.groups == group)
+        a, b = (rows[i] for i in np.triu_indices(len(rows), 1))
+        differ = known.mos[a] != known.mos[b]
+        first.append(a[differ])
+        second.append(b[differ])
+    empty = np.zeros(0, dtype=int)
+    return np.concatenate([empty, *first]), np.concatenate([empty, *second])
+
+
+def _pair_scale(known: Judged, plain: Meaning, mos: Values) -> float:
+    """What makes the probabilities of pairs most likely; 1 where there are none."""
+    a, b = pairs_of(known)
+    if not len(a):
+        return 1.0
+    deviation = plain.deviation(known.scores, known.spread)
+    z = (mos[a] - mos[b]) / np.hypot(deviation[a], deviation[b])
+    z = np.where(known.mos[a] > known.mos[b], z, -z)
+    found = optimize.minimize_scalar(
+        lambda log: -norm.logcdf(z / np.exp(log)).mean(), bounds=(-3, 3), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def _percentiles(scores: Values) -> tuple[float, ...]:
+    if not len(scores):
+        return ()
+    found: list[float] = np.quantile(scores, np.linspace(0, 1, 101)).tolist()
+    return tuple(found)
+
+
+def _cuts(known: Judged, plain: Meaning, mos: Values) -> Iterator[Cut]:
+    """For each label but the worst: that or better."""
+    grid = np.linspace(0, 1, 10001)
+    rises = plain.mos(grid)
+    for place, label in enumerate(LABELS[1:], 1):
+        bound = plain.low + place / len(LABELS) * (plain.high - plain.low)
+        called, is_so = mos >= bound, known.mos >= bound
+        right = (called & is_so).sum()
+        reached = np.flatnonzero(rises >= bound)
+        sure, recall = _sure(known.scores, is_so)
+        yield Cut(
+            label,
+            bound,
+            float(grid[reached[0]]) if len(reached) else None,
+            float(right / called.sum()) if called.any() else float("nan"),
+            float(right / is_so.sum()) if is_so.any() else float("nan"),
+            float(is_so.mean()),
+            sure,
+            recall,
+        )
+
+
+def _sure(scores: Values, is_so: np.ndarray) -> tuple[float | None, float]:
+    """The lowest score from which on ``SURE`` of the pictures are so, and how many that finds."""
+    order = np.argsort(-scores, kind="stable")
+    right = np.cumsum(is_so[order])
+    count = np.arange(1, len(order) + 1)
+    good = np.flatnonzero((right / count >= SURE) & (count >= FEWEST_SURE))
+    if not len(good):
+        return None, 0.0
+    last = good[-1]
+    return float(scores[order][last]), float(right[last] / max(1, is_so.sum()))
+
+
+def measure_calibration(meaning: Meaning, tested: Judged) -> dict[str, float]:
+    """How true what a run says of its scores is of pictures it has never seen.
+
+    Errors in MOS units. ``called``: the share of pairs of one prompt that are not too close to
+    call; ``called_right`` how many of those are right, ``close_right`` of the others;
+    ``pair_error`` how far probabilities are from what came true.
+    """
+    mos = meaning.mos(tested.scores)
+    scaled = meaning.low + tested.scores * (meaning.high - meaning.low)
+    found = {
+        "calibration_error": calibration_error(mos, tested.mos),
+        "calibration_error_before": calibration_error(scaled, tested.mos),
+        "mean_error": float(np.abs(mos - tested.mos).mean()),
+    }
+    for coverage in COVERAGES:
+        low, high = meaning.interval(tested.scores, tested.spread, coverage)
+        inside = (tested.mos >= low) & (tested.mos <= high)
+        found[f"coverage_{coverage:g}"] = float(inside.mean())
+        found[f"width_{coverage:g}"] = float((high - low).mean())
+    a, b = pairs_of(tested)
+    if not len(a):
+        return found
+    deviation = meaning.deviation(tested.scores, tested.spread)
+    z = (mos[a] - mos[b]) / (meaning.pairs * np.hypot(deviation[a], deviation[b]))
+    probability, won = norm.cdf(np.abs(z)), (mos[a] > mos[b]) == (tested.mos[a] > tested.mos[b])
+    called = probability >= CLOSE
+    found["called"] = float(called.mean())
+    found["called_right"] = float(won[called].mean()) if called.any() else float("nan")
+    found["close_right"] = float(won[~called].mean()) if (~called).any() else float("nan")
+    found["pair_error"] = calibration_error(probability, won.astype(float))
+    return found

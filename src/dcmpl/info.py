@@ -1,0 +1,112 @@
+"""``dcmpl info``: what a run is, what its scores mean, and where to cut."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dcmpl.calibrating import uncalibrated
+from dcmpl.calibration import COVERAGE, Calibration, Meaning, read_calibration
+from dcmpl.checkpoint import Run, read_run
+from dcmpl.scoring import warn_of_floor
+
+__all__ = ["COMMANDS"]
+
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def info(arguments: Any) -> int:
+    """``dcmpl info``."""
+    folder = Path(arguments.run)
+    run = read_run(folder)
+    calibration = read_calibration(folder, run.weights_sha256)
+    console = Console()
+    console.print(_about(folder, run))
+    warn_of_floor(run.backbone)
+    if calibration is None:
+        console.print(f"Scores have no MOS units and no labels: {uncalibrated(run)}.")
+        return 0
+    for target in calibration.targets:
+        for table in _tables(calibration, target):
+            console.print(table)
+    return 0
+
+
+def _about(folder: Path, run: Run) -> Table:
+    table = Table("", str(folder), title="run")
+    source = run.source
+    history = run.history[run.best_epoch - 1] if run.best_epoch else {}
+    reads = "alignment" in run.model.words and run.model.aux.reads_prompt
+    rows = {
+        "preset": run.preset,
+        "backbone": run.backbone,
+        "data": f"{source.name}, {source.path}" if source else "imported, not known",
+        "MOS scale": f"{source.scale.low:g} to {source.scale.high:g}" if source else "not known",
+        "predicts": ", ".join(run.learned) or "nothing",
+        "alignment": "reads the prompt" if reads else "judged from the picture alone",
+        "views": run.train.views,
+        "state": f"finished, best epoch {run.best_epoch}" if run.finished else "not finished",
+        "validation": ", ".join(f"{k} {v:.3f}" for k, v in history.items() if k != "loss"),
+        "weights": run.weights_sha256[:16],
+    }
+    if "alignment" not in run.model.words:
+        del rows["alignment"]
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _tables(calibration: Calibration, target: str) -> Iterator[Table]:
+    meaning = calibration.targets[target]
+    yield _labels(meaning, target)
+    yield _populations(meaning, target, calibration.data)
+    console = Table("", "", title=f"{target}: how sure", show_header=False)
+    console.add_row("fitted on", f"{meaning.validation} validation pictures")
+    console.add_row("from score to MOS", _curve(meaning))
+    console.add_row(f"{COVERAGE:.0%} intervals", f"{_width(meaning):.2f} MOS units to each side")
+    yield console
+
+
+def _labels(meaning: Meaning, target: str) -> Table:
+    table = Table(
+        *("that or better", "MOS from", "score from", "precision", "recall", "share of pictures"),
+        *("9 in 10 right from", "which finds"),
+        title=f"{target}: labels, on validation",
+    )
+    for cut in meaning.cuts:
+        cells = cut.score, cut.precision, cut.recall, cut.share, cut.sure
+        shown = ["-" if cell is None or cell != cell else f"{cell:.3f}" for cell in cells]
+        found = "-" if cut.sure is None else f"{cut.sure_recall:.0%} of them"
+        table.add_row(cut.label, f"{cut.mos:g}", *shown, found)
+    return table
+
+
+def _populations(meaning: Meaning, target: str, data: str) -> Table:
+    table = Table(
+        "training pictures of",
+        *(f"{p} %" for p in PERCENTILES),
+        title=f"{target}: percentiles of the scores of {meaning.training} pictures",
+    )
+    for name, known in {data: meaning.population, **meaning.generators}.items():
+        table.add_row(name, *(f"{known[p]:.3f}" for p in PERCENTILES))
+    return table
+
+
+def _curve(meaning: Meaning) -> str:
+    if not meaning.curve:
+        return "its place on the scale: no rising curve could be fitted"
+    b1, b2, b3, b4 = meaning.curve
+    return f"{b2:.3f} + {b1 - b2:.3f} / (1 + exp(-(score - {b3:.3f}) / {abs(b4):.3f}))"
+
+
+def _width(meaning: Meaning) -> float:
+    """Half the interval of a picture of the middle score whose windows agree."""
+    middle = meaning.population[50:51]
+    deviation = meaning.deviation(np.array(middle), np.zeros(1))
+    return float(meaning.widths[f"{COVERAGE:g}"] * deviation[0])
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {"info": info}
