@@ -96,7 +96,7 @@ def test_wrong_type_says_what_is_wanted(
         (
             "--lr",
             "0",
-            "expected a positive lr, an alignment_weight and a mismatch_weight of at least 0, got 0.0",
+            "expected a positive lr, an alignment_weight",
         ),
         ("--views", "grid-0", "expected views to be windows, center, resize or grid-N"),
         ("--preset", "foo", "expected --preset of dcmpl"),

@@ -15,9 +15,10 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from dcmpl.images import read_image
-from dcmpl.model import DCMPL, Texts
+from dcmpl.model import DCMPL
 from dcmpl.packing import outputs_of
 from dcmpl.progress import track
+from dcmpl.reader import Texts
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.tokenizer import Tokens

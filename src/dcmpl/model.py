@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,14 +20,13 @@ from dcmpl.config import ModelConfig
 from dcmpl.coupling import prompts_from_outputs
 from dcmpl.errors import UsageError
 from dcmpl.prompts import CoupledPrompts, FreePrompts, Fusion, LayerPrompts
-from dcmpl.reader import Reader, Reading
+from dcmpl.reader import Reader, Reading, Texts
 from dcmpl.tokenizer import Tokenizer, Tokens
 
 __all__ = [
     "DCMPL",
     "Condition",
     "Scores",
-    "Texts",
     "is_trainable",
     "trainable_parameters",
 ]
@@ -80,18 +79,6 @@ class Condition:
     visual: list[list[Float[Tensor, "n width"]]]
     words: list[Float[Tensor, "_ joint"]]
     text: list[Float[Tensor, "n text_width"]]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Texts that are read: ``own[i]`` is the row of picture i's in ``tokens``.
-
-    ``other[i]`` is that of a text it does not have, to be told apart from its own.
-    """
-
-    tokens: Tokens
-    own: Int[Tensor, " batch"]
-    other: Int[Tensor, " batch"] | None = None
 
 
 def is_trainable(name: str) -> bool:
@@ -158,6 +145,11 @@ class DCMPL(nn.Module):
         if self.auxiliary is None or task == self.config.tasks[0]:
             return self.main
         return self.auxiliary
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether alignment reads the picture's own text."""
+        return self.config.aux.reads_prompt
 
     @property
     def reading_branch(self) -> int:
@@ -242,7 +234,7 @@ class DCMPL(nn.Module):
         of_branch, patches = self._encoded(frozen, condition.visual)
         embeddings = self._adapted_embeddings(of_branch)
         added, ahead = None, None
-        if texts is not None and self.config.aux.reads_prompt:
+        if texts is not None and self.reads_prompt:
             seen = embeddings[self.config.tasks.index("alignment")], patches
             read = self.read(texts.tokens, condition)
             added = self.reader(*seen, read.of(texts.own.to(frozen.device)))
@@ -310,12 +302,13 @@ class DCMPL(nn.Module):
         depths = {len(prompts) for prompts in visual}
         if len(depths) > 1:  # slots that one branch renews and the other keeps
             made = [tower.encode_with_patches(frozen, prompts) for prompts in visual]
-            return [embedding for embedding, _ in made], made[self.reading_branch][1]
-        n, branches = len(frozen), len(visual)
-        layers = [torch.stack(branch_prompts) for branch_prompts in zip(*visual, strict=True)]
-        both, patches = tower.encode_with_patches(frozen.repeat(branches, 1, 1), layers)
-        of_branch = patches.unflatten(0, (branches, n))[self.reading_branch]
-        return list(both.unflatten(0, (branches, n))), of_branch
+            embeddings, patches_of = map(list, zip(*made, strict=True))
+        else:
+            n, branches = len(frozen), len(visual)
+            layers = [torch.stack(branch_prompts) for branch_prompts in zip(*visual, strict=True)]
+            both = tower.encode_with_patches(frozen.repeat(branches, 1, 1), layers)
+            embeddings, patches_of = (list(x.unflatten(0, (branches, n))) for x in both)
+        return embeddings, patches_of[self.reading_branch] if self.reads_prompt else None
 
     def forward(
         self,

@@ -14,10 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.clip import Block, TextTower, TowerConfig
+from dcmpl.tokenizer import Tokens
 
-__all__ = ["Reader", "Reading"]
+__all__ = ["Reader", "Reading", "Texts"]
 
-BLOCKS, HEAD = 2, 64
+BLOCKS, HEAD, MOST = 2, 64, 256
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts that are read: ``own[i]`` is the row of picture i's in ``tokens``.
+
+    ``other[i]`` is that of a text it does not have, to be told apart from its own.
+    """
+
+    tokens: Tokens
+    own: Int[Tensor, " batch"]
+    other: Int[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Reader(nn.Module):
 
     def __init__(self, text_width: int, vision_width: int) -> None:
         super().__init__()
-        width = max(HEAD, vision_width // HEAD * HEAD)
+        width = min(max(HEAD, vision_width // HEAD * HEAD), MOST)
         config = TowerConfig(width, BLOCKS, width // HEAD, 4 * width, "quick_gelu")
         self.ln_patches = nn.LayerNorm(vision_width)
         self.from_words = nn.Linear(text_width, width)
