@@ -4,14 +4,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import pandas as pd
 from scipy import optimize
 from scipy.stats import norm
 
-from dcmpl.calibration import CLOSE, COVERAGE, LABELS, Calibration, Cut, Meaning, Values
+from dcmpl.calibration import (
+    CLOSE,
+    COVERAGE,
+    LABELS,
+    Calibration,
+    Cut,
+    Meaning,
+    PatchReadout,
+    Values,
+)
 from dcmpl.checkpoint import Run
 from dcmpl.curves import fit_logistic4
 from dcmpl.errors import DataError
+from dcmpl.folded import Folded
+from dcmpl.images import read_image
 from dcmpl.metrics import calibration_error
+from dcmpl.patches import fit_patches
+from dcmpl.progress import track
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine, answers_of
@@ -28,6 +42,9 @@ __all__ = [
 FOLDS = 5
 COVERAGES = (0.5, 0.8, COVERAGE, 0.95)
 SURE, FEWEST_SURE = 0.9, 10
+MOST_FITTED = 400
+"""Training pictures whose patches are looked at."""
+
 FEWEST = 10
 """Opinions, below which nothing is fitted."""
 
@@ -81,7 +98,18 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
         )
         for i, task in enumerate(engine.tasks)
     }
-    return Calibration(table.name, views, run.weights_sha256, targets)
+    patches = None
+    if isinstance(engine.network, Folded):
+        patches = _fit_patches(engine.network, engine.tasks[0], training, run.train.seed)
+    return Calibration(table.name, views, run.weights_sha256, targets, patches)
+
+
+def _fit_patches(network: Folded, task: str, training: ImageTable, seed: int) -> PatchReadout:
+    known = training.select(training.frame[f"mos_{task}"].notna())
+    rows = pd.Series(np.arange(len(known)) % -(-len(known) // MOST_FITTED) == 0)
+    chosen = known.select(rows)
+    paths = track(chosen.frame["image"], "how patches look")
+    return fit_patches(network, map(read_image, paths), chosen.targets([task])[:, 0], seed)
 
 
 def uncalibrated(run: Run) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "Calibration",
     "Cut",
     "Meaning",
+    "PatchReadout",
     "of_record",
     "ranked",
     "read_calibration",
@@ -165,13 +166,26 @@ class Meaning:
 
 
 @dataclass(frozen=True)
+class PatchReadout:
+    """A patch's score in [0, 1] is ``bias`` + ``weights`` . its features (``dcmpl.patches``)."""
+
+    weights: tuple[float, ...]
+    bias: float
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """The meaning of every target that a run learned, for scores over its own ``views``."""
+    """The meaning of every target that a run learned, for scores over its own ``views``.
+
+    ``patches`` tells where a picture looks bad, by its first target; None where the model
+    cannot say.
+    """
 
     data: str
     views: str
     weights_sha256: str
     targets: dict[str, Meaning]
+    patches: PatchReadout | None = None
 
     def columns(self, targets: tuple[str, ...], against: str | None) -> tuple[str, ...]:
         """The names of what :meth:`Meaning.row` adds."""
@@ -220,9 +234,11 @@ def of_record(record: Mapping[str, Any]) -> Calibration:
         if len(meaning.curve) not in (0, 4) or f"{COVERAGE:g}" not in meaning.widths:
             raise ValueError(f"{name} without a curve or a width")
         targets[str(name)] = replace(meaning, curve=tuple(meaning.curve))
-    return Calibration(
-        str(record["data"]), str(record["views"]), str(record["weights_sha256"]), targets
-    )
+    data, views, weights = (str(record[name]) for name in ("data", "views", "weights_sha256"))
+    patches = record["patches"]
+    if patches is not None:
+        patches = PatchReadout(tuple(map(float, patches["weights"])), float(patches["bias"]))
+    return Calibration(data, views, weights, targets, patches)
 
 
 def read_calibration(folder: Path, weights_sha256: str) -> Calibration | None:

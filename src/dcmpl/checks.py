@@ -1,7 +1,5 @@
 """What can be told wrong of a command's words before torch is imported."""
 
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,8 +9,15 @@ from jsonargparse import Namespace
 from dcmpl.config import COLUMNS, OF_TARGET, PROTOCOLS, RECORD, TARGETS, check_backbone
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS, with_settings, with_targets
-from dcmpl.recipes import TrainConfig, check_views, recipe_for
-from dcmpl.scores import FORMATS, PROMPTS_FROM
+from dcmpl.recipes import TrainConfig, recipe_for
+from dcmpl.score_checks import (
+    check_explain,
+    check_export,
+    check_merge,
+    check_run,
+    check_score,
+    is_empty,
+)
 from dcmpl.usage import flag, nearest
 
 __all__ = ["CHECKS"]
@@ -125,7 +130,7 @@ def _check_evaluate(arguments: Namespace) -> None:
         _check_own_table(arguments)
         if arguments.data is not None and not Path(arguments.data).exists():
             raise UsageError(f"expected a data set at --data {arguments.data}, found nothing there")
-        _check_run(arguments.run)
+        check_run(arguments.run)
         return
     _check_protocols(arguments.protocol)
     for name in ("data", "out"):
@@ -151,7 +156,7 @@ def _check_cross(arguments: Namespace) -> None:
 
 def _check_compare(arguments: Namespace) -> None:
     for run in arguments.runs:
-        _check_run(run)
+        check_run(run)
     if arguments.out is not None:
         _check_folder(arguments.out)
 
@@ -173,136 +178,6 @@ def _check_data_split(arguments: Namespace) -> None:
     _check_folder(arguments.out)
 
 
-def _check_run(run: str) -> None:
-    if not Path(run).is_dir():
-        raise UsageError(f"expected a run folder made by dcmpl train, found none at {run}")
-
-
-def _check_output(out: str) -> None:
-    if Path(out).suffix.lower() not in FORMATS:
-        raise UsageError(f"expected -o to end in {', '.join(FORMATS)}, got {out}")
-    if Path(out).is_dir():
-        raise UsageError(f"expected a file at -o {out}, found a folder")
-
-
-def _check_score(arguments: Namespace) -> None:
-    if not Path(arguments.model).is_dir():
-        raise UsageError(
-            "expected a run folder or an exported model at --model, found none at "
-            f"{arguments.model}"
-        )
-    _check_destination(arguments)
-    if arguments.prompts is not None and not Path(arguments.prompts).is_file():
-        raise UsageError(f"expected a table at --prompts {arguments.prompts}, found no file")
-    if arguments.prompt_from not in (None, *PROMPTS_FROM):
-        raise UsageError(
-            f"expected --prompt-from of {', '.join(PROMPTS_FROM)}, got {arguments.prompt_from}"
-        )
-    if arguments.views not in (None, "auto"):
-        check_views(arguments.views)
-    _check_targets(arguments.targets or [])
-    _check_targets([arguments.by])
-    for name in ("workers", "top"):
-        if arguments[name] is not None and arguments[name] < 1:
-            raise UsageError(f"expected --{name} of at least 1, got {arguments[name]}")
-    _read_shard(arguments)
-    _read_selection(arguments)
-    from dcmpl.sources import find_entries  # imports numpy and Pillow
-
-    try:
-        arguments.entries = find_entries(arguments.paths, arguments.prompt_from == "sidecar")
-    except UsageError:
-        # All of them may have been moved by the job that is gone on with.
-        if not (arguments.resume and arguments.move_below and Path(arguments.out).is_file()):
-            raise
-        arguments.entries = []
-    if arguments.move_below and any(entry.member for entry in arguments.entries):
-        raise UsageError("expected files for --move-below, got an archive: its pictures stay in it")
-
-
-def _check_destination(arguments: Namespace) -> None:
-    if arguments.out != "-":
-        _check_output(arguments.out)
-    elif any(
-        arguments[name] for name in ("resume", "sort", "rank", "top", "copy_top", "move_below")
-    ):
-        raise UsageError(
-            "expected a file at -o with --resume, --sort, --rank, --top, --copy-top and "
-            "--move-below, got -: rows go to standard output as they come"
-        )
-    for path in (*arguments.paths, arguments.prompts):
-        if path and os.path.abspath(path) == os.path.abspath(arguments.out):
-            raise UsageError(f"expected a new file at -o, got {path}, which is to be read")
-    if arguments.rank and arguments.prompts:
-        raise UsageError("expected --rank with one --prompt, got --prompts: --sort takes several")
-    if arguments.move_below and arguments.top:
-        raise UsageError("expected --move-below without --top: the rows of what is moved are lost")
-
-
-def _check_targets(targets: Sequence[str]) -> None:
-    """A run may have targets of its own, so only what no target can be called is refused here."""
-    for target in targets:
-        if not OF_TARGET.fullmatch(f"mos_{target}"):
-            hint = nearest(target, TARGETS, "they are what people were asked")
-            raise UsageError(f"expected a target of {', '.join(TARGETS)}, got {target}: {hint}")
-
-
-def _read_shard(arguments: Namespace) -> None:
-    if arguments.shard is None:
-        return
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", arguments.shard)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"expected --shard I/N with I from 1 to N, got {arguments.shard}")
-    if arguments.sort or arguments.rank or arguments.top:
-        raise UsageError("expected --sort, --rank, --top without --shard: shards keep their order")
-    arguments.shard = int(found[1]), int(found[2])
-
-
-def _read_selection(arguments: Namespace) -> None:
-    """Numbers for the words of --copy-top and --move-below."""
-    for name, kind, wanted in (("copy_top", int, "K DIR"), ("move_below", float, "SCORE DIR")):
-        if arguments[name] is None:
-            continue
-        word, folder = arguments[name]
-        try:
-            value = kind(word)
-        except ValueError:
-            value = -1
-        if not 0 <= value < float("inf"):
-            raise UsageError(f"expected {flag(name)} {wanted}, got {word} {folder}")
-        if Path(folder).exists() and not Path(folder).is_dir():
-            raise UsageError(f"expected a folder for {flag(name)}, found a file at {folder}")
-        for path in arguments.paths:
-            if os.path.isdir(path) and Path(folder).resolve().is_relative_to(Path(path).resolve()):
-                raise UsageError(
-                    f"expected a folder outside of {path} for {flag(name)}, got {folder}: it "
-                    "would be scored the next time"
-                )
-        arguments[name] = value, folder
-
-
-def _check_export(arguments: Namespace) -> None:
-    _check_run(arguments.run)
-    _check_targets(arguments.targets or [])
-    if Path(arguments.out).exists() and not _is_empty(Path(arguments.out)):
-        raise UsageError(f"expected a new folder at -o {arguments.out}, found something there")
-    if arguments.pictures is not None:
-        from dcmpl.sources import find_entries  # imports numpy and Pillow
-
-        arguments.entries = find_entries(arguments.pictures)
-
-
-def _check_merge(arguments: Namespace) -> None:
-    _check_output(arguments.out)
-    for path in arguments.scores:
-        if not Path(path).is_file():
-            raise UsageError(f"expected the scores of a shard at {path}, found no file")
-        if Path(path).suffix.lower() not in FORMATS:
-            raise UsageError(f"expected scores that end in {', '.join(FORMATS)}, got {path}")
-        if Path(path).absolute() == Path(arguments.out).absolute():
-            raise UsageError(f"expected a new file at -o, got {path}, which is to be merged")
-
-
 def _check_ablate(arguments: Namespace) -> None:
     _check_own_scale(arguments)
     check_backbone(arguments.backbone)
@@ -320,12 +195,8 @@ def _check_import(arguments: Namespace) -> None:
         file = arguments[name]
         if file is not None and not Path(file).is_file():
             raise UsageError(f"expected a checkpoint at --{name} {file}, found no file")
-    if Path(arguments.out).exists() and not _is_empty(Path(arguments.out)):
+    if Path(arguments.out).exists() and not is_empty(Path(arguments.out)):
         raise UsageError(f"expected a new folder at --out {arguments.out}, found something there")
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 CHECKS: dict[str, Callable[[Namespace], None]] = {
@@ -336,10 +207,11 @@ CHECKS: dict[str, Callable[[Namespace], None]] = {
     "data check": _check_of_data,
     "data show": _check_data_show,
     "data split": _check_data_split,
-    "info": lambda arguments: _check_run(arguments.run),
-    "score": _check_score,
-    "merge": _check_merge,
-    "export": _check_export,
+    "info": lambda arguments: check_run(arguments.run),
+    "explain": check_explain,
+    "score": check_score,
+    "merge": check_merge,
+    "export": check_export,
     "presets": lambda _: None,
     "ablate": _check_ablate,
     "import": _check_import,

@@ -28,6 +28,7 @@ HOMES = {
     "studies": ("presets", "ablate", "import"),
     "export": ("export",),
     "info": ("info",),
+    "explain": ("explain",),
 }
 """By module: the commands it holds, so that only what a command needs is imported."""
 

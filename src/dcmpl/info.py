@@ -63,23 +63,23 @@ def _tables(calibration: Calibration, target: str) -> Iterator[Table]:
     meaning = calibration.targets[target]
     yield _labels(meaning, target)
     yield _populations(meaning, target, calibration.data)
-    console = Table("", "", title=f"{target}: how sure", show_header=False)
-    console.add_row("fitted on", f"{meaning.validation} validation pictures")
-    console.add_row("from score to MOS", _curve(meaning))
-    console.add_row(f"{COVERAGE:.0%} intervals", f"{_width(meaning):.2f} MOS units to each side")
-    yield console
+    table = Table("", "", title=f"{target}: how sure", show_header=False)
+    table.add_row("fitted on", f"{meaning.validation} validation pictures")
+    table.add_row("from score to MOS", _curve(meaning))
+    table.add_row(f"{COVERAGE:.0%} intervals", f"{_width(meaning):.2f} MOS units to each side")
+    yield table
 
 
 def _labels(meaning: Meaning, target: str) -> Table:
     table = Table(
-        *("that or better", "MOS from", "score from", "precision", "recall", "share of pictures"),
-        *("9 in 10 right from", "which finds"),
-        title=f"{target}: labels, on validation",
+        *("or better", "MOS", "score", "precision", "recall", "share", "9 in 10", "finds"),
+        title=f"{target}: where labels begin; right and found on validation",
+        caption="9 in 10: from that score on nine in ten were so good; finds: the share it finds",
     )
     for cut in meaning.cuts:
         cells = cut.score, cut.precision, cut.recall, cut.share, cut.sure
         shown = ["-" if cell is None or cell != cell else f"{cell:.3f}" for cell in cells]
-        found = "-" if cut.sure is None else f"{cut.sure_recall:.0%} of them"
+        found = "-" if cut.sure is None else f"{cut.sure_recall:.0%}"
         table.add_row(cut.label, f"{cut.mos:g}", *shown, found)
     return table
 
@@ -98,8 +98,8 @@ def _populations(meaning: Meaning, target: str, data: str) -> Table:
 def _curve(meaning: Meaning) -> str:
     if not meaning.curve:
         return "its place on the scale: no rising curve could be fitted"
-    b1, b2, b3, b4 = meaning.curve
-    return f"{b2:.3f} + {b1 - b2:.3f} / (1 + exp(-(score - {b3:.3f}) / {abs(b4):.3f}))"
+    at = np.linspace(0.1, 0.9, 5)
+    return ", ".join(f"{s:.1f}: {m:.2f}" for s, m in zip(at, meaning.mos(at), strict=True))
 
 
 def _width(meaning: Meaning) -> float:

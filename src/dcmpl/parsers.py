@@ -12,6 +12,7 @@ from dcmpl.presets import PRESETS
 from dcmpl.recipes import RECIPES, TrainConfig
 from dcmpl.score_parsers import (
     add_common,
+    explain_parser,
     export_parser,
     merge_parser,
     plain_parser,
@@ -281,6 +282,7 @@ COMMANDS = {
     "compare": (_compare_parser, "set runs beside published numbers"),
     "cross": (_cross_parser, "train on one data set, test on another"),
     "info": (_info_parser, "what a run is, what its scores mean, where to cut"),
+    "explain": (explain_parser, "where a picture looks bad, and which words it does not show"),
     "score": (score_parser, "score pictures"),
     "merge": (merge_parser, "join the scores of shards"),
     "export": (export_parser, "make models that need no torch"),

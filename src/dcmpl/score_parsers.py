@@ -7,7 +7,14 @@ from jsonargparse import ArgumentParser
 
 from dcmpl.scores import ENGINES, LONG_PROMPTS, PRECISIONS, PROMPTS_FROM
 
-__all__ = ["add_common", "export_parser", "merge_parser", "plain_parser", "score_parser"]
+__all__ = [
+    "add_common",
+    "explain_parser",
+    "export_parser",
+    "merge_parser",
+    "plain_parser",
+    "score_parser",
+]
 
 
 def plain_parser(**options: Any) -> ArgumentParser:
@@ -155,6 +162,21 @@ def _add_selection(parser: ArgumentParser) -> None:
         metavar=("SCORE", "DIR"),
         help="move pictures with a lower score into a folder",
     )
+
+
+def explain_parser() -> ArgumentParser:
+    parser = plain_parser(
+        description="Draw where a picture looks bad, and which words of its prompt it lacks."
+    )
+    add_common(parser)
+    parser.add_argument("image", type=str, metavar="IMAGE", help="a picture")
+    parser.add_argument("--model", type=str, required=True, metavar="RUN", help="run folder")
+    parser.add_argument("--prompt", type=str, metavar="TEXT", help="its prompt")
+    parser.add_argument("-o", "--out", type=str, required=True, metavar="FILE", help=".png")
+    parser.add_argument(
+        "--backbone", type=str, metavar="DIR", help="where the run's backbone lies now"
+    )
+    return parser
 
 
 def export_parser() -> ArgumentParser:

@@ -1,0 +1,252 @@
+"""``dcmpl explain``: where a picture looks bad, and which words of its prompt it does not show.
+
+Two maps, drawn over the picture: the score of every window, which is what the picture's score
+is the mean of, and the patches as the run's readout of them (``dcmpl.patches``) has them. For
+a run whose alignment reads the prompt, what the score gains when a word is left out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from dcmpl.answers import Answer, Question, all_answers
+from dcmpl.calibrating import uncalibrated
+from dcmpl.calibration import Calibration, Meaning, read_calibration
+from dcmpl.disk import write_atomically
+from dcmpl.errors import UsageError
+from dcmpl.folded import Folded
+from dcmpl.images import decode, quiet_pillow
+from dcmpl.pages import figure_png, has_matplotlib
+from dcmpl.patches import patch_scores
+from dcmpl.progress import say
+from dcmpl.scoring import warn_of_floor
+from dcmpl.trained import TorchEngine, load_model
+
+__all__ = ["COMMANDS", "QualityMap", "patch_map", "window_map", "word_gains"]
+
+GRID = 8
+"""Pixels: the maps have one value for each block of so many, JPEG's."""
+
+Picture = UInt8[np.ndarray, "height width 3"]
+Values = Float64[np.ndarray, "rows columns"]
+
+
+@dataclass(frozen=True)
+class QualityMap:
+    """One value for every ``GRID`` x ``GRID`` pixels, in ``units``."""
+
+    values: Values
+    name: str
+    units: str
+    relative: bool = False
+
+    @property
+    def worst(self) -> tuple[int, int]:
+        """The pixel in the middle of the lowest block, row and column."""
+        row, column = np.unravel_index(int(np.argmin(self.values)), self.values.shape)
+        return int(row) * GRID + GRID // 2, int(column) * GRID + GRID // 2
+
+
+def window_map(engine: TorchEngine, picture: Picture, text: Sequence[int] = ()) -> Values:
+    """The mean score, by the first task, of all windows that show a block, an eighth apart."""
+    corners = _corners(picture, engine.size, engine.size // 8)
+    cut = [_window(picture, corner, engine.size) for corner in corners]
+    questions = (Question(window, (tuple(text),)) for window in cut)
+    scores = [answer.scores[0] for answer in all_answers(engine, questions, "center")]
+    side = engine.size // GRID
+    return _averaged(picture, corners, [np.full((side, side), score) for score in scores])
+
+
+def patch_map(network: Folded, calibration: Calibration, picture: Picture) -> Values:
+    """How the patches that show a block differ from the picture's mean, in [-1, 1].
+
+    Windows are two and a half patches apart, so that a block is seen at several places.
+    """
+    if calibration.patches is None:
+        raise UsageError("expected a calibrated run whose model can be folded for a map of patches")
+    cells = round(len(network.positions) ** 0.5)
+    corners = _corners(picture, network.size, 5 * network.size // (2 * cells))
+    cut = [_window(picture, corner, network.size) for corner in corners]
+    scores = patch_scores(network, calibration.patches, cut)
+    each = network.size // cells // GRID
+    found = _averaged(picture, corners, [s.repeat(each, 0).repeat(each, 1) for s in scores])
+    relative: Values = found - found.mean()
+    return relative
+
+
+def _corners(picture: Picture, size: int, step: int) -> list[tuple[int, int]]:
+    """Windows ``step`` apart from edge to edge, at multiples of ``GRID``."""
+    step = max(GRID, step // GRID * GRID)
+    spares = [(side - size) // GRID * GRID for side in picture.shape[:2]]
+    rows, columns = ([*range(0, spare, step), spare] for spare in spares)
+    return [(top, left) for top in rows for left in columns]
+
+
+def _window(picture: Picture, corner: tuple[int, int], size: int) -> Picture:
+    top, left = corner
+    return picture[top : top + size, left : left + size]
+
+
+def _averaged(
+    picture: Picture, corners: Sequence[tuple[int, int]], pieces: Sequence[np.ndarray]
+) -> Values:
+    height, width = (side // GRID for side in picture.shape[:2])
+    total, count = np.zeros((height, width)), np.zeros((height, width))
+    for (top, left), piece in zip(corners, pieces, strict=True):
+        rows = slice(top // GRID, top // GRID + piece.shape[0])
+        columns = slice(left // GRID, left // GRID + piece.shape[1])
+        total[rows, columns] += piece
+        count[rows, columns] += 1
+    found: Values = total / np.maximum(count, 1)
+    # What no window reaches is the last few pixels of a side: as its neighbour.
+    found[:, count.max(0) == 0] = found[:, count.max(0) > 0][:, -1:]
+    found[count.max(1) == 0] = found[count.max(1) > 0][-1:]
+    return found
+
+
+def word_gains(
+    engine: TorchEngine, picture: Picture, prompt: str, views: str
+) -> list[tuple[str, float]]:
+    """Each word of a prompt, and by how much leaving it out raises alignment's score."""
+    words = prompt.split()
+    column = engine.tasks.index(str(engine.reads))
+    prompts = [prompt, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
+    asked = (Question(picture, engine.parts(p, "window").ids) for p in prompts)
+    own, *without = (answer.scores[column] for answer in all_answers(engine, asked, views))
+    return [(word, float(score - own)) for word, score in zip(words, without, strict=True)]
+
+
+def explain(arguments: Any) -> int:
+    """``dcmpl explain``."""
+    if not has_matplotlib():
+        raise UsageError(
+            "expected matplotlib to draw with, found none: pip install 'dcmpl-agiqa[plots]'"
+        )
+    folder = Path(arguments.model)
+    run, model = load_model(folder, arguments.backbone)
+    warn_of_floor(run.backbone)
+    engine = TorchEngine(model, run.learned)
+    calibration = read_calibration(folder, run.weights_sha256)
+    if calibration is None:
+        say(f"note: no MOS units and no map of patches: {uncalibrated(run)}")
+    with quiet_pillow():
+        picture = decode(arguments.image).pixels
+    prompt, views = arguments.prompt or "", run.train.views
+    question = Question(picture, engine.parts(prompt, "window").ids)
+    (answer,) = all_answers(engine, [question], views)
+    told = [_told(engine, calibration, answer, i, prompt) for i in range(len(engine.tasks))]
+    maps = _maps(engine, calibration, picture, question.texts[0])
+    words = []
+    if engine.reads is None:
+        say("note: this run judges alignment, if at all, from the picture alone: no words")
+    elif not prompt.strip():
+        say(f"note: {engine.reads} is judged by the prompt; --prompt TEXT tells which words")
+    else:
+        words = word_gains(engine, picture, prompt, views)
+    write_atomically(Path(arguments.out), _figure(picture, maps, words, told, engine.tasks[0]))
+    print("\n".join(told))
+    for drawn in maps:
+        row, column = drawn.worst
+        print(f"lowest by {drawn.name}: {drawn.values.min():.2f} about x {column}, y {row}")
+    for word, gain in sorted(words, key=lambda pair: -pair[1]):
+        print(f"without {word!r}: {gain:+.3f}")
+    print(f"picture: {arguments.out}")
+    return 0
+
+
+def _maps(
+    engine: TorchEngine, calibration: Calibration | None, picture: Picture, text: Sequence[int]
+) -> list[QualityMap]:
+    if min(picture.shape[:2]) < engine.size:
+        say(
+            f"no map: expected a picture of at least {engine.size} x {engine.size}, got "
+            f"{picture.shape[1]} x {picture.shape[0]}; its score is of the picture as a whole"
+        )
+        return []
+    values = window_map(engine, picture, text)
+    if calibration is None:
+        return [QualityMap(values, "windows", "score")]
+    meaning = calibration.targets[engine.tasks[0]]
+    maps = [QualityMap(meaning.mos(values), "windows", "MOS units")]
+    if calibration.patches is not None and isinstance(engine.network, Folded):
+        patches = patch_map(engine.network, calibration, picture)
+        scaled = patches * (meaning.high - meaning.low)
+        maps.append(QualityMap(scaled, "patches", "MOS units from the mean", relative=True))
+    return maps
+
+
+def _told(
+    engine: TorchEngine, calibration: Calibration | None, answer: Answer, task: int, prompt: str
+) -> str:
+    """What a score is and means, in a line."""
+    name, score = engine.tasks[task], np.array([answer.scores[task]])
+    if name == engine.reads and not prompt.strip():
+        return f"{name}: not judged, there is no prompt"
+    if calibration is None:
+        return f"{name} {score[0]:.3f}"
+    meaning: Meaning = calibration.targets[name]
+    low, high = meaning.interval(score, np.array([answer.spread[task]]))
+    return (
+        f"{name} {score[0]:.3f}: {meaning.labels(score)[0]}, MOS {meaning.mos(score)[0]:.2f} "
+        f"[{low[0]:.2f}, {high[0]:.2f}], above {meaning.percentile(score)[0]:.0f} % of "
+        f"{calibration.data}'s training pictures"
+    )
+
+
+def _figure(
+    picture: Picture,
+    maps: Sequence[QualityMap],
+    words: Sequence[tuple[str, float]],
+    told: Sequence[str],
+    task: str,
+) -> bytes:
+    from matplotlib.figure import Figure
+
+    height, width = picture.shape[:2]
+    panels = 1 + len(maps)
+    figure = Figure(figsize=(4.2 * panels, 4.2 * height / width + 1.1), dpi=110)
+    if words:
+        figure.set_size_inches(4.2 * panels, 4.2 * height / width + 1.4 + 0.22 * len(words))
+    figure.set_layout_engine("constrained")
+    figure.suptitle("\n".join(told), fontsize=9)
+    ratios = [4.2 * height / width, *([0.22 * len(words) + 0.3] if words else [])]
+    grid = figure.add_gridspec(len(ratios), panels, height_ratios=ratios)
+    for index, drawn in enumerate([None, *maps]):
+        axes = figure.add_subplot(grid[0, index])
+        axes.imshow(picture, extent=(0, width, height, 0))
+        axes.set_axis_off()
+        if drawn is None:
+            axes.set_title("the picture", fontsize=9)
+            continue
+        most = float(np.abs(drawn.values).max()) if drawn.relative else None
+        shown = axes.imshow(
+            drawn.values,
+            cmap="RdYlBu",
+            alpha=0.6,
+            extent=(0, width, height, 0),
+            vmin=None if most is None else -most,
+            vmax=most,
+            zorder=2,
+        )
+        figure.colorbar(shown, ax=axes, shrink=0.8, label=f"{task}, {drawn.units}")
+        row, column = drawn.worst
+        axes.plot(column, row, "kx", markersize=9, markeredgewidth=2, zorder=3)
+        axes.set_title(f"by {drawn.name}; x marks the lowest", fontsize=9)
+    if words:
+        axes = figure.add_subplot(grid[1, :])
+        names, gains = zip(*words, strict=True)
+        places = range(len(words))
+        colours = ["#b2182b" if gain > 0 else "#2166ac" for gain in gains]
+        axes.barh(places, gains, color=colours)
+        axes.set_yticks(places, names, fontsize=8)
+        axes.invert_yaxis()
+        axes.axvline(0, color="0.4", linewidth=0.8)
+        axes.set_xlabel("what leaving the word out adds to alignment; red: not shown", fontsize=8)
+    return figure_png(figure)
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {"explain": explain}
