@@ -82,6 +82,7 @@ def test_commands_and_python_of_the_readme_run(
     assert told == [
         *["train", "evaluate", "score", "train", "train"],
         *["score", "score", "export", "score", "score", "score", "merge"],
+        *["train", "info", "score", "explain"],
         *["data check", "data show", "data split", "evaluate", "compare", "cross"],
         *["train", "train", "ablate", "import"],
     ]

@@ -144,7 +144,7 @@ def test_file_is_shorter_than_350_lines(file: Path) -> None:
 
 def test_package_has_few_files() -> None:
     # One idea each; a new one must be worth more than the reader's time to find it.
-    assert len(FILES) <= 85
+    assert len(FILES) <= 90
 
 
 @pytest.mark.parametrize("name", ORDER)

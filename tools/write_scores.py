@@ -1,0 +1,284 @@
+"""Write docs/scores.md and its pictures from measured runs.
+
+    dcmpl train --data AGIQA-3K --backbone tiny --preset dcmpl-prompted --out runs/prompted
+    dcmpl train --data AGIQA-3K --backbone tiny --out runs/blind
+    dcmpl evaluate ... of both; python tools/check_maps.py runs/prompted
+    python tools/draw_scenes.py --out drawn; dcmpl train --data drawn/data.csv ... --out runs/drawn
+    python tools/measure_reading.py runs/drawn --data drawn/data.csv
+    python tools/check_maps.py runs/drawn --side 64
+    python tools/write_scores.py runs/prompted --blind runs/blind --drawn runs/drawn \
+        --drawings drawn/data.csv
+
+Every figure on the page is taken from those folders, and kept in docs/scores.json.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from dcmpl.calibrating import COVERAGES, judged
+from dcmpl.calibration import LABELS, Calibration, Meaning, read_calibration
+from dcmpl.checkpoint import read_run, read_split
+from dcmpl.cli import main as dcmpl
+from dcmpl.disk import as_json
+from dcmpl.images import read_image
+from dcmpl.pages import figure_png, markdown_table
+from dcmpl.patches import damaged
+from dcmpl.table import ImageTable
+from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
+
+DOCS = Path(__file__).parents[1] / "docs"
+OF_EACH, SIDE = 6, 128
+NAMES = "metrics.json", "maps.json", "reading.json"
+
+
+def test_part(folder: Path) -> ImageTable:
+    run = read_run(folder)
+    table, split = table_of_run(run), read_split(folder, run)
+    assert split is not None
+    return split.test_part(table).table
+
+
+def calibration_of(folder: Path) -> Calibration:
+    found = read_calibration(folder, read_run(folder).weights_sha256)
+    assert found is not None
+    return found
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """What evaluate and the tools left in a run folder."""
+    paths = (folder / name for name in NAMES)
+    return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in paths if p.is_file()}
+
+
+def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
+    """Populations, calibration and coverage of quality, on pictures that nothing has seen."""
+    from matplotlib.figure import Figure
+
+    calibration, test = calibration_of(folder), test_part(folder)
+    meaning = calibration.targets["quality"]
+    _, model = load_model(folder)
+    engine = TorchEngine(model, ["quality"])
+    scores, spread = answers_of(engine, test, calibration.views, "scoring")
+    seen = judged(test, "quality", scores[:, 0], spread[:, 0])
+    figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
+    first, second, third = figure.subplots(1, 3)
+    hundred = np.linspace(0, 100, 101)
+    for name, known in meaning.generators.items():
+        first.plot(known, hundred, linewidth=1, label=name)
+    first.plot(meaning.population, hundred, "k", linewidth=2.2, label="all")
+    first.set(xlabel="quality", ylabel="percentile", title="scores of the training pictures")
+    first.legend(fontsize=6)
+    grid = np.linspace(seen.scores.min(), seen.scores.max(), 200)
+    low, high = meaning.interval(grid, np.full_like(grid, float(np.median(seen.spread))))
+    second.scatter(seen.scores, seen.mos, s=7, alpha=0.5, color="0.5")
+    second.plot(grid, meaning.mos(grid), color="C3", label="from score to MOS")
+    second.fill_between(grid, low, high, color="C3", alpha=0.15, label="90 % interval")
+    order = np.array_split(np.argsort(seen.scores), 10)
+    points = [(seen.scores[part].mean(), seen.mos[part].mean()) for part in order]
+    second.plot(*zip(*points, strict=True), "o", color="C0", label="means of tenths")
+    second.set(xlabel="quality", ylabel="MOS", title="test pictures")
+    second.legend(fontsize=7)
+    inside = found["calibration"]["quality"]
+    third.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for target, marker in (("quality", "o"), ("alignment", "s")):
+        values = [found["calibration"][target][f"coverage_{c:g}"] for c in COVERAGES]
+        third.plot(COVERAGES, values, f"-{marker}", label=target)
+    third.set(
+        xlabel="stated coverage",
+        ylabel="MOS inside, test pictures",
+        title=f"intervals; calibration error {inside['calibration_error']:.2f} MOS units",
+        xlim=(0.4, 1),
+        ylim=(0.4, 1),
+    )
+    third.legend(fontsize=7)
+    return figure_png(figure)
+
+
+def levels(folder: Path, out: Path) -> None:
+    """Pictures of the test part at each label, in rows from bad to excellent."""
+    calibration, test = calibration_of(folder), test_part(folder)
+    test = test.select(pd.Series(np.arange(len(test)) < 1000))
+    _, model = load_model(folder)
+    engine = TorchEngine(model, ["quality"])
+    scores = answers_of(engine, test, calibration.views, "choosing pictures")[0][:, 0]
+    labels = np.array(calibration.targets["quality"].labels(scores))
+    sheet = Image.new("RGB", (90 + OF_EACH * SIDE, len(LABELS) * SIDE), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, label in enumerate(LABELS):
+        pen.text((6, row * SIDE + SIDE // 2), label, fill="black", font_size=16)
+        rows = np.flatnonzero(labels == label)
+        chosen = rows[np.argsort(scores[rows])]
+        chosen = chosen[np.linspace(0, len(chosen) - 1, min(OF_EACH, len(chosen))).astype(int)]
+        for column, index in enumerate(chosen):
+            picture = Image.fromarray(read_image(test.frame["image"].iloc[index]))
+            sheet.paste(picture.resize((SIDE, SIDE)), (90 + column * SIDE, row * SIDE))
+    sheet.save(out, quality=85)
+
+
+def why(folder: Path, drawn: Path, out: Path) -> dict[str, Any]:
+    """``dcmpl explain`` of a drawing with a noisy piece and a word that is wrong."""
+    table = pd.read_csv(drawn)
+    names = set(test_part(folder).frame["name"])
+    rows = table[table["image"].isin(names) & (table["generator"] == "clean")]
+    row = rows[rows["wrong_in"].str.endswith("colour")].iloc[0]
+    picture = read_image(str(drawn.parent / row["image"]))
+    spoilt = out.with_suffix(".tmp.png")
+    Image.fromarray(damaged(picture, (160, 24, 224, 88), "noise", 40.0, 0)).save(spoilt)
+    words = ["explain", str(spoilt), "--model", str(folder), "--prompt", row["wrong"]]
+    assert dcmpl([*words, "-o", str(out)]) == 0
+    spoilt.unlink()
+    return {"prompt": row["wrong"], "right": row["right"], "wrong_in": row["wrong_in"]}
+
+
+def cuts(meaning: Meaning) -> str:
+    rows = [
+        {
+            "that or better": cut.label,
+            "MOS from": cut.mos,
+            "score from": cut.score,
+            "precision": cut.precision,
+            "recall": cut.recall,
+            "share so good": cut.share,
+            "nine in ten right from": cut.sure,
+            "which finds": cut.sure_recall,
+        }
+        for cut in meaning.cuts
+    ]
+    return markdown_table(pd.DataFrame(rows))
+
+
+def alignment_table(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, label in (("blind", "`dcmpl`, blind as in the paper"), ("run", "`dcmpl-prompted`")):
+        metrics = found[name]["metrics"]
+        entry, prompts = metrics["alignment"], metrics["prompts"]["alignment"]
+        rows.append(
+            {
+                "": label,
+                "SRCC": entry["srcc"]["value"],
+                "PLCC": entry["plcc"]["value"],
+                "better of two picked": entry["pairwise_accuracy"],
+                "SRCC lost with other prompts": prompts["srcc_drop"],
+                "own prompt scores higher": prompts["own_higher"],
+            }
+        )
+    return markdown_table(pd.DataFrame(rows), signed=["SRCC lost with other prompts"])
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole page, from docs/scores.json."""
+    template = Path(__file__).with_name("scores_page.md").read_text(encoding="utf-8")
+    metrics = found["run"]["metrics"]
+    reading = found["drawn"]["reading"]
+    maps, drawn_maps = found["run"]["maps"], found["drawn"]["maps"]
+    values: dict[str, Any] = {
+        "cuts": found["cuts"],
+        "alignment": alignment_table(found),
+        "prompt": found["why"]["prompt"],
+        "right": found["why"]["right"],
+        "pictures": metrics["quality"]["n"],
+        "validation": found["validation"],
+        "training": found["training"],
+        "coverage": markdown_table(
+            pd.DataFrame(
+                {
+                    "": target,
+                    **{f"{c:.0%} stated": entry[f"coverage_{c:g}"] for c in COVERAGES},
+                    "width of the 90 % one": entry["width_0.9"],
+                }
+                for target, entry in metrics["calibration"].items()
+            )
+        ),
+        "calibration": markdown_table(
+            pd.DataFrame(
+                {
+                    "": target,
+                    "error of score on the scale": entry["calibration_error_before"],
+                    "error of calibrated MOS": entry["calibration_error"],
+                    "mean distance to MOS": entry["mean_error"],
+                }
+                for target, entry in metrics["calibration"].items()
+            )
+        ),
+        "pairs": markdown_table(
+            pd.DataFrame(
+                {
+                    "": target,
+                    "pairs called": entry["called"],
+                    "of those right": entry["called_right"],
+                    "too close, right": entry["close_right"],
+                    "error of probabilities": entry["pair_error"],
+                }
+                for target, entry in metrics["calibration"].items()
+            )
+        ),
+        "reading": markdown_table(
+            pd.DataFrame(
+                {
+                    "drawings": name,
+                    "count": reading[name]["drawings"],
+                    "SRCC to the faults": reading[name]["srcc_to_faults"],
+                    "right above one fault": reading[name]["right_above_wrong"],
+                }
+                for name in ("all", "clean", "degraded")
+            )
+        ),
+        "faults": ", ".join(
+            f"{part} {value:.2f}"
+            for part, value in sorted(reading["fault in"].items(), key=lambda pair: -pair[1])
+        ),
+        "maps": markdown_table(
+            pd.DataFrame(
+                {
+                    "pictures": f"{of['pictures']} {kind}",
+                    "weights": weights,
+                    "map": name,
+                    "blurred": rates["blur"],
+                    "noisy": rates["noise"],
+                    "both": rates["both"],
+                    "by chance": of["chance"],
+                }
+                for kind, of in (("of AGIQA-3K", maps), ("drawings", drawn_maps))
+                for weights in ("trained", "shuffled")
+                for name, rates in of[weights].items()
+            )
+        ),
+    }
+    for name, value in values.items():
+        template = template.replace(f"{{{{{name}}}}}", str(value))
+    return template
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="dcmpl-prompted, evaluated on its test part")
+    parser.add_argument("--blind", type=Path, required=True, help="dcmpl, likewise")
+    parser.add_argument("--drawn", type=Path, required=True, help="dcmpl-prompted on drawings")
+    parser.add_argument("--drawings", type=Path, required=True, help="their data.csv")
+    options = parser.parse_args()
+    calibration = calibration_of(options.run)
+    meaning = calibration.targets["quality"]
+    found: dict[str, Any] = {
+        "run": measured(options.run),
+        "blind": measured(options.blind),
+        "drawn": measured(options.drawn),
+        "cuts": cuts(meaning),
+        "validation": meaning.validation,
+        "training": meaning.training,
+        "why": why(options.drawn, options.drawings, DOCS / "why.png"),
+    }
+    (DOCS / "scores.png").write_bytes(plots(options.run, found["run"]["metrics"]))
+    levels(options.drawn, DOCS / "levels.jpg")
+    (DOCS / "scores.json").write_bytes(as_json(found))
+    (DOCS / "scores.md").write_text(page(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
