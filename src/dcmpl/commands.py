@@ -114,6 +114,13 @@ def train(arguments: Any) -> int:
     model = DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
     count = sum(p.numel() for p in trainable_parameters(model).values())
     say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
+    if model.reads_prompt:
+        read = [model.tokenizer.parts(p, model.slots) for p in table.frame["prompt"].unique()]
+        if cut := [parts for parts in read if parts.dropped]:
+            say(
+                f"note: {len(cut)} of {len(read)} prompts are longer than the "
+                f"{len(cut[0].ids[0])} tokens that fit; their ends are not read in training"
+            )
     if unjudged := [task for task in run.model.tasks if task not in run.learned]:
         say(f"note: nobody judged {' and '.join(unjudged)}; the run will not predict it")
     run.write(folder)

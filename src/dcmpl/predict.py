@@ -272,4 +272,8 @@ class Scorer:
         if not isinstance(self.engine, TorchEngine):
             raise UsageError("expected a run folder for a loss, got an exported model")
         self.check_target(target)
+        if target == self.engine.reads:
+            raise UsageError(
+                f"expected a target that no prompt is read for, got {target}: take quality"
+            )
         return ScoreLoss(self.engine, target, self.views)

@@ -88,7 +88,7 @@ class Workbench:
         """What the frozen part makes of all pictures; None where windows are drawn anew."""
         if not trains_on_views(model.config, config):
             return None
-        part = "tokens" if model.config.has_visual_prompts else "embedding"
+        part = "tokens" if model.config.keeps_tokens else "embedding"
         common = model.config.normalization, config.views, config.precision
         key = (part, *common)
         if key not in self._frozen:
