@@ -245,6 +245,8 @@ def _figure(
         axes.set_yticks(places, names, fontsize=8)
         axes.invert_yaxis()
         axes.axvline(0, color="0.4", linewidth=0.8)
+        most = max(0.05, *(abs(gain) for gain in gains)) * 1.05  # trifles should look like such
+        axes.set_xlim(-most, most)
         axes.set_xlabel("what leaving the word out adds to alignment; red: not shown", fontsize=8)
     return figure_png(figure)
 

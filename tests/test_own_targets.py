@@ -1,0 +1,403 @@
+"""A MOS column of one's own as a task: learned from some rows, scored, ranked and measured."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import Capture, made_table, refused
+from dcmpl.calibration import Calibration, Meaning
+from dcmpl.checkpoint import read_run
+from dcmpl.cli import main
+from dcmpl.config import ModelConfig
+from dcmpl.errors import UsageError
+from dcmpl.evaluate import predictions_frame
+from dcmpl.measuring import _calibration
+from dcmpl.metrics import bootstrap
+from dcmpl.model import Scores
+from dcmpl.predict import Scorer
+from dcmpl.presets import PRESETS, with_targets
+from dcmpl.scores import Score
+from dcmpl.train import task_loss
+
+Words = list[str]
+TASKS = '{"realism": ["realistic photo", "fake photo"]}'
+UNLABELLED = 3
+"""Every so many rows has no opinion on realism."""
+
+
+@pytest.fixture(scope="module")
+def data(picture_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small pictures with columns of one's own; realism is that of quality, upside down."""
+    file = tmp_path_factory.mktemp("own") / "own.csv"
+    rows = pd.read_csv(picture_data)
+    rows["image"] = [str(picture_data.parent / name) for name in rows["image"]]
+    rows["mos_realism"] = 6 - rows["mos_quality"]
+    rows["mos_photo_fit"] = rows["mos_quality"]
+    rows.loc[rows.index % UNLABELLED == 0, "mos_realism"] = np.nan
+    rows.to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture(scope="module")
+def own_words(train_words: Words, data: Path) -> Words:
+    """Of a training with that table, all but ``--out`` and tasks."""
+    return [*train_words, "--data", str(data), "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def own_run(own_words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learned realism and photo_fit; the tasks came from YAML."""
+    folder = tmp_path_factory.mktemp("runs")
+    file = folder / "tasks.yaml"
+    file.write_text(
+        "tasks:\n"
+        "  realism: [realistic photo, fake photo]\n"
+        "  photo_fit: [fitting photo, strange photo]\n"
+        "preset: dcmpl-prompted\n"
+    )
+    words = ["train", "--config", str(file), *own_words[1:]]
+    assert main([*words, "--out", str(folder / "own")]) == 0
+    return folder / "own"
+
+
+@pytest.fixture(scope="module")
+def scorer(own_run: Path) -> Scorer:
+    return Scorer.from_pretrained(own_run, device="cpu", workers=1)
+
+
+@pytest.fixture(scope="module")
+def paths(picture_data: Path) -> list[Path]:
+    return [picture_data.parent / f"{i:02}.png" for i in range(4)]
+
+
+def score(*words: object) -> int:
+    return main(["score", *(str(word) for word in words), "--workers", "1"])
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+# Learned
+
+
+def test_tasks_of_yaml_stand_behind_those_of_the_preset_with_their_words(own_run: Path) -> None:
+    run = read_run(own_run)
+    assert run.learned == ("quality", "alignment", "realism", "photo_fit")
+    assert run.model.words == {
+        **PRESETS["dcmpl"].model.words,
+        "realism": (("realistic photo", "fake photo"),),
+        "photo_fit": (("fitting photo", "strange photo"),),
+    }
+    assert {"realism_srcc", "realism_plcc", "photo_fit_srcc"} <= run.history[-1].keys()
+
+
+def test_tasks_of_the_command_line_are_those_of_yaml(
+    own_words: Words, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[ModelConfig] = []
+    tasks = '{"realism": ["realistic photo", "fake photo"], "photo_fit": ["it fits", "not"]}'
+
+    def stop(arguments: Any, table: Any) -> ModelConfig:
+        models.append(with_targets(PRESETS["dcmpl"].model, table.judged, None, arguments.tasks))
+        raise UsageError("expected no training here")
+
+    monkeypatch.setattr("dcmpl.commands.model_of", stop)
+    (tmp_path / "tasks.yaml").write_text(f"tasks: {tasks}\n")
+    for words in (["--tasks", tasks], ["--config", str(tmp_path / "tasks.yaml")]):
+        refused(capsys, 2, *own_words, "--out", tmp_path / "run", *words)
+    assert models[0] == models[1]
+    assert models[0].tasks == ("quality", "alignment", "realism", "photo_fit")
+
+
+def test_rows_without_an_opinion_teach_that_task_nothing() -> None:
+    values = torch.full((3, 4), 0.5, requires_grad=True)
+    targets = torch.full((4, 3), 0.25)
+    targets[[0, 2], 2] = float("nan")
+    scores = Scores(("quality", "alignment", "realism"), values)
+    task_loss(scores, targets, 0.5).backward()
+    assert values.grad is not None
+    # 2 (0.5 - 0.25), over the four that were asked, and half of that over two
+    assert values.grad[0].tolist() == pytest.approx([0.125] * 4)
+    assert values.grad[1].tolist() == pytest.approx([0.0625] * 4)
+    assert values.grad[2].tolist() == pytest.approx([0.0, 0.125, 0.0, 0.125])
+
+
+def test_own_task_may_be_the_main_one(
+    capsys: Capture, own_words: Words, paths: list[Path], tmp_path: Path
+) -> None:
+    words = [*own_words, "--epochs", "1", "--tasks", TASKS, "--targets", "realism", "quality"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert read_run(tmp_path / "run").learned == ("realism", "quality")
+    told = capsys.readouterr().err
+    assert "best epoch 1: realism_srcc" in told
+    found = Scorer.from_pretrained(tmp_path / "run", device="cpu", workers=1).score(paths)
+    assert all(0 < row.realism < 1 and row.alignment is None for row in found)
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        (
+            '{"mood": ["cheerful photo", "sad photo"]}',
+            "expected a task that the data has opinions on (quality, alignment, realism, "
+            "photo_fit), got mood: its column is mos_mood",
+        ),
+        (
+            '{"realism": ["realistic photo"]}',
+            "expected a positive and a negative word for the task realism, as in {realism: [good "
+            "photo, bad photo]}, got ['realistic photo']",
+        ),
+        (
+            '{"realism": ["realistic", "half", "fake"]}',
+            "expected a positive and a negative word for the task realism, as in {realism: [good "
+            "photo, bad photo]}, got ['realistic', 'half', 'fake']",
+        ),
+        (
+            '{"realism": ["realistic", " "]}',
+            "expected a positive and a negative word for the task realism, as in {realism: [good "
+            "photo, bad photo]}, got ['realistic', ' ']",
+        ),
+        (
+            '{"Real-ism": ["realistic photo", "fake photo"]}',
+            "expected tasks in words, quality, alignment, authenticity or others of small letters, "
+            "digits and _, got Real-ism",
+        ),
+    ],
+    ids=["no such column", "one word", "three words", "blank", "bad name"],
+)
+def test_bad_tasks_are_wrong_usage_in_a_sentence(
+    capsys: Capture, own_words: Words, tmp_path: Path, tasks: str, told: str
+) -> None:
+    words = [*own_words, "--out", tmp_path / "run", "--tasks", tasks]
+    assert refused(capsys, 2, *words) == told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "tasks", ['{"realism": "realistic photo"}', "realism", '["realism"]', '{"realism": [1, 2]}']
+)
+def test_tasks_of_another_form_are_wrong_usage(
+    capsys: Capture, own_words: Words, tmp_path: Path, tasks: str
+) -> None:
+    told = refused(capsys, 2, *own_words, "--out", tmp_path / "run", "--tasks", tasks)
+    assert told.startswith("expected ")
+    assert "--tasks" in told
+
+
+@pytest.mark.xfail(strict=True, reason="the parser's last alternative, None, is what is told")
+@pytest.mark.parametrize("tasks", ['{"realism": "realistic photo"}', "realism"])
+def test_tasks_of_another_form_are_told_the_right_one(
+    capsys: Capture, own_words: Words, tmp_path: Path, tasks: str
+) -> None:
+    told = refused(capsys, 2, *own_words, "--out", tmp_path / "run", "--tasks", tasks)
+    assert "NoneType" not in told
+
+
+@pytest.mark.xfail(strict=True, reason="both ends may be the same word, and nothing is learned")
+def test_two_equal_words_are_refused() -> None:
+    with pytest.raises(UsageError):
+        with_targets(PRESETS["dcmpl"].model, ["realism"], None, {"realism": ["real", "real"]})
+
+
+TAKEN = ("image", "prompt", "status", "reason", "note", "index", "rank", "call", "tokens_dropped")
+"""Columns of files of scores and fields of rows; as a task's name they would be overwritten."""
+
+
+@pytest.mark.xfail(strict=True, reason="such names are taken, and overwrite columns of rows")
+@pytest.mark.parametrize("name", [*TAKEN, "generator", "group", "some_label", "quality_mos"])
+def test_name_that_rows_use_for_something_else_is_refused(name: str) -> None:
+    words = {name: ["realistic photo", "fake photo"]}
+    with pytest.raises(UsageError):
+        with_targets(PRESETS["dcmpl"].model, [name], None, words)
+
+
+@pytest.mark.xfail(strict=True, reason="a column mos_generator stands in for the generators")
+@pytest.mark.parametrize("column", ["generator", "prompt", "group", "image"])
+def test_opinions_of_any_name_leave_the_columns_of_predictions(column: str) -> None:
+    opinions: dict[str, Any] = {"mos_quality": [1.0, 2.0], f"mos_{column}": [3.0, 4.0]}
+    table = made_table(generator=["a", "b"], **opinions)
+    frame = predictions_frame(table, np.full((2, len(table.asked)), 0.5))
+    ours = "name" if column == "image" else column
+    assert frame[column].tolist() == table.frame[ours].tolist()
+
+
+# Scored
+
+
+def test_score_has_the_own_target_by_its_name(scorer: Scorer, paths: list[Path]) -> None:
+    found = scorer.score(paths, "a red circle")
+    assert len({row.realism for row in found}) == len(paths)
+    for row in found:
+        assert 0 < row.realism < 1
+        assert row["realism"] == row.realism == row.more["realism"]
+        assert row.photo_fit != row.realism
+    frame = found.to_dataframe()
+    assert frame["realism"].tolist() == [row.realism for row in found]
+
+
+def test_own_target_does_not_depend_on_the_prompt(scorer: Scorer, paths: list[Path]) -> None:
+    one, other = (scorer.score(paths, prompt) for prompt in ("blue", ""))
+    assert [row.realism for row in one] == [row.realism for row in other]
+
+
+def test_row_of_a_run_without_it_says_what_it_has() -> None:
+    with pytest.raises(AttributeError, match="a score has no realism; it has quality, alignment"):
+        _ = Score("a.png", "", quality=0.5).realism
+
+
+def test_picture_that_cannot_be_read_has_none_of_it(scorer: Scorer, tmp_path: Path) -> None:
+    (found,) = scorer.score([tmp_path / "no.png"])
+    assert (found.status, found.realism, found.photo_fit) == ("error", None, None)
+
+
+def test_only_the_own_target_may_be_asked_for(
+    own_run: Path, scorer: Scorer, paths: list[Path]
+) -> None:
+    alone = Scorer.from_pretrained(own_run, device="cpu", workers=1, targets=["realism"])
+    found, wanted = alone.score(paths), scorer.score(paths)
+    assert {(row.quality, row.alignment) for row in found} == {(None, None)}
+    realism = [row.realism for row in wanted]
+    assert [row.realism for row in found] == pytest.approx(realism, abs=1e-6)
+
+
+def test_pictures_are_ranked_by_the_own_target(scorer: Scorer, paths: list[Path]) -> None:
+    found = scorer.rank(paths, by="realism")
+    values = [row.realism for row in found]
+    assert values == sorted(values, reverse=True)
+    assert [row.rank for row in found] == [1, 2, 3, 4]
+
+
+@pytest.mark.xfail(strict=True, raises=UsageError, reason="its name is cut at the first _")
+def test_pictures_are_ranked_by_a_target_with_a_name_of_two_words(
+    scorer: Scorer, paths: list[Path]
+) -> None:
+    assert [row.rank for row in scorer.rank(paths, by="photo_fit")] == [1, 2, 3, 4]
+
+
+@pytest.mark.xfail(strict=True, reason="its name is cut at the first _")
+def test_files_are_ranked_by_a_target_with_a_name_of_two_words(
+    own_run: Path, paths: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.csv"
+    words = [*paths, "--model", own_run, "-o", out, "--prompt", "x", "--rank"]
+    assert score(*words, "--by", "photo_fit") == 0
+
+
+def test_loss_of_the_own_target_is_one_less_its_score(scorer: Scorer) -> None:
+    images = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
+    images.requires_grad_()
+    loss = scorer.as_loss("realism")(images)
+    wanted = [1 - row.realism for row in scorer.score(images.detach())]
+    assert loss.tolist() == pytest.approx(wanted, abs=1e-5)
+    loss.sum().backward()
+    assert images.grad is not None
+    assert images.grad.any()
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="it is asked of the tasks as it is")
+def test_loss_of_a_number_that_goes_with_a_target_is_a_usage_error(own_run: Path) -> None:
+    known = dict.fromkeys(["realism"], Meaning(1.0, 5.0))
+    scorer = Scorer.from_pretrained(own_run, device="cpu", workers=1)
+    calibrated = Scorer(
+        scorer.engine,
+        "center",
+        workers=1,
+        calibration=Calibration("own", "center", "", known),
+    )
+    with pytest.raises(UsageError):
+        calibrated.as_loss("realism_mos")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_files_of_scores_have_its_column(
+    own_run: Path, scorer: Scorer, paths: list[Path], tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"scores{suffix}"
+    assert score(*paths, "--model", own_run, "-o", out, "--sort", "--by", "realism") == 0
+    read: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".jsonl": lambda file: pd.read_json(file, lines=True, precise_float=True),
+        ".parquet": pd.read_parquet,
+    }
+    frame = read[suffix](out)
+    assert list(frame.columns) == [
+        *("image", "prompt", "quality", "alignment", "authenticity", "realism", "photo_fit"),
+        *("tokens_dropped", "status", "reason", "note"),
+    ]
+    wanted = {str(row.image): row.realism for row in scorer.score(paths)}
+    assert frame["realism"].tolist() == pytest.approx(sorted(wanted.values(), reverse=True))
+    assert dict(zip(frame["image"], frame["realism"], strict=True)) == pytest.approx(wanted)
+
+
+def test_target_that_the_run_has_not_is_wrong_usage(
+    capsys: Capture, own_run: Path, paths: list[Path], tmp_path: Path
+) -> None:
+    words = ["score", paths[0], "--model", own_run, "-o", tmp_path / "scores.csv"]
+    told = refused(capsys, 2, *words, "--targets", "mood")
+    assert told == (
+        f"expected targets that {own_run} predicts (quality, alignment, realism, photo_fit), "
+        "got mood"
+    )
+
+
+# Measured
+
+
+@pytest.fixture(scope="module")
+def metrics(own_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of an evaluation of all pictures; intervals and plots are tested with that of runs."""
+    folder = tmp_path_factory.mktemp("results")
+
+    def quick(metric: Any, predicted: Any, opinion: Any, groups: Any, _: int) -> Any:
+        return bootstrap(metric, predicted, opinion, groups, 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dcmpl.evaluate.bootstrap", quick)
+        patch.setattr("dcmpl.measuring.write_plots", lambda *_: True)
+        patch.setattr("dcmpl.measuring._floors", lambda *_: {})
+        assert main(["evaluate", str(own_run), "--split", "all", "--out", str(folder)]) == 0
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    found["rows"] = pd.read_csv(folder / "predictions.csv")
+    return found
+
+
+def test_own_target_is_measured_on_the_rows_that_have_an_opinion(metrics: dict[str, Any]) -> None:
+    rows = metrics["rows"]
+    assert metrics["realism"]["n"] == 32 == rows["mos_realism"].notna().sum()
+    assert metrics["quality"]["n"] == 48
+    known = rows[rows["mos_realism"].notna()]
+    wanted = known["realism"].corr(known["mos_realism"], method="spearman")
+    assert metrics["realism"]["srcc"]["value"] == pytest.approx(wanted)
+
+
+def test_predictions_of_the_own_target_are_the_scorers(
+    metrics: dict[str, Any], scorer: Scorer, paths: list[Path]
+) -> None:
+    found = metrics["rows"].set_index("image").loc[list(map(str, paths)), "realism"]
+    wanted = [row.realism for row in scorer.score(paths)]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="the other table has no such column")
+def test_calibrated_run_is_measured_on_data_without_its_own_target(
+    own_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, meaning = read_run(own_run), Meaning(1.0, 5.0)
+    known = Calibration("own", "center", "", dict.fromkeys(run.learned, meaning))
+    monkeypatch.setattr("dcmpl.measuring.read_calibration", lambda *_: known)
+    monkeypatch.setattr("dcmpl.measuring.measure_calibration", lambda *_: {"mean_error": 0.0})
+    scores = np.full((2, len(run.learned)), 0.5)
+    found = _calibration(own_run, run, made_table(mos_quality=[1.0, 2.0]), scores, scores)
+    assert found == {"quality": {"mean_error": 0.0}}
