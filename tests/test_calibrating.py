@@ -198,7 +198,6 @@ def test_few_known_deviations_of_raters_are_none(count: int, is_known: bool) -> 
     assert (meaning.rater_deviation(np.array([3.0])).tolist() != [0]) is is_known
 
 
-@pytest.mark.xfail(strict=True, reason="a parabola is fitted to two values, and numpy warns")
 def test_raters_of_two_scores_of_one_prompt_need_no_parabola() -> None:
     raters = np.random.default_rng(0).uniform(0.3, 0.9, 20)
     scores, mos = np.repeat([0.2, 0.8], 10), np.tile([4.0, 2.0], 10)
@@ -249,7 +248,7 @@ def test_one_prompt_and_prompts_of_one_picture_are_calibrated_all_the_same(per_p
     assert meaning.mos(np.array([0.5])) == pytest.approx([3], abs=0.2)
     assert (meaning.pairs == 1) is (per_prompt == 1)
     assert 0.9 < meaning.is_better((0.9, 0.0), (0.1, 0.0)) <= 1
-    assert 0.05 < width_at(meaning, 0.9) < 1
+    assert 0.2 < width_at(meaning, 0.9) < 0.5
 
 
 # Who counts
@@ -264,7 +263,6 @@ def test_only_pictures_with_an_opinion_and_a_score_count() -> None:
     assert found.raters == pytest.approx([0.5, np.nan], nan_ok=True)
 
 
-@pytest.mark.xfail(strict=True, reason="raises KeyError")
 def test_table_without_a_target_has_no_opinions_on_it() -> None:
     found = judged(made_table(mos_quality=[2.0, 3.0]), "look_feel", np.ones(2), np.zeros(2))
     assert len(found) == 0
@@ -333,7 +331,6 @@ def test_nine_in_ten_are_right_from_the_sure_score_on_and_from_no_lower_one(seed
         assert cut.sure_recall == pytest.approx(found)
 
 
-@pytest.mark.xfail(strict=True, reason="pictures of equal scores are counted one after the other")
 def test_sure_score_counts_all_pictures_of_that_score() -> None:
     mos = np.repeat([4.5, 1.5], 10)
     cut = fitted(judged_of(np.full(20, 0.5), mos)).cuts[-1]
@@ -384,7 +381,6 @@ def test_share_of_calls_that_were_never_made_is_nan() -> None:
     assert math.isnan(far["close_right"])
 
 
-@pytest.mark.xfail(strict=True, reason="equal scores are right where the second picture is better")
 def test_equal_scores_are_right_in_one_half() -> None:
     rising = measure_calibration(plain_meaning(), judged_of([0.5] * 8, [1.0, 2, 3, 4] * 2))
     assert rising["close_right"] == 0.5

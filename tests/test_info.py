@@ -149,14 +149,12 @@ def test_readout_of_patches_is_there_and_not_told(capsys: Capture, calibrated_ru
     assert "patch" not in shown(capsys, calibrated_run)[0]
 
 
-@pytest.mark.xfail(strict=True, reason="square brackets are taken for markup")
 @pytest.mark.parametrize("name", ["sdxl [turbo]", "x[/b]", "[red]"])
 def test_generator_is_told_as_it_is_called(capsys: Capture, copied: Path, name: str) -> None:
     written(copied, generators={name: tuple(np.linspace(0, 1, 101).tolist())})
     assert row_of(shown(capsys, copied)[0], name) == ["0.050", "0.250", "0.500", "0.750", "0.950"]
 
 
-@pytest.mark.xfail(strict=True, reason="square brackets are taken for markup")
 @pytest.mark.parametrize("name", ["run [final]", "[b]run", "x[/b]"])
 def test_run_is_told_by_the_name_of_its_folder(capsys: Capture, copied: Path, name: str) -> None:
     folder = copied.parent / name
@@ -165,7 +163,6 @@ def test_run_is_told_by_the_name_of_its_folder(capsys: Capture, copied: Path, na
     assert str(folder) in shown(capsys, folder)[0]
 
 
-@pytest.mark.xfail(strict=True, reason="a generator takes the row of the data")
 def test_generator_that_is_called_as_the_data_has_a_row_of_its_own(
     capsys: Capture, copied: Path
 ) -> None:
@@ -175,7 +172,6 @@ def test_generator_that_is_called_as_the_data_has_a_row_of_its_own(
     assert {row[3] for row in rows} == {"0.500", "0.550"}
 
 
-@pytest.mark.xfail(strict=True, reason="told for every model that has words for alignment")
 def test_alignment_is_not_told_of_a_run_that_does_not_predict_it(
     capsys: Capture, copied: Path
 ) -> None:

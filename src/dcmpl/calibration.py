@@ -5,10 +5,11 @@ Fitted once for a run (``dcmpl.calibrating``), kept beside it, and applied row b
     calibration.json   curves, populations, cut-offs and widths of each target
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dcmpl.curves import logistic4
-from dcmpl.disk import check_sealed, sealed, write_atomically
+from dcmpl.disk import as_json, check_sealed, sealed, write_atomically
 from dcmpl.errors import DcmplError, RunError, UsageError
 
 __all__ = [
@@ -41,8 +42,14 @@ LABELS = ("bad", "poor", "fair", "good", "excellent")
 COVERAGE = 0.9
 """Of the intervals in rows; the share of pictures whose MOS lies inside."""
 
+NUMBERS = ("spread", "mos", "low", "high", "percentile", "percentile_against")
+"""What goes with the score of a target, as in ``quality_mos``; a label besides."""
+
 CLOSE = 0.8
 """Two pictures are too close to call where neither is better with this probability."""
+
+UNREADABLE = ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
+"""What a record of another form raises."""
 
 Values = Float[np.ndarray, " pictures"]
 
@@ -131,7 +138,10 @@ class Meaning:
             raise UsageError(
                 f"expected a generator of {', '.join(self.generators) or 'none'}, got {generator}"
             )
-        found: Values = np.interp(scores, known, np.linspace(0, 100, len(known)))
+        # Of equal scores none is lower: each counts with the first.
+        values, first = np.unique(known, return_index=True)
+        percent = first * (100 / (len(known) - 1))
+        found: Values = np.interp(scores, values, percent, right=100.0)
         return found
 
     def labels(self, scores: Values) -> list[str]:
@@ -189,10 +199,14 @@ class Calibration:
 
     def columns(self, targets: tuple[str, ...], against: str | None) -> tuple[str, ...]:
         """The names of what :meth:`Meaning.row` adds."""
-        kinds = ["spread", "mos", "low", "high", "percentile"]
-        kinds += ["percentile_against"] if against is not None else []
+        kinds = [kind for kind in NUMBERS if kind != "percentile_against" or against is not None]
         known = [target for target in targets if target in self.targets]
         return tuple(f"{target}_{kind}" for target in known for kind in [*kinds, "label"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, for the records of scores."""
+        return hashlib.sha256(as_json(self.record())).hexdigest()
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -216,28 +230,82 @@ def ranked(
         if ours is not None and known and meaning is not None:
             pair = (ours, over or 0.0), (scores[place + 1] or 0.0, spreads[place + 1] or 0.0)
             chance = meaning.is_better(*pair)
-            call = "better than the next" if chance >= CLOSE else "too close to call"
-            row |= {"better_than_next": chance, "call": call}
+            row |= {"better_than_next": chance, "call": _call(chance)}
         yield row if ours is not None else {**row, "rank": None}
+
+
+def _call(chance: float) -> str:
+    if chance >= CLOSE:
+        return "better than the next"
+    return "worse than the next" if chance <= 1 - CLOSE else "too close to call"
+
+
+def _numbers(values: Any, counts: tuple[int, ...] = ()) -> tuple[float, ...]:
+    """What JSON holds as finite numbers, of one of ``counts``; raises ValueError or TypeError."""
+    found = tuple(values)
+    if counts and len(found) not in counts:
+        raise ValueError(f"expected {' or '.join(map(str, counts))} numbers, got {len(found)}")
+    if not all(type(value) in (int, float) and math.isfinite(float(value)) for value in found):
+        raise TypeError("expected numbers, got others")
+    return tuple(map(float, found))
+
+
+def _rising(values: Any) -> tuple[float, ...]:
+    found = _numbers(values, (101,))
+    if any(np.diff(found) < 0):
+        raise ValueError("expected percentiles that rise, got others")
+    return found
+
+
+def _cut_of(entry: Mapping[str, Any]) -> Cut:
+    nan = {
+        name: math.nan if entry[name] is None else entry[name] for name in ("precision", "recall")
+    }
+    cut = Cut(**{**entry, **nan})
+    known = [v for v in (cut.score, cut.sure) if v is not None]
+    rates = [v for v in (cut.precision, cut.recall) if not (type(v) is float and math.isnan(v))]
+    _numbers([cut.mos, cut.share, cut.sure_recall, *known, *rates])
+    if cut.label not in LABELS:
+        raise ValueError(f"expected a label of {', '.join(LABELS)}, got another")
+    return cut
+
+
+def _meaning_of(entry: Mapping[str, Any]) -> Meaning:
+    widths = dict(zip(map(str, entry["widths"]), _numbers(entry["widths"].values()), strict=True))
+    spread, (pairs,) = _numbers(entry["spread"], (3,)), _numbers([entry["pairs"]])
+    low, high = _numbers([entry["low"], entry["high"]])
+    raters, reach = _numbers(entry["raters"], (0, 3)), _numbers(entry["rater_range"], (2,))
+    if not low < high or min(spread) < 0 or pairs < 0 or min(widths.values()) < 0:
+        raise ValueError("expected a scale that rises and widths from 0 on, got others")
+    if others := set(entry) - set(Meaning.__dataclass_fields__):
+        raise ValueError(f"expected fields of a meaning, got {min(others)}")
+    if f"{COVERAGE:g}" not in widths or sum(spread) == 0:
+        raise ValueError(f"expected the width of {COVERAGE:g}, got none")
+    return Meaning(
+        low=low,
+        high=high,
+        curve=_numbers(entry["curve"], (0, 4)),
+        population=_rising(entry["population"]),
+        generators={str(n): _rising(known) for n, known in entry["generators"].items()},
+        spread=(spread[0], spread[1], spread[2]),
+        raters=raters,
+        rater_range=(reach[0], reach[1]),
+        widths=widths,
+        pairs=pairs,
+        cuts=tuple(_cut_of(cut) for cut in entry["cuts"]),
+        validation=int(entry["validation"]),
+        training=int(entry["training"]),
+    )
 
 
 def of_record(record: Mapping[str, Any]) -> Calibration:
     """Back from :meth:`Calibration.record`; raises ValueError, KeyError or TypeError for others."""
-    targets = {}
-    for name, entry in record["targets"].items():
-        cuts = tuple(Cut(**cut) for cut in entry["cuts"])
-        meaning = Meaning(**{**entry, "cuts": cuts})
-        numbers = [meaning.low, meaning.high, meaning.pairs, *meaning.curve, *meaning.spread]
-        numbers += [*meaning.population, *meaning.raters, *meaning.widths.values()]
-        if not np.isfinite(np.array(numbers, dtype=np.float64)).all():
-            raise ValueError(f"{name} with what is no number")
-        if len(meaning.curve) not in (0, 4) or f"{COVERAGE:g}" not in meaning.widths:
-            raise ValueError(f"{name} without a curve or a width")
-        targets[str(name)] = replace(meaning, curve=tuple(meaning.curve))
+    targets = {str(name): _meaning_of(entry) for name, entry in record["targets"].items()}
     data, views, weights = (str(record[name]) for name in ("data", "views", "weights_sha256"))
     patches = record["patches"]
     if patches is not None:
-        patches = PatchReadout(tuple(map(float, patches["weights"])), float(patches["bias"]))
+        (bias,) = _numbers([patches["bias"]])
+        patches = PatchReadout(_numbers(patches["weights"]), bias)
     return Calibration(data, views, weights, targets, patches)
 
 
@@ -255,7 +323,7 @@ def read_calibration(folder: Path, weights_sha256: str) -> Calibration | None:
         found = of_record(record)
     except DcmplError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise RunError(f"expected a calibration at {path}, got: {error!r}") from error
     if found.weights_sha256 != weights_sha256:
         raise RunError(

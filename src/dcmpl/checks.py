@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from dcmpl.config import COLUMNS, OF_TARGET, PROTOCOLS, RECORD, TARGETS, check_backbone
+from dcmpl.config import COLUMNS, PROTOCOLS, RECORD, TARGETS, check_backbone, target_of
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.recipes import TrainConfig, recipe_for
@@ -32,7 +32,7 @@ def _check_own_table(arguments: Namespace) -> None:
         raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
     arguments.columns = dict(pairs)
     names = [ours for ours in arguments.columns if ours not in COLUMNS]
-    if unknown := [ours for ours in names if not OF_TARGET.fullmatch(ours)]:
+    if unknown := [ours for ours in names if target_of(ours) is None]:
         hint = nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
         raise UsageError(
             f"expected --columns to map {', '.join(COLUMNS)}, got {unknown[0]}: {hint}"

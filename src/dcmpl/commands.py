@@ -19,12 +19,12 @@ from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
 from dcmpl.protocols import PROTOCOLS, draw_split
 from dcmpl.recipes import TrainConfig
-from dcmpl.scoring import warn_of_floor
 from dcmpl.splits import PARTS, Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit
 from dcmpl.trained import TorchEngine, load_model
+from dcmpl.usage import warn_of_floor
 from dcmpl.weights import Backbone, load_backbone
 
 __all__ = [

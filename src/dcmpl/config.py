@@ -13,7 +13,6 @@ from dcmpl.errors import UsageError
 __all__ = [
     "COLUMNS",
     "EMBEDDED",
-    "OF_TARGET",
     "PROTOCOLS",
     "TARGETS",
     "AdapterConfig",
@@ -22,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "MpaConfig",
     "WordPairs",
+    "target_of",
 ]
 
 EMBEDDED = {"tiny": Path(__file__).parent / "backbones" / "tiny"}
@@ -33,8 +33,26 @@ TARGETS = ("quality", "alignment", "authenticity")
 A table of one's own may have others: a column ``mos_NAME`` makes NAME a target.
 """
 
-OF_TARGET = re.compile(r"(mos|std)_([a-z][a-z0-9_]{0,31})")
-"""Columns of opinions: their mean, and the deviation of the raters."""
+_OF_TARGET = re.compile(r"(mos|std)_([a-z][a-z0-9_]{0,31})")
+_TAKEN = re.compile(
+    r"image|name|prompt|generator|group|part|status|reason|note|index|more|rank|call"
+    r"|better_than_next|tokens_dropped|to_dataframe|.*_(mos|low|high|label|spread|percentile"
+    r"|percentile_against|weight)|(mos|std|opinion)_.*"
+)
+"""What rows and tables use for something else."""
+
+
+def target_of(column: str, kinds: tuple[str, ...] = ("mos", "std")) -> str | None:
+    """The target that a column of opinions, ``mos_NAME`` or ``std_NAME``, is of; None for others.
+
+    >>> target_of("mos_realism"), target_of("mos_prompt"), target_of("rating")
+    ('realism', None, None)
+    """
+    found = _OF_TARGET.fullmatch(column)
+    if found is None or found[1] not in kinds or _TAKEN.fullmatch(found[2]):
+        return None
+    return found[2]
+
 
 COLUMNS = (
     *("image", "prompt", "generator", "group", "part"),
@@ -193,7 +211,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        wrong = [task for task in self.words if not OF_TARGET.fullmatch(f"mos_{task}")]
+        wrong = [task for task in self.words if target_of(f"mos_{task}") is None]
         if not self.words or wrong:
             raise UsageError(
                 f"expected tasks in words, {', '.join(WORDS)} or others of small letters, digits "

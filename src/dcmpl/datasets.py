@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dcmpl.config import COLUMNS, OF_TARGET
+from dcmpl.config import COLUMNS, target_of
 from dcmpl.errors import DataError, UsageError
 from dcmpl.official import DATASETS
 from dcmpl.sheets import SHEETS, read_sheet
@@ -52,7 +52,7 @@ def _read_own(
     name: str, file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]
 ) -> ImageTable:
     frame = read_sheet(file)
-    unknown = [ours for ours in columns if ours not in COLUMNS and not OF_TARGET.fullmatch(ours)]
+    unknown = [ours for ours in columns if ours not in COLUMNS and target_of(ours) is None]
     absent = [theirs for theirs in columns.values() if theirs not in frame]
     if unknown or absent:
         raise DataError(
@@ -62,7 +62,7 @@ def _read_own(
     frame = frame.drop(columns=set(columns) - set(columns.values()), errors="ignore")
     frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
     missing = [column for column in ("image", "prompt") if column not in frame]
-    if not any(OF_TARGET.fullmatch(c) and c.startswith("mos_") for c in map(str, frame)):
+    if not any(target_of(str(column), ("mos",)) for column in frame):
         missing.append("mos_quality")
     if missing:
         raise DataError(

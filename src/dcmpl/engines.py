@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from dcmpl.calibration import Calibration, of_record
+from dcmpl.calibration import UNREADABLE, Calibration, of_record
 from dcmpl.disk import as_json, check_sealed, sha256_of, write_atomically
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.packing import lanes
@@ -143,7 +143,7 @@ def read_export(folder: Path) -> Exported:
         for variant in record["variants"]:
             if variant["engine"] not in KINDS or not isinstance(variant["file"], str):
                 raise ValueError("a variant of an unknown engine")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise RunError(f"expected what dcmpl export wrote at {path}, got: {error!r}") from error
     return Exported(folder, record)
 

@@ -23,8 +23,8 @@ from dcmpl.images import decode, quiet_pillow
 from dcmpl.pages import figure_png, has_matplotlib
 from dcmpl.patches import patch_scores
 from dcmpl.progress import say
-from dcmpl.scoring import warn_of_floor
 from dcmpl.trained import TorchEngine, load_model
+from dcmpl.usage import warn_of_floor
 
 __all__ = ["COMMANDS", "QualityMap", "patch_map", "window_map", "word_gains"]
 

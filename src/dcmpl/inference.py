@@ -20,7 +20,7 @@ from dcmpl.packing import outputs_of
 from dcmpl.progress import track
 from dcmpl.reader import Texts
 from dcmpl.stem import to_unit_range
-from dcmpl.table import ImageTable
+from dcmpl.table import ImageTable, as_group
 from dcmpl.tokenizer import Tokens
 from dcmpl.views import windows
 
@@ -134,15 +134,16 @@ def predict_table(
 
 
 def shuffled_prompts(table: ImageTable, seed: int = 0) -> list[str]:
-    """For each picture the prompt of one of another group, drawn from ``seed``.
+    """For each picture the prompt of one that has another, drawn from ``seed``.
 
-    Its own where there is but one group.
+    Its own where all have the same. Texts that differ in case or blanks only are the same.
     """
     rng, frame = np.random.default_rng(seed), table.frame
-    prompts, groups = frame["prompt"].tolist(), frame["group"].to_numpy(str)
+    prompts, texts = frame["prompt"].tolist(), as_group(frame["prompt"]).to_numpy(str)
+    groups = frame["group"].to_numpy(str)
     found = []
     for row, prompt in enumerate(prompts):
-        others = np.flatnonzero(groups != groups[row])
+        others = np.flatnonzero((groups != groups[row]) & (texts != texts[row]))
         found.append(prompts[rng.choice(others)] if len(others) else prompt)
     return found
 

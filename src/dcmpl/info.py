@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dcmpl.calibrating import uncalibrated
 from dcmpl.calibration import COVERAGE, Calibration, Meaning, read_calibration
 from dcmpl.checkpoint import Run, read_run
-from dcmpl.scoring import warn_of_floor
+from dcmpl.usage import warn_of_floor
 
 __all__ = ["COMMANDS"]
 
@@ -27,7 +28,7 @@ def info(arguments: Any) -> int:
     console.print(_about(folder, run))
     warn_of_floor(run.backbone)
     if calibration is None:
-        console.print(f"Scores have no MOS units and no labels: {uncalibrated(run)}.")
+        print(f"Scores have no MOS units and no labels: {uncalibrated(run)}.")
         return 0
     for target in calibration.targets:
         for table in _tables(calibration, target):
@@ -36,7 +37,7 @@ def info(arguments: Any) -> int:
 
 
 def _about(folder: Path, run: Run) -> Table:
-    table = Table("", str(folder), title="run")
+    table = Table("", escape(str(folder)), title="run")
     source = run.source
     history = run.history[run.best_epoch - 1] if run.best_epoch else {}
     reads = "alignment" in run.model.words and run.model.aux.reads_prompt
@@ -52,10 +53,10 @@ def _about(folder: Path, run: Run) -> Table:
         "validation": ", ".join(f"{k} {v:.3f}" for k, v in history.items() if k != "loss"),
         "weights": run.weights_sha256[:16],
     }
-    if "alignment" not in run.model.words:
+    if "alignment" not in run.learned:
         del rows["alignment"]
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     return table
 
 
@@ -90,8 +91,8 @@ def _populations(meaning: Meaning, target: str, data: str) -> Table:
         *(f"{p} %" for p in PERCENTILES),
         title=f"{target}: percentiles of the scores of {meaning.training} pictures",
     )
-    for name, known in {data: meaning.population, **meaning.generators}.items():
-        table.add_row(name, *(f"{known[p]:.3f}" for p in PERCENTILES))
+    for name, known in [(data, meaning.population), *meaning.generators.items()]:
+        table.add_row(escape(name), *(f"{known[p]:.3f}" for p in PERCENTILES))
     return table
 
 

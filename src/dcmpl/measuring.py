@@ -34,11 +34,11 @@ from dcmpl.protocol_report import protocol_summary, write_protocol_report
 from dcmpl.protocols import PROTOCOLS
 from dcmpl.recipes import TrainConfig
 from dcmpl.repeats import Trial, Workbench, run_trials
-from dcmpl.scoring import warn_of_floor
 from dcmpl.splits import Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, listed
 from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
+from dcmpl.usage import warn_of_floor
 from dcmpl.weights import load_backbone
 
 __all__ = ["COMMANDS"]
@@ -110,6 +110,8 @@ def _calibration(
         return {}
     found = {}
     for i, task in enumerate(run.learned):
+        if task not in known.targets:
+            continue
         meaning, tested = known.targets[task], judged(table, task, scores[:, i], spread[:, i])
         if len(tested) and (meaning.low, meaning.high) == (table.scale.low, table.scale.high):
             found[task] = measure_calibration(meaning, tested)

@@ -38,7 +38,7 @@ def columns_of(more: Sequence[str]) -> tuple[str, ...]:
 
 def is_text(column: str) -> bool:
     """Whether a column holds words; all others hold numbers or nothing."""
-    return column in TEXTS or column.endswith("_label")
+    return column in TEXTS or column.endswith("_label")  # no target is called so
 
 
 MAX_CELL = 2**30
@@ -172,7 +172,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 def _cell(column: str, text: str) -> str | float | None:
     if is_text(column):
-        return text
+        return text if text or column in COLUMNS else None
     return (int(text) if text.isdecimal() else float(text)) if text else None
 
 

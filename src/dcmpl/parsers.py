@@ -114,7 +114,8 @@ def _add_model(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tasks",
-        type=Optional[dict[str, list[str]]],
+        type=dict[str, list[str]],
+        default={},
         metavar="{NAME: [GOOD, BAD]}",
         help="further targets, each a column mos_NAME of the data with its positive and negative "
         "word; in YAML, tasks: {realism: [realistic photo, fake photo]}",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dcmpl.answers import Question, scores_of
-from dcmpl.calibration import Calibration, ranked
+from dcmpl.calibration import NUMBERS, Calibration, ranked
 from dcmpl.engines import BATCH, Engine
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images import Picture
@@ -165,16 +165,18 @@ class Scorer:
         model does not predict.
         """
         self.check_target(by)
-        found = self.score(images, prompt).best_first(by)
+        found, target = self.score(images, prompt).best_first(by), self.target_of(by)
+        spreads = [score.more.get(f"{target}_spread") for score in found]
+        places = self.places([score[target] for score in found], spreads, target)
         return Scores(
-            replace(score, more={**score.more, **places})
-            for score, places in zip(found, self._places_of(found, by), strict=True)
+            replace(score, more={**score.more, **place})
+            for score, place in zip(found, places, strict=True)
         )
 
-    def _places_of(self, best_first: Sequence[Score], by: str) -> Iterator[dict[str, Any]]:
-        target = by.partition("_")[0]
-        spreads = [score.more.get(f"{target}_spread") for score in best_first]
-        return self.places([score[target] for score in best_first], spreads, target)
+    def target_of(self, by: str) -> str:
+        """The target that a number such as ``quality_mos`` goes with, or that it is."""
+        known = [t for t in self.targets if by == t or by.startswith(f"{t}_")]
+        return max(known, key=len, default=by)
 
     def places(
         self, scores: Sequence[float | None], spreads: Sequence[float | None], target: str
@@ -239,10 +241,11 @@ class Scorer:
 
         Numbers that go with a target, such as ``quality_mos``, count as well.
         """
-        if target in self.row_of.columns and not target.endswith("_label"):
+        kinds = {f"{t}_{kind}" for t in self.targets for kind in NUMBERS}
+        if target in self.row_of.columns and (target in self.targets or target in kinds):
             return
         model = self.about.get("model", "the model")
-        if any(target.startswith(f"{known}_") for known in self.targets):
+        if target in kinds and self.calibration is None:
             raise UsageError(
                 f"expected a calibrated model for {target}, got {model}: {self.uncalibrated}"
             )
@@ -271,6 +274,10 @@ class Scorer:
 
         if not isinstance(self.engine, TorchEngine):
             raise UsageError("expected a run folder for a loss, got an exported model")
+        if target not in self.engine.tasks:
+            raise UsageError(
+                f"expected one of {', '.join(self.engine.tasks)} for a loss, got {target}"
+            )
         self.check_target(target)
         if target == self.engine.reads:
             raise UsageError(

@@ -153,7 +153,7 @@ def with_targets(
     """
     pairs: dict[str, WordPairs] = {}
     for name, words in (tasks or {}).items():
-        if len(words) != 2 or not all(word.strip() for word in words):
+        if len(words) != 2 or not all(w.strip() for w in words) or len(set(words)) < 2:
             raise UsageError(
                 f"expected a positive and a negative word for the task {name}, as in "
                 f"{{{name}: [good photo, bad photo]}}, got {list(words)}"

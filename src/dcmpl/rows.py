@@ -34,7 +34,7 @@ def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
     elif len(parts.ids) > 1:
         notes.append(f"the prompt was read in {len(parts.ids)} parts")
     letters = sum(not letter.isspace() for letter in prompt)
-    if max(map(len, parts.ids)) + parts.dropped > letters:
+    if parts.count > letters + len(prompt.split()):  # a token may be the blank before a word
         notes.append("the model has no words for the letters of the prompt")
     return notes
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from dcmpl.config import OF_TARGET, TARGETS
+from dcmpl.config import TARGETS, target_of
 from dcmpl.errors import UsageError
 from dcmpl.recipes import check_views
 from dcmpl.scores import FORMATS, PROMPTS_FROM
@@ -48,7 +48,6 @@ def check_score(arguments: Namespace) -> None:
     if arguments.views not in (None, "auto"):
         check_views(arguments.views)
     _check_targets(arguments.targets or [])
-    _check_targets([arguments.by])
     for name in ("workers", "top"):
         if arguments[name] is not None and arguments[name] < 1:
             raise UsageError(f"expected --{name} of at least 1, got {arguments[name]}")
@@ -89,7 +88,7 @@ def _check_destination(arguments: Namespace) -> None:
 def _check_targets(targets: Sequence[str]) -> None:
     """A run may have targets of its own, so only what no target can be called is refused here."""
     for target in targets:
-        if not OF_TARGET.fullmatch(f"mos_{target}"):
+        if target_of(f"mos_{target}") is None:
             hint = nearest(target, TARGETS, "they are what people were asked")
             raise UsageError(f"expected a target of {', '.join(TARGETS)}, got {target}: {hint}")
 
@@ -106,7 +105,9 @@ def _read_shard(arguments: Namespace) -> None:
 
 
 def _read_selection(arguments: Namespace) -> None:
-    """Numbers for the words of --copy-top and --move-below."""
+    """Numbers for the words of --copy-top and --move-below; what best means may be a target's."""
+    if not re.fullmatch(r"[a-z]\w{0,63}", arguments.by):
+        _check_targets([arguments.by])
     for name, kind, wanted in (("copy_top", int, "K DIR"), ("move_below", float, "SCORE DIR")):
         if arguments[name] is None:
             continue

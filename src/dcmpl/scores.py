@@ -48,11 +48,12 @@ Ids = tuple[int, ...]
 class Parts:
     """A text as the tower can read it: its tokens, in one part or in several that overlap.
 
-    ``dropped`` tokens are in none of them.
+    ``count`` tokens are in all of them together and ``dropped`` in none.
     """
 
     ids: tuple[Ids, ...]
     dropped: int = 0
+    count: int = 0
 
 
 @dataclass(frozen=True)

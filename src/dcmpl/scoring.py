@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dcmpl import __version__
-from dcmpl.config import EMBEDDED, TARGETS
+from dcmpl.config import TARGETS
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import quiet_pillow
 from dcmpl.lists import read_prompts
@@ -35,19 +35,11 @@ from dcmpl.progress import say, track
 from dcmpl.scores import Score
 from dcmpl.selection import copy_best, move
 from dcmpl.sources import Entry, requests, with_prompts
+from dcmpl.usage import warn_of_floor
 
-__all__ = ["COMMANDS", "warn_of_floor"]
+__all__ = ["COMMANDS"]
 
 TOLD_FAULTS = 10
-
-
-def warn_of_floor(backbone: str) -> None:
-    """Say what the embedded backbone's scores are worth."""
-    if backbone in EMBEDDED:
-        say(
-            f"note: {backbone} is a small backbone trained on drawings; its scores of real "
-            "pictures are a floor, a pretrained CLIP (--backbone) judges better"
-        )
 
 
 def score(arguments: Any) -> int:
@@ -70,7 +62,7 @@ def _score(arguments: Any) -> int:
         against=arguments.against,
     )
     chooses = "sort", "rank", "top", "copy_top", "move_below"
-    if any(arguments[name] for name in chooses):
+    if arguments.by != "quality" or any(arguments[name] for name in chooses):
         scorer.check_target(arguments.by)
     _say_what_scores_mean(scorer, arguments)
     shard, start = _shard(entries, arguments.shard)
@@ -94,8 +86,7 @@ def _score(arguments: Any) -> int:
                 chosen = _ranked(scorer, part, order or [], arguments.by)
             counts = write_scores(out, chosen, job)
             faults = _say_faults(part.rows())
-        if scorer.calibration is None:
-            say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
+        _say_uncalibrated(scorer)
         written = sum(counts.values())
         kept = "" if written == len(shard) else f"; the best {written} are kept"
         ok = len(shard) - faults
@@ -184,6 +175,11 @@ def _say_what_scores_mean(scorer: Scorer, arguments: Any) -> None:
         say(f"note: this model does not predict {lacks[0]}; its column stays empty")
 
 
+def _say_uncalibrated(scorer: Scorer) -> None:
+    if scorer.calibration is None:
+        say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
+
+
 def _shard(entries: Sequence[Entry], shard: tuple[int, int] | None) -> tuple[Sequence[Entry], int]:
     """The entries of a shard, whole chunks of the job, and the place of the first."""
     number, total = shard or (1, 1)
@@ -210,6 +206,7 @@ def _job(scorer: Scorer, entries: Sequence[Entry], count: int, arguments: Any) -
         "prompt_from": arguments.prompt_from,
         "long_prompts": scorer.long_prompts if scorer.row_of.reads else None,
         "against": arguments.against,
+        "calibration": scorer.calibration and scorer.calibration.digest,
         "columns": list(columns_of([*scorer.row_of.columns, *(RANKED if arguments.rank else ())])),
         "sort": arguments.by if arguments.sort or arguments.rank or arguments.top else None,
         "rank": arguments.rank,
@@ -238,7 +235,7 @@ def _row(score: Score, rank: bool = False) -> Row:
 
 def _ranked(scorer: Scorer, part: Part, order: Sequence[int], by: str) -> Iterator[Row]:
     """Rows best first with their ranks; what is too close to call is said of the first."""
-    target = by.partition("_")[0]
+    target = scorer.target_of(by)
     scores = [row[target] for row in part.rows(order)]
     spreads = [row.get(f"{target}_spread") for row in part.rows(order)]
     places = list(scorer.places(scores, spreads, target))
@@ -319,6 +316,7 @@ def _to_standard_output(
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    _say_uncalibrated(scorer)
     say(json.dumps({"manifest": job}))
     return 3 if faults else 0
 

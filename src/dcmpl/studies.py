@@ -20,9 +20,9 @@ from dcmpl.progress import say
 from dcmpl.published import read_clip_agiqa
 from dcmpl.recipes import TrainConfig, recipe_for
 from dcmpl.repeats import Workbench, run_trials
-from dcmpl.scoring import warn_of_floor
 from dcmpl.survey import check_pictures
 from dcmpl.tokenizer import Tokenizer
+from dcmpl.usage import warn_of_floor
 from dcmpl.weights import load_backbone
 
 __all__ = ["COMMANDS"]

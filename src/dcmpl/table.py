@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dcmpl.config import OF_TARGET, TARGETS
+from dcmpl.config import TARGETS, target_of
 from dcmpl.errors import DataError
 
 __all__ = ["ImageTable", "MosScale", "as_group", "image_table", "listed", "opinions"]
@@ -65,8 +65,8 @@ class ImageTable:
     @property
     def asked(self) -> tuple[str, ...]:
         """The targets that have a column: ``TARGETS``, then a table's own."""
-        columns = map(str, self.frame)
-        return tuple(name.removeprefix("mos_") for name in columns if name.startswith("mos_"))
+        found = (target_of(str(column), ("mos",)) for column in self.frame)
+        return tuple(target for target in found if target is not None)
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -133,8 +133,7 @@ def image_table(
         out[column] = frame[column].to_numpy() if column in frame else ""
     own = frame["group"] if "group" in frame else pd.Series("", frame.index, dtype=str)
     out["group"] = own.where(own != "", as_group(frame["prompt"])).to_numpy()
-    named = (OF_TARGET.fullmatch(str(column)) for column in frame)
-    others = [found[2] for found in named if found and found[1] == "mos"]
+    others = [found for column in frame if (found := target_of(str(column), ("mos",)))]
     targets = list(dict.fromkeys([*TARGETS, *others]))
     for target in targets:
         mos, std = f"mos_{target}", f"std_{target}"

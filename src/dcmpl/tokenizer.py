@@ -120,19 +120,20 @@ class Tokenizer:
             raise UsageError(
                 f"expected at most {self.context_length - 2} prompt tokens, got {n_context}"
             )
-        words = tuple(self._pairs.encode(text, add_special_tokens=False).ids)
+        readable = text.encode("utf-8", "replace").decode()  # a file name may be no text
+        words = tuple(self._pairs.encode(readable, add_special_tokens=False).ids)
         if len(words) <= room:
-            return Parts((words,))
+            return Parts((words,), 0, len(words))
         if long == "error":
             raise UsageError(
                 f"expected a prompt of at most {room} tokens, got {len(words)}: shorten it, or "
                 "take --long-prompts truncate or window"
             )
         if long == "truncate" or not room:
-            return Parts((words[:room],), len(words) - room)
+            return Parts((words[:room],), len(words) - room, len(words))
         count = -(-len(words) // room)
         starts = [round(i * (len(words) - room) / (count - 1)) for i in range(count)]
-        return Parts(tuple(words[start : start + room] for start in starts))
+        return Parts(tuple(words[start : start + room] for start in starts), 0, len(words))
 
     def framed(self, parts: Sequence[Sequence[int]], n_context: int = 0) -> Tokens:
         """Each of ``parts`` between start and end token, behind the slots."""

@@ -1,4 +1,4 @@
-"""What the parser found wrong, in the house's sentences.
+"""What is told of a command: what the parser found wrong, and what a backbone is worth.
 
 jsonargparse and argparse tell a mistake in several forms; each has one entry in ``MISTAKES``.
 """
@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Words", "explain", "nearest"]
+from dcmpl.config import EMBEDDED
+from dcmpl.progress import say
+
+__all__ = ["Words", "explain", "nearest", "warn_of_floor"]
 
 KINDS = {"int": "a whole number", "float": "a finite number"}
 COUNTS = {"one": "a value", "at least one": "one or more values"}
@@ -93,3 +96,12 @@ def explain(told: str, words: Words) -> str:
         if found := re.search(pattern, told):
             return sentence(found, words)
     return f"expected other arguments for dcmpl {words.command}: {told}"
+
+
+def warn_of_floor(backbone: str) -> None:
+    """Say what the embedded backbone's scores are worth."""
+    if backbone in EMBEDDED:
+        say(
+            f"note: {backbone} is a small backbone trained on drawings; its scores of real "
+            "pictures are a floor, a pretrained CLIP (--backbone) judges better"
+        )
