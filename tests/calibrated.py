@@ -21,7 +21,7 @@ from dcmpl.scores import Ids, Parts
 from dcmpl.table import MosScale
 
 COUNT, PROMPTS = 120, 30
-SCALE = MosScale(1, 5)
+SCALE = MosScale(1.0, 5.0)
 Factory = pytest.TempPathFactory
 
 

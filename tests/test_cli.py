@@ -54,8 +54,8 @@ def test_shortened_flag_is_unknown(capsys: Capture, train: list[str]) -> None:
 
 
 EVERY = (
-    "train, evaluate, compare, cross, info, score, merge, export, presets, ablate, import, "
-    "data check, data show, data split"
+    "train, evaluate, compare, cross, info, explain, score, merge, export, presets, ablate, "
+    "import, data check, data show, data split"
 )
 
 

@@ -58,7 +58,8 @@ def test_bad_file_gives_exit_code_3_and_a_row_with_its_reason(
     assert second["reason"].startswith(f"expected a picture that can be decoded, got {bad}: ")
     captured = capsys.readouterr()
     assert captured.out == f"1 of 2 pictures scored: {out} and its manifest\n"
-    rate, fault = captured.err.splitlines()
+    rate, fault, note = captured.err.splitlines()
+    assert note.startswith("note: scores without MOS units and labels: it was not calibrated")
     assert re.fullmatch(r"\d+\.\d s, \d+\.\d pictures/s", rate)
     assert fault == f"not scored: {second['reason']}"
 
@@ -69,7 +70,7 @@ def test_many_bad_files_are_told_in_eleven_lines_behind_the_rate(
     assert (
         score(*(tmp_path / f"{i}.png" for i in range(12)), "--model", trained_run, "-o", out) == 3
     )
-    rate, *lines = capsys.readouterr().err.splitlines()
+    rate, *lines, _ = capsys.readouterr().err.splitlines()  # the run is not calibrated
     assert rate.endswith(" pictures/s")
     assert len(lines) == 11
     assert lines[-1] == "and 2 more, each with its reason in the file"

@@ -1,5 +1,6 @@
 """README and docs are executed: their commands run, their Python runs, generated pages hold."""
 
+import json
 import re
 import shlex
 import shutil
@@ -130,3 +131,10 @@ def test_cli_page_is_what_the_program_says(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("COLUMNS", "100")
     assert PAGE.read_text() == cli_docs()
+
+
+def test_page_of_what_scores_mean_is_made_of_its_figures() -> None:
+    from write_scores import DOCS, page
+
+    figures = json.loads((DOCS / "scores.json").read_text())
+    assert (DOCS / "scores.md").read_text() == page(figures)

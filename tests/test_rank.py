@@ -532,7 +532,7 @@ def test_picture_that_is_worse_than_the_one_behind_it_is_not_too_close_to_call()
     found = scorer().rank([grey(255, 255), grey(0, 50)], by="quality_spread")
     assert [score.index for score in found] == [1, 0]
     assert found[0].better_than_next < 0.01
-    assert found[0].call != "too close to call"
+    assert found[0].call == "worse than the next"
 
 
 # Going on

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -322,7 +323,8 @@ def test_prompts_of_a_table_may_lack_rows_and_have_more(
     words = [*good[:2], "--model", trained_run, "-o", out, "--prompts", table]
     assert score(*words) == 0
     assert [row["prompt"] for row in rows_of(out)] == ['a "red" fox,\nand a dog', ""]
-    assert capsys.readouterr().err.splitlines()[:-1] == [  # the last is the rate
+    # Behind them the rate, and that the run is not calibrated.
+    assert capsys.readouterr().err.splitlines()[:-2] == [
         f"1 rows of {table} name none of the pictures, 'other.png' among them",
         f"1 of 2 pictures have no row in {table}, {str(good[1])!r} among them: they get no prompt",
         "note: this model judges alignment from the picture alone; prompts are carried along",
@@ -335,8 +337,8 @@ def test_score_that_is_no_number_is_an_error(
 ) -> None:
     compute = TorchEngine.__call__
 
-    def broken(self: TorchEngine, windows: np.ndarray) -> np.ndarray:
-        found = compute(self, windows)
+    def broken(self: TorchEngine, windows: np.ndarray, texts: Any = ()) -> np.ndarray:
+        found = compute(self, windows, texts)
         found[1, 0] = value
         return found
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dcmpl.config import AdapterConfig, FusionConfig, ModelConfig, MpaConfig
+from dcmpl.config import AdapterConfig, AuxConfig, FusionConfig, ModelConfig, MpaConfig
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS, differences, with_settings
 
@@ -36,7 +36,7 @@ def leaves(config: Any, prefix: str) -> dict[str, Any]:
 def metadata(name: str) -> Any:
     """What is written beside the field of that dotted name."""
     *sections, last = name.split(".")[1:]
-    kinds = {"mpa": MpaConfig, "fusion": FusionConfig, "adapter": AdapterConfig}
+    kinds = {"mpa": MpaConfig, "fusion": FusionConfig, "adapter": AdapterConfig, "aux": AuxConfig}
     kind = kinds[sections[0]] if sections else ModelConfig
     return {field.name: field.metadata for field in fields(kind)}[last]
 
@@ -182,8 +182,8 @@ def test_flags_of_the_parser_are_no_fields(setting: str) -> None:
         ("model.mpa.identity_start=1", "identity_start"),
         ("model.words={}", "quality, alignment"),
         (
-            "model.words={colour: [[red, blue]]}",
-            "quality, alignment, authenticity in words, got colour",
+            "model.words={Colour: [[red, blue]]}",
+            "small letters, digits and _, got Colour",
         ),
         ("model.words={quality: [], alignment: [[a, b]]}", "pairs"),
         ("model.words={quality: good}", "words"),

@@ -137,8 +137,8 @@ def summary(results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pd.Da
         own = frame[frame["name"] == name].set_index("repeat")
         row: dict[str, Any] = {"variant": name, "repeats": len(own)}
         within = "_within_generator_srcc"
-        names = [str(c) for c in own if str(c).endswith("_srcc")]
-        for column in (c for c in names if not c.endswith(within)):
+        measured = [str(c) for c in own if str(c).endswith("_srcc")]
+        for column in (c for c in measured if not c.endswith(within)):
             task = column.removesuffix("_srcc")
             if own[column].isna().all():
                 continue

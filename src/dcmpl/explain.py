@@ -167,11 +167,13 @@ def _maps(
             f"{picture.shape[1]} x {picture.shape[0]}; its score is of the picture as a whole"
         )
         return []
-    values = window_map(engine, picture, text)
+    values, maps = window_map(engine, picture, text), list[QualityMap]()
+    varies = np.ptp(values) > 0  # a picture of a window's size has one window
     if calibration is None:
-        return [QualityMap(values, "windows", "score")]
+        return [QualityMap(values, "windows", "score")] if varies else []
     meaning = calibration.targets[engine.tasks[0]]
-    maps = [QualityMap(meaning.mos(values), "windows", "MOS units")]
+    if varies:
+        maps.append(QualityMap(meaning.mos(values), "windows", "MOS units"))
     if calibration.patches is not None and isinstance(engine.network, Folded):
         patches = patch_map(engine.network, calibration, picture)
         scaled = patches * (meaning.high - meaning.low)

@@ -92,8 +92,12 @@ def _populations(meaning: Meaning, target: str, data: str) -> Table:
         title=f"{target}: percentiles of the scores of {meaning.training} pictures",
     )
     for name, known in [(data, meaning.population), *meaning.generators.items()]:
-        table.add_row(escape(name), *(f"{known[p]:.3f}" for p in PERCENTILES))
+        table.add_row(escape(name), *(f"{_at(known, p):.3f}" for p in PERCENTILES))
     return table
+
+
+def _at(known: tuple[float, ...], percentile: float) -> float:
+    return float(np.interp(percentile, np.linspace(0, 100, len(known)), known))
 
 
 def _curve(meaning: Meaning) -> str:
@@ -105,8 +109,8 @@ def _curve(meaning: Meaning) -> str:
 
 def _width(meaning: Meaning) -> float:
     """Half the interval of a picture of the middle score whose windows agree."""
-    middle = meaning.population[50:51]
-    deviation = meaning.deviation(np.array(middle), np.zeros(1))
+    middle = _at(meaning.population, 50)
+    deviation = meaning.deviation(np.array([middle]), np.zeros(1))
     return float(meaning.widths[f"{COVERAGE:g}"] * deviation[0])
 
 

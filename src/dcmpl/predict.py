@@ -274,11 +274,11 @@ class Scorer:
 
         if not isinstance(self.engine, TorchEngine):
             raise UsageError("expected a run folder for a loss, got an exported model")
+        self.check_target(target)
         if target not in self.engine.tasks:
             raise UsageError(
                 f"expected one of {', '.join(self.engine.tasks)} for a loss, got {target}"
             )
-        self.check_target(target)
         if target == self.engine.reads:
             raise UsageError(
                 f"expected a target that no prompt is read for, got {target}: take quality"
