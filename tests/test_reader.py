@@ -519,7 +519,7 @@ def test_shuffled_prompts_differ_where_groups_share_a_text() -> None:
 
 
 def test_columns_of_tasks_become_those_of_a_table() -> None:
-    table = made_table(mos_realism=[1.0, 2.0], mos_quality=[1.0, 2.0])
+    table = made_table(mos_quality=[1.0, 2.0], mos_realism=[1.0, 2.0])
     values = np.array([[0.1, 0.2, 0.9], [0.3, 0.4, 0.9]])
     found = by_target(values, ["realism", "quality", "mood"], table)
     assert found.shape == (2, len(table.asked))
