@@ -16,7 +16,7 @@ from dcmpl.datasets import load_table
 from dcmpl.images import read_image
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.model import DCMPL
-from dcmpl.presets import PRESETS
+from dcmpl.presets import PRESETS, with_settings
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine
@@ -188,12 +188,25 @@ def table(picture_data: Path) -> ImageTable:
     return load_table(picture_data, MosScale(1, 5))
 
 
-@pytest.fixture(scope="module", params=["visual prompts", "no visual prompts"])
+READS_PLAIN_PATCHES = with_settings(
+    PRESETS["dcmpl-prompted"].model,
+    ["model.mpa.form=none", "model.vision_depth=0", "model.fusion.on=false"],
+)
+FROZEN_UP_TO = {
+    "first block": PRESETS["dcmpl"].model,
+    "last block": READS_PLAIN_PATCHES,
+    "embedding": PRESETS["coop-deep"].model,
+}
+
+
+@pytest.fixture(scope="module", params=FROZEN_UP_TO)
 def either(small_backbone: Path, request: pytest.FixtureRequest) -> DCMPL:
-    """A model that is frozen up to its first block, and one up to the image embedding."""
-    preset = "dcmpl" if request.param == "visual prompts" else "coop-deep"
+    """A model of each frozen part; where it reads prompts, one whose reader has learned."""
     backbone = load_backbone(str(small_backbone))
-    return DCMPL(backbone.clip, backbone.tokenizer, PRESETS[preset].model, 0).eval()
+    model = DCMPL(backbone.clip, backbone.tokenizer, FROZEN_UP_TO[request.param], 0).eval()
+    if model.reads_prompt:
+        torch.nn.init.normal_(model.reader.out.weight, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +234,39 @@ def test_task_that_the_model_has_not_is_nan(either: DCMPL, table: ImageTable) ->
     found = predict_table(either, table, "center", "fp32", "scoring")
     absent = [target not in either.config.tasks for target in TARGETS]
     assert np.isnan(found).all(axis=0).tolist() == absent
+
+
+def test_links_to_one_file_share_its_frozen_part(
+    either: DCMPL, table: ImageTable, tmp_path: Path
+) -> None:
+    path = table.frame["image"][7]
+    (tmp_path / "link.png").symlink_to(path)
+    images = [path, table.frame["image"][8], str(tmp_path / "link.png")]
+    some = ImageTable(table.name, table.scale, table.frame[:3].assign(image=images))
+    found = freeze_table(either, some, "center", "fp32")
+    assert len(found.values) == 2
+    assert found[images[2]].data_ptr() == found[images[0]].data_ptr()
+    assert not torch.equal(found[images[0]], found[images[1]])
+
+
+def test_plain_embedding_is_that_of_the_tower_without_prompts(
+    either: DCMPL, table: ImageTable, frozen: FrozenTable
+) -> None:
+    path = table.frame["image"][7]
+    pixels = pixels_of(read_image(path), "windows")
+    with torch.inference_mode():
+        wanted = either.clip.visual((pixels - either.mean) / either.std)
+        found = either.plain_embedding(frozen[path])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_frozen_part_follows_from_the_tokens_before_the_first_block(
+    either: DCMPL, pictures: list[np.ndarray]
+) -> None:
+    pixels = pixels_of(pictures[0], "windows")
+    tokens = either.clip.visual.embed((pixels - either.mean) / either.std)
+    with torch.inference_mode():
+        assert torch.equal(either.frozen_of(tokens), either.frozen(pixels))
 
 
 def test_frozen_part_can_be_mapped(frozen: FrozenTable) -> None:

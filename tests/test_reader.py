@@ -112,7 +112,8 @@ def attended(queries: Tensor, keys: Tensor, attention: Any) -> Tensor:
 def entering_patches(model: DCMPL, image: Tensor, visual: list[Tensor]) -> Tensor:
     """Patches as they enter the last block, every slot computed."""
     tower = model.clip.visual
-    x = tower.begin(tower.embed((image[None] - model.mean) / model.std), visual[0])
+    tokens = tower.embed((image[None] - model.mean) / model.std)
+    x = tower.ln_pre(torch.cat([tokens, visual[0][None]], dim=1))
     count = tower.positional_embedding.shape[0]
     for index, block in enumerate(list(tower.transformer.resblocks)[:-1]):
         x = block(put(x, visual[index], count) if index else x, False)
@@ -575,6 +576,16 @@ def test_settings_that_do_not_go_together_are_refused_in_a_sentence(
     assert len(sentence.splitlines()) == 1
 
 
+@pytest.mark.parametrize("preset", ["linear-probe", "dcmpl-no-aux"])
+def test_preset_that_has_no_use_for_prompts_is_not_made_to_read_them(preset: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        with_settings(PRESETS[preset].model, ["model.aux.reads_prompt=true"])
+    assert str(caught.value) == (
+        "expected only fields that this model reads, got aux.reads_prompt: "
+        "leave them at their defaults"
+    )
+
+
 def test_targets_without_alignment_are_refused_for_a_model_that_reads() -> None:
     with pytest.raises(UsageError, match=r"^expected .*aux\.reads_prompt"):
         with_targets(PROMPTED, ["quality", "authenticity"], ["quality", "authenticity"])
@@ -605,5 +616,6 @@ def test_alignment_may_be_the_main_task() -> None:
 
 def test_a_model_that_reads_keeps_the_patches() -> None:
     bare: dict[str, Any] = {"vision_depth": 0, "mpa": NO_MPA, "fusion": NO_FUSION}
-    assert not ModelConfig(**bare).keeps_tokens
-    assert ModelConfig(**bare, aux=PROMPTED.aux).keeps_tokens
+    assert ModelConfig(**bare).frozen_part == "embedding"
+    assert ModelConfig(**bare, aux=PROMPTED.aux).frozen_part == "last block"
+    assert PROMPTED.frozen_part == "tokens"

@@ -249,3 +249,16 @@ def test_checking_readable_pictures_gives_what_the_survey_gives(tmp_path: Path) 
     for i, path in enumerate(paths):
         drawn(i, 24, 24).save(path)
     assert check_pictures(made_table(image=paths)) == survey(paths)
+
+
+def test_links_to_one_file_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn(0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    looked: list[str] = []
+    facts = PictureFacts(sha256="x")
+    monkeypatch.setattr("dcmpl.survey._facts", lambda path: looked.append(path) or facts)
+    paths = [str(tmp_path / name) for name in ("b.png", "a.png")]
+    assert survey(paths) == dict.fromkeys(paths, facts)
+    assert looked == [paths[0]]

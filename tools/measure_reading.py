@@ -7,6 +7,7 @@ right caption scores higher than one with a single fault. Written to ``RUN/readi
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def main() -> None:
     table, split = table_of_run(run), read_split(options.run, run)
     assert split is not None
     test = split.test_part(table).table
+    test = test.select(~test.frame["image"].map(os.path.islink))  # each drawing once
     test = test.select(pd.Series(np.arange(len(test)) < options.pictures))
     told = pd.read_csv(options.data).set_index("image").loc[test.frame["name"]]
     _, model = load_model(options.run)

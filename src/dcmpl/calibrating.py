@@ -42,8 +42,8 @@ __all__ = [
 FOLDS = 5
 COVERAGES = (0.5, 0.8, COVERAGE, 0.95)
 SURE, FEWEST_SURE = 0.9, 10
-MOST_FITTED = 400
-"""Training pictures whose patches are looked at."""
+MOST_RANKED, MOST_FITTED = 10_000, 400
+"""Training pictures that percentiles are among, and those whose patches are looked at."""
 
 FEWEST = 10
 """Opinions, below which nothing is fitted."""
@@ -90,6 +90,7 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
     validation, training = split.validation_part(table).table, split.train_part(table).table
     views, scale = run.train.views, table.scale
     known, spread = answers_of(engine, validation, views, "calibrating on validation")
+    training = _evenly(training, MOST_RANKED)
     population, _ = answers_of(engine, training, views, "scores of the training pictures")
     generators = training.frame["generator"].tolist()
     targets = {
@@ -104,10 +105,13 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
     return Calibration(table.name, views, run.weights_sha256, targets, patches)
 
 
+def _evenly(table: ImageTable, most: int) -> ImageTable:
+    """At most so many rows, evenly from first to last."""
+    return table.select(pd.Series(np.arange(len(table)) % max(1, -(-len(table) // most)) == 0))
+
+
 def _fit_patches(network: Folded, task: str, training: ImageTable, seed: int) -> PatchReadout:
-    known = training.select(training.frame[f"mos_{task}"].notna())
-    rows = pd.Series(np.arange(len(known)) % -(-len(known) // MOST_FITTED) == 0)
-    chosen = known.select(rows)
+    chosen = _evenly(training.select(training.frame[f"mos_{task}"].notna()), MOST_FITTED)
     paths = track(chosen.frame["image"], "how patches look")
     return fit_patches(network, map(read_image, paths), chosen.targets([task])[:, 0], seed)
 

@@ -95,9 +95,8 @@ class Attention(nn.Module):
     """Multi-head attention with one fused matrix for query, key and value.
 
     With ``context`` the query comes from ``x`` and key and value from ``context``, of which
-    only those that ``keep`` names are asked. ``extra``
-    tokens are asked as well but ask nothing; there may be fewer of them than of ``x``, each
-    then stands for an equal part of the batch.
+    only those that ``keep`` names are asked. ``extra`` tokens are asked as well but ask
+    nothing; there may be fewer than of ``x``, each for an equal part of the batch.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -158,8 +157,7 @@ class Block(nn.Module):
             x = x[:, :1] + self.attn(y[:, :1], context=y, extra=extra)
         else:
             x = x + self.attn(y, causal=causal, extra=extra)
-        out: Tensor = x + self.mlp(self.ln_2(x))
-        return out
+        return cast(Tensor, x + self.mlp(self.ln_2(x)))
 
 
 class Transformer(nn.Module):
@@ -255,14 +253,6 @@ class VisionTower(nn.Module):
         cls = self.class_embedding + summary
         return torch.cat([cls[:, None], patches], dim=1) + self.positional_embedding
 
-    def begin(
-        self, tokens: Float[Tensor, "batch tokens width"], prompt: Tensor | None
-    ) -> Float[Tensor, "batch slots width"]:
-        """What enters the first block: ``tokens``, and behind them the slots of ``prompt``."""
-        if prompt is not None:
-            tokens = torch.cat([tokens, prompt.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)
-        return cast(Tensor, self.ln_pre(tokens))
-
     def encode(
         self, tokens: Float[Tensor, "batch tokens width"], prompts: Prompts = ()
     ) -> Float[Tensor, "batch joint"]:
@@ -279,8 +269,19 @@ class VisionTower(nn.Module):
         if prompts and prompts[0] is not None:
             prompts = [self.ln_pre(prompts[0]), *prompts[1:]]
         x, entering = self.transformer.first_token(self.ln_pre(tokens), prompts)
-        embedding: Tensor = self.ln_post(x) @ self.proj
-        return embedding, entering[:, 1:]
+        return self._joint(x), entering[:, 1:]
+
+    def entering_last(self, tokens: Float[Tensor, "batch tokens width"]) -> Tensor:
+        """What enters the last block where no block has prompts, of the same shape."""
+        return self.transformer.first_token(self.ln_pre(tokens), ())[1]
+
+    def leave(self, entering: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch joint"]:
+        """The image embedding of what enters the last block."""
+        last = self.transformer.resblocks[-1]
+        return self._joint(last(entering, False, first_only=True)[:, 0])
+
+    def _joint(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch joint"]:
+        return cast(Tensor, self.ln_post(x) @ self.proj)
 
     def forward(
         self, images: Float[Tensor, "batch 3 size size"], prompts: Prompts = ()
@@ -326,8 +327,7 @@ class TextTower(nn.Module):
     ) -> Float[Tensor, "texts length width"]:
         """What the blocks make of every token."""
         x = self.begin(ids, prompts[0] if prompts else None)
-        states: Tensor = self.transformer(x, prompts[1:], 1, causal=True)
-        return states
+        return cast(Tensor, self.transformer(x, prompts[1:], 1, causal=True))
 
     def at_end(
         self, states: Float[Tensor, "texts length width"], end: Int[Tensor, " texts"]

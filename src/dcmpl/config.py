@@ -205,9 +205,11 @@ class ModelConfig:
         return self.vision_depth != 0 or coupled
 
     @property
-    def keeps_tokens(self) -> bool:
-        """Whether more is read of a picture than an embedding that never changes."""
-        return self.has_visual_prompts or self.aux.reads_prompt
+    def frozen_part(self) -> Literal["tokens", "last block", "embedding"]:
+        """What of a picture never changes: what enters the first block, the last, or all."""
+        if self.has_visual_prompts:
+            return "tokens"
+        return "last block" if self.aux.reads_prompt else "embedding"
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -6,6 +6,7 @@ attention makes the next layer's prompts from them. The prompts found this way d
 the pictures of the batch; the towers then run with them as with any others.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,7 +26,8 @@ def prompts_from_outputs(
     text, visual = prompts.first()
     made = LayerPrompts([text], [visual])
     n, patches = len(text), tokens.shape[1]
-    x_text, x_visual = clip.text.begin(ids, text), clip.visual.begin(tokens, visual)
+    slots = visual.to(tokens.dtype).expand(len(tokens), -1, -1)
+    x_text, x_visual = clip.text.begin(ids, text), clip.visual.ln_pre(torch.cat([tokens, slots], 1))
     for layer in range(1, min(prompts.depths)):
         x_text = clip.text.transformer.resblocks[layer - 1](x_text, causal=True)
         x_visual = clip.visual.transformer.resblocks[layer - 1](x_visual, causal=False)

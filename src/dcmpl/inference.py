@@ -3,6 +3,7 @@
 Only validation may run the towers in bfloat16. A picture's score is the mean over its windows.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -174,23 +175,33 @@ class FrozenTable:
 
 
 def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) -> FrozenTable:
-    """:meth:`DCMPL.frozen` of all windows of all pictures.
+    """:meth:`DCMPL.frozen` of all windows of all pictures; links to one file share theirs.
 
     Kept in float16 where training is in bfloat16, which is finer, and in float32 else.
     """
     device, size = model.mean.device, model.clip.config.image_size
-    kept = torch.float16 if precision == "bf16" and model.config.keeps_tokens else None
+    halved = precision == "bf16" and model.config.frozen_part != "embedding"
 
     @torch.inference_mode()
     def outputs(batch: Sequence[np.ndarray]) -> Tensor:
         with precision_context(device, precision):
-            return model.frozen(_pixels(batch, device)).cpu().to(kept or torch.float32)
+            found = model.frozen(_pixels(batch, device)).cpu()
+        return found.half() if halved else found.float()
 
-    paths = list(table.frame["image"])
-    cut = (windows(read_image(p), size, views) for p in track(paths, "reading pictures once"))
-    parts = [torch.stack(found) for found in outputs_of(cut, outputs, BATCH)]
-    starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
-    return FrozenTable(torch.cat(parts), starts, {path: row for row, path in enumerate(paths)})
+    files = {path: os.path.realpath(path) for path in table.frame["image"]}
+    rows = {file: row for row, file in enumerate(dict.fromkeys(files.values()))}
+    cut = (windows(read_image(f), size, views) for f in track(rows, "reading pictures once"))
+    starts, values = [0], torch.empty(0)
+    for found in outputs_of(cut, outputs, BATCH):
+        start, end = starts[-1], starts[-1] + len(found)
+        if end > len(values):
+            # One block that doubles: small tensors among large passing ones tear the memory up.
+            grown = found[0].new_empty(2 * end + BATCH, *found[0].shape)
+            grown[:start] = values[:start] if start else grown[:start]
+            values = grown
+        values[start:end] = torch.stack(found)
+        starts.append(end)
+    return FrozenTable(values[: starts[-1]], starts, {p: rows[file] for p, file in files.items()})
 
 
 def predict_frozen(

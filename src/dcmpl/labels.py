@@ -51,8 +51,7 @@ def _similarity(
     """(rows,) in [0, 1]: the frozen CLIP's cosine of picture and prompt, stretched to the ends."""
     known = frozen or freeze_table(model, table, config.views, config.precision)
     clip, device = model.clip, model.mean.device
-    if model.config.keeps_tokens:
-        known = known.mapped(lambda tokens: clip.visual.encode(tokens.float().to(device)))
+    known = known.mapped(lambda batch: model.plain_embedding(batch.float().to(device)))
     pictures = torch.stack([known[path].float().mean(0) for path in table.frame["image"]])
     prompts = list(table.frame["prompt"].unique())
     with torch.inference_mode():

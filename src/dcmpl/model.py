@@ -159,7 +159,7 @@ class DCMPL(nn.Module):
     def tokens_of(self, texts: Sequence[str]) -> Tokens:
         """Ids of texts that are to be read, behind the slots of context tokens.
 
-        A text too long loses its end; :meth:`Tokenizer.parts` says how much, and cuts otherwise.
+        One too long loses its end; :meth:`Tokenizer.parts` says how much.
         """
         return self.tokenizer(texts, self.slots)
 
@@ -183,11 +183,23 @@ class DCMPL(nn.Module):
         """What a picture gives before anything learned touches it.
 
         Tokens before the first block, (N, tokens, width); where no visual prompt is learned,
-        the image embedding, (N, joint).
+        the image embedding, (N, joint), or for a reader the tokens before the last block.
         """
         with torch.no_grad():
-            tokens: Tensor = self.clip.visual.embed((images - self.mean) / self.std)
-            return tokens if self.config.keeps_tokens else self.clip.visual.encode(tokens)
+            return self.frozen_of(self.clip.visual.embed((images - self.mean) / self.std))
+
+    def frozen_of(self, tokens: Float[Tensor, "batch tokens width"]) -> Tensor:
+        """:meth:`frozen` of pictures whose tokens before the first block are known."""
+        if self.config.frozen_part == "tokens":
+            return tokens
+        tower = self.clip.visual
+        return tower.entering_last(tokens) if self.reads_prompt else tower.encode(tokens)
+
+    def plain_embedding(self, frozen: Tensor) -> Float[Tensor, "batch joint"]:
+        """The image embedding without prompts, of what :meth:`frozen` gave."""
+        if self.config.frozen_part == "tokens":
+            return self.clip.visual.encode(frozen)
+        return self.clip.visual.leave(frozen) if self.reads_prompt else frozen
 
     def prompts(self, tokens: Tensor | None = None) -> list[LayerPrompts]:
         """The prompts of the main branch and, where there is one, of the auxiliary branch.
@@ -258,10 +270,7 @@ class DCMPL(nn.Module):
     def _score(
         self, embedding: Float[Tensor, "batch joint"], words: Tensor, added: Tensor | None
     ) -> Tensor:
-        """The softmax weight of the positive word, averaged over a task's pairs.
-
-        ``added`` to the positive's logit is what the reader found.
-        """
+        """The positive word's softmax weight, averaged; ``added`` to its logit is the reader's."""
         cosine = F.normalize(embedding, dim=-1) @ words.T
         logits = (self.clip.logit_scale.float().exp() * cosine).unflatten(-1, (-1, 2))
         if added is not None:
@@ -293,12 +302,9 @@ class DCMPL(nn.Module):
 
         Those are of the branch that reads, as they enter its last block.
         """
-        if not self.config.keeps_tokens:
-            return [frozen], None
-        tower = self.clip.visual
         if not self.config.has_visual_prompts:  # the branches do not differ
-            embedding, patches = tower.encode_with_patches(frozen)
-            return [embedding], patches
+            return [self.plain_embedding(frozen)], frozen[:, 1:] if self.reads_prompt else None
+        tower = self.clip.visual
         depths = {len(prompts) for prompts in visual}
         if len(depths) > 1:  # slots that one branch renews and the other keeps
             made = [tower.encode_with_patches(frozen, prompts) for prompts in visual]

@@ -88,15 +88,14 @@ class Workbench:
         """What the frozen part makes of all pictures; None where windows are drawn anew."""
         if not trains_on_views(model.config, config):
             return None
-        part = "tokens" if model.config.keeps_tokens else "embedding"
         common = model.config.normalization, config.views, config.precision
-        key = (part, *common)
+        key = (model.config.frozen_part, *common)
         if key not in self._frozen:
             tokens = self._frozen.get(("tokens", *common))
             self._frozen[key] = (
                 freeze_table(model, self.table, config.views, config.precision)
                 if tokens is None
-                else tokens.mapped(lambda batch: model.clip.visual.encode(batch.float()))
+                else tokens.mapped(lambda batch: model.frozen_of(batch.float()))
             )
         return self._frozen[key]
 

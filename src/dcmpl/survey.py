@@ -76,20 +76,25 @@ def _facts(path: str) -> PictureFacts:
 
 
 def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, PictureFacts]:
-    """Facts of every picture, in parallel; faults are among them, nothing is raised."""
-    paths = list(dict.fromkeys(paths))
+    """Facts of every picture, in parallel; faults are among them, nothing is raised.
+
+    Links to one file are looked at once.
+    """
+    files = {path: os.path.realpath(path) for path in paths}
+    chosen = {file: path for path, file in reversed(files.items())}
 
     def found() -> Iterator[PictureFacts]:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            yield from pool.map(_facts, paths)
+            yield from pool.map(_facts, chosen.values())
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the pool is the parallelism
     try:
         with quiet_pillow():
-            return dict(zip(paths, track(found(), what, len(paths)), strict=True))
+            of_file = dict(zip(chosen, track(found(), what, len(chosen)), strict=True))
     finally:
         torch.set_num_threads(threads)
+    return {path: of_file[file] for path, file in files.items()}
 
 
 def check_pictures(table: ImageTable) -> dict[str, PictureFacts]:
