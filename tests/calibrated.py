@@ -130,7 +130,7 @@ class Brightness:
     def __init__(self, *tasks: str) -> None:
         self.tasks = tasks or ("quality",)
 
-    def __call__(self, windows: np.ndarray, texts: Sequence[Ids] = ()) -> np.ndarray:
+    def __call__(self, windows: np.ndarray, texts: Sequence[Sequence[Ids]] = ()) -> np.ndarray:
         bright = windows.mean((1, 2, 3)) / 255
         found: np.ndarray = np.stack([bright, 1 - bright], axis=1)[:, : len(self.tasks)]
         return found

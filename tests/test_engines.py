@@ -123,7 +123,7 @@ class Recorder:
     def parts(self, text: str, long: str) -> Parts:
         return Parts(((),))
 
-    def __call__(self, windows: np.ndarray, texts: Sequence[Ids] = ()) -> np.ndarray:
+    def __call__(self, windows: np.ndarray, texts: Sequence[Sequence[Ids]] = ()) -> np.ndarray:
         self.calls.append(windows[:, 0, 0, 0].tolist())
         return windows[:, 0, 0, :1] / 255.0
 

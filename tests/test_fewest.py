@@ -40,7 +40,7 @@ class Mean:
     def parts(self, text: str, long: str) -> Parts:
         return Parts(((),))
 
-    def __call__(self, windows: np.ndarray, texts: Sequence[Ids] = ()) -> np.ndarray:
+    def __call__(self, windows: np.ndarray, texts: Sequence[Sequence[Ids]] = ()) -> np.ndarray:
         return np.stack([windows.mean((1, 2, 3)), windows[..., 0].mean((1, 2))], axis=1) / 255
 
     def lanes(self, count: int) -> Any:

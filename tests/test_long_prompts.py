@@ -13,6 +13,7 @@ from torch import nn
 from dcmpl.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.config import EMBEDDED
 from dcmpl.errors import UsageError
+from dcmpl.folded import Folded
 from dcmpl.model import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
@@ -229,7 +230,7 @@ def slid(model: DCMPL) -> np.ndarray:
     engine = TorchEngine(model, ["alignment"])
     whole = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 400).parts(words(200)).ids[0]
     texts: list[Ids] = [whole[start : start + ROOM] for start in range(200 - ROOM + 1)]
-    return engine(np.stack([np.asarray(noise(side=32))] * len(texts)), texts)[:, 0]
+    return engine(np.array(noise(side=32))[None], [texts])[:, 0]
 
 
 def test_score_in_windows_is_the_mean_over_its_parts(
@@ -333,10 +334,27 @@ def test_windows_of_picture_and_prompt_are_all_paired(build: Build) -> None:
     parts = engine.parts(prompt, "window").ids
     pairs = [(corner, part) for corner in corners for part in parts]
     assert len(pairs) == 8
-    scores = engine(np.stack([c for c, _ in pairs]), [p for _, p in pairs])
+    scores = engine(np.stack([c for c, _ in pairs]), [[p] for _, p in pairs])
     assert np.ptp(scores[:, 1]) > 1e-3
     wanted = scores.mean(0).tolist()
     assert [found.quality, found.alignment] == pytest.approx(wanted, abs=TOLERANCE)
+
+
+def test_window_is_looked_at_once_for_all_parts_of_a_prompt(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("dcmpl-prompted")
+    engine, counts = TorchEngine(model, model.config.tasks), list[int]()
+    network = engine.network
+    assert isinstance(network, Folded)
+    stem = network.stem.forward
+    monkeypatch.setattr(network.stem, "forward", lambda x: counts.append(len(x)) or stem(x))
+    scorer = Scorer(engine, "grid-2", workers=1, long_prompts="window")
+    prompt = words(200)
+    assert len(engine.parts(prompt, "window").ids) == 7
+    one, two = scorer.score([noise(1, side=72), noise(2, side=72)], [prompt, "a red fox"])
+    assert (one.status, two.status) == ("ok", "ok")
+    assert sum(counts) == 8 + 1  # windows; the last one of a full batch goes on in the next
 
 
 def test_model_that_reads_nothing_cuts_and_refuses_nothing(build: Build) -> None:

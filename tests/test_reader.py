@@ -280,7 +280,7 @@ def engine_and_model(
 ) -> tuple[np.ndarray, np.ndarray]:
     tasks = model.config.tasks
     engine = TorchEngine(model, tasks)
-    found = engine(windows.numpy(), [engine.parts(text, "truncate").ids[0] for text in texts])
+    found = engine(windows.numpy(), [engine.parts(text, "truncate").ids for text in texts])
     with torch.no_grad():
         scores = model(to_unit_range(windows), texts=texts_for(model, texts))
     return found, scores.values.T.double().numpy()
@@ -304,7 +304,7 @@ def test_folded_engine_takes_no_notice_of_longer_texts_in_a_call(
     model: DCMPL, bytes_of: Tensor
 ) -> None:
     engine, windows = TorchEngine(model, ["alignment"]), bytes_of.numpy()
-    ids = [engine.parts(text, "truncate").ids[0] for text in WORDS_OF]
+    ids = [engine.parts(text, "truncate").ids for text in WORDS_OF]
     together = engine(windows, ids)
     for row in range(5):
         alone = engine(windows[row : row + 1], ids[row : row + 1])
@@ -316,13 +316,13 @@ def test_engine_without_alignment_reads_nothing(model: DCMPL, bytes_of: Tensor) 
     assert (engine.reads, engine.parts("a red circle", "error").ids) == (None, ((),))
     both = TorchEngine(model, ["alignment", "quality"])
     assert both.reads == "alignment"
-    found = both(bytes_of.numpy(), [(5, 6, 7)] * 5)[:, 1:]
+    found = both(bytes_of.numpy(), [[(5, 6, 7)]] * 5)[:, 1:]
     np.testing.assert_allclose(found, engine(bytes_of.numpy()), rtol=0, atol=TOLERANCE)
 
 
 def test_bf16_of_the_towers_leaves_what_is_read_near(model: DCMPL, bytes_of: Tensor) -> None:
     exact, lower = (TorchEngine(model, ["alignment"], p) for p in ("fp32", "bf16"))
-    ids = [exact.parts(text, "truncate").ids[0] for text in WORDS_OF]
+    ids = [exact.parts(text, "truncate").ids for text in WORDS_OF]
     # Three digits of tokens of order 1, behind a softmax of slope at most 1/4.
     np.testing.assert_allclose(
         lower(bytes_of.numpy(), ids), exact(bytes_of.numpy(), ids), rtol=0, atol=2e-2
@@ -511,6 +511,14 @@ def test_shuffled_prompts_depend_on_the_seed_alone() -> None:
 def test_shuffled_prompts_of_one_group_stay() -> None:
     prompts = ["a fox", "A fox", "a  fox"]
     assert shuffled_prompts(made_table(prompt=prompts)) == prompts
+
+
+def test_shuffled_prompts_are_never_empty() -> None:
+    table = made_table(prompt=["a fox", "", "an ox", "  "])
+    for seed in range(10):
+        found = shuffled_prompts(table, seed)
+        assert [found[0], found[2]] == ["an ox", "a fox"]
+        assert {found[1], found[3]} <= {"a fox", "an ox"}
 
 
 def test_shuffled_prompts_differ_where_groups_share_a_text() -> None:

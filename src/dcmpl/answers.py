@@ -49,7 +49,13 @@ def scores_of(
     """
 
     def compute(waiting: list[tuple[np.ndarray, Ids]]) -> np.ndarray:
-        cut, texts = zip(*waiting, strict=True)
+        cut: list[np.ndarray] = []
+        texts: list[list[Ids]] = []
+        for window, text in waiting:
+            if not cut or window is not cut[-1]:  # each is looked at once for all its texts
+                cut.append(window)
+                texts.append([])
+            texts[-1].append(text)
         return engine(np.stack(cut), texts)
 
     def asked(question: Question) -> Iterator[tuple[np.ndarray, Ids]]:

@@ -72,9 +72,9 @@ class Engine(Protocol):
     reads: str | None
 
     def __call__(
-        self, windows: Windows, texts: Sequence[Ids] = ()
-    ) -> Float64[np.ndarray, "batch tasks"]:
-        """Scores in [0, 1], one row for each window; ``texts`` are theirs, where they are read."""
+        self, windows: Windows, texts: Sequence[Sequence[Ids]] = ()
+    ) -> Float64[np.ndarray, "rows tasks"]:
+        """Scores in [0, 1], a row for each window and, where they are read, each of its texts."""
 
     def parts(self, text: str, long: str) -> Parts:
         """The tokens of a text that is read; raises :class:`UsageError` for one too long."""
@@ -164,7 +164,7 @@ class _OfExport:
         return lanes(count)
 
     def __call__(
-        self, windows: Windows, texts: Sequence[Ids] = ()
+        self, windows: Windows, texts: Sequence[Sequence[Ids]] = ()
     ) -> Float64[np.ndarray, "batch tasks"]:
         raise NotImplementedError
 
@@ -189,7 +189,7 @@ class OnnxEngine(_OfExport):
         )
 
     def __call__(
-        self, windows: Windows, texts: Sequence[Ids] = ()
+        self, windows: Windows, texts: Sequence[Sequence[Ids]] = ()
     ) -> Float64[np.ndarray, "batch tasks"]:
         (found,) = self._session.run(None, {"windows": windows})
         return np.asarray(found, dtype=np.float64)
@@ -218,7 +218,7 @@ class OpenVinoEngine(_OfExport):
         self(np.zeros((1, self.size, self.size, 3), np.uint8))
 
     def __call__(
-        self, windows: Windows, texts: Sequence[Ids] = ()
+        self, windows: Windows, texts: Sequence[Sequence[Ids]] = ()
     ) -> Float64[np.ndarray, "batch tasks"]:
         request = self._idle.get()
         try:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -273,9 +273,15 @@ class Folded(nn.Module):
         return lower
 
     def forward(
-        self, windows: Num[Tensor, "batch size size 3"], reading: Reading | None = None
-    ) -> Float[Tensor, "batch tasks"]:
-        """``reading`` is of each window's text, for a model that reads it."""
+        self,
+        windows: Num[Tensor, "batch size size 3"],
+        reading: Reading | None = None,
+        rows: Int[Tensor, " texts"] | None = None,
+    ) -> Float[Tensor, "texts tasks"]:
+        """A row for each window; ``reading`` is of its text, for a model that reads it.
+
+        With ``rows`` text i is one of the window in row ``rows[i]``, and so is score i.
+        """
         summary, patches = self.stem(windows)
         first = (self.start + summary)[:, None]
         tokens = torch.cat([first, patches + self.positions], dim=1)
@@ -289,6 +295,8 @@ class Folded(nn.Module):
                     patches.append(x[:, 1 : tokens.shape[1]])
                 x = block(x, branch, tokens.shape[1], last)
             embeddings.append(self.ln_post(x[:, 0]) @ self.proj)
+        if rows is not None:
+            embeddings, patches = ([x[rows] for x in each] for each in (embeddings, patches))
         scores = [
             readout(embeddings[branch], patches[branch], reading)
             for readout, branch in zip(self.readouts, self.branch_of, strict=True)

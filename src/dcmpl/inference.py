@@ -137,14 +137,14 @@ def predict_table(
 def shuffled_prompts(table: ImageTable, seed: int = 0) -> list[str]:
     """For each picture the prompt of one that has another, drawn from ``seed``.
 
-    Its own where all have the same. Texts that differ in case or blanks only are the same.
+    Its own where no other has one. Texts that differ in case or blanks only are the same.
     """
     rng, frame = np.random.default_rng(seed), table.frame
     prompts, texts = frame["prompt"].tolist(), as_group(frame["prompt"]).to_numpy(str)
     groups = frame["group"].to_numpy(str)
     found = []
     for row, prompt in enumerate(prompts):
-        others = np.flatnonzero((groups != groups[row]) & (texts != texts[row]))
+        others = np.flatnonzero((groups != groups[row]) & (texts != texts[row]) & (texts != ""))
         found.append(prompts[rng.choice(others)] if len(others) else prompt)
     return found
 

@@ -133,10 +133,12 @@ def _prompts_matter(
         return {"alignment": {"srcc_drop": 0.0, "mean_drop": 0.0, "own_higher": 0.5}}
     reading = TorchEngine(model, ["alignment"])
     others, _ = answers_of(reading, table, views, "with other prompts", shuffled_prompts(table))
+    both = np.isfinite(own) & np.isfinite(others[:, 0])  # pictures that have a prompt
+    own, others, opinion = own[both], others[both, 0], opinion[both]
     known = np.isfinite(opinion)
-    drop = srcc(own[known], opinion[known]) - srcc(others[known, 0], opinion[known])
-    higher = (own > others[:, 0]).mean() + 0.5 * (own == others[:, 0]).mean()
-    found = {"srcc_drop": drop, "mean_drop": float((own - others[:, 0]).mean())}
+    drop = srcc(own[known], opinion[known]) - srcc(others[known], opinion[known])
+    higher = (own > others).mean() + 0.5 * (own == others).mean()
+    found = {"srcc_drop": drop, "mean_drop": float((own - others).mean())}
     return {"alignment": {**found, "own_higher": float(higher)}}
 
 

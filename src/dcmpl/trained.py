@@ -77,7 +77,7 @@ def answers_of(
 ) -> tuple[Float64[np.ndarray, "pictures tasks"], Float64[np.ndarray, "pictures tasks"]]:
     """Scores and spreads of a table's pictures, each with its own prompt or with ``prompts``.
 
-    ``what`` names the progress bar.
+    NaN for what a prompt is read for where there is none. ``what`` names the progress bar.
     """
     asked = list(table.frame["prompt"] if prompts is None else prompts)
     paths = track(table.frame["image"], what)
@@ -86,7 +86,11 @@ def answers_of(
         for path, prompt in zip(paths, asked, strict=True)
     )
     answers = all_answers(engine, questions, views)
-    return np.stack([a.scores for a in answers]), np.stack([a.spread for a in answers])
+    scores, spread = (np.stack(each) for each in zip(*answers, strict=True))
+    if engine.reads is not None:
+        without = [row for row, prompt in enumerate(asked) if not prompt.strip()]
+        scores[without, engine.tasks.index(engine.reads)] = np.nan
+    return scores, spread
 
 
 class _AsItIs(nn.Module):
@@ -133,13 +137,16 @@ class TorchEngine:
 
     @torch.inference_mode()
     def __call__(
-        self, windows: UInt8[np.ndarray, "batch size size 3"], texts: Sequence[Ids] = ()
-    ) -> Float64[np.ndarray, "batch tasks"]:
+        self, windows: UInt8[np.ndarray, "batch size size 3"], texts: Sequence[Sequence[Ids]] = ()
+    ) -> Float64[np.ndarray, "rows tasks"]:
         inputs = torch.from_numpy(windows).to(self.device)
         if self._reader is None:
             found: Tensor = self.network(inputs)
         else:
-            found = self.network(inputs, self._reader(texts or [()] * len(windows)))
+            of_window = texts or [[()]] * len(windows)
+            rows = [row for row, own in enumerate(of_window) for _ in own]
+            reading = self._reader([text for own in of_window for text in own])
+            found = self.network(inputs, reading, torch.tensor(rows, device=self.device))
         return found.double().cpu().numpy()
 
     def parts(self, text: str, long: str) -> Parts:
