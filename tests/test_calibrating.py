@@ -18,7 +18,7 @@ from PIL import Image
 
 from calibrated import PROMPTS, SCALE, drawn, judged_of, plain_meaning
 from conftest import Capture, made_table, refused
-from dcmpl.calibrating import Judged, fit_meaning, judged, measure_calibration
+from dcmpl.calibrating import Judged, _evenly, fit_meaning, judged, measure_calibration
 from dcmpl.calibration import CALIBRATION, CLOSE, Calibration, Meaning, read_calibration
 from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
@@ -331,6 +331,13 @@ def test_nine_in_ten_are_right_from_the_sure_score_on_and_from_no_lower_one(seed
         assert cut.sure_recall == pytest.approx(found)
 
 
+@pytest.mark.parametrize(("good", "is_sure"), [(8, False), (9, True)])
+def test_sure_score_is_that_of_ten_pictures_at_least(good: int, is_sure: bool) -> None:
+    scores = np.linspace(0.9, 0.1, 40)
+    cut = fitted(judged_of(scores, np.where(np.arange(40) < good, 4.5, 1.5))).cuts[-1]
+    assert (cut.sure, cut.sure_recall) == ((scores[9], 1.0) if is_sure else (None, 0.0))
+
+
 def test_sure_score_counts_all_pictures_of_that_score() -> None:
     mos = np.repeat([4.5, 1.5], 10)
     cut = fitted(judged_of(np.full(20, 0.5), mos)).cuts[-1]
@@ -364,6 +371,23 @@ def test_measures_count_intervals_and_calls() -> None:
     )
     gaps = [abs(c - r) for c, r in zip(chances, right, strict=True)]
     assert found["pair_error"] == pytest.approx(mean(gaps))  # a pair in each bin
+
+
+def test_error_before_is_that_of_places_on_the_scale() -> None:
+    scores = [0.2, 0.4, 0.6, 0.8]
+    meaning = plain_meaning(curve=(5.0, 1.0, 0.5, 0.1))
+    mos = meaning.mos(np.array(scores)).tolist()
+    found = measure_calibration(meaning, judged_of(scores, mos))
+    assert found["calibration_error"] == found["mean_error"] == 0
+    expected = mean(abs(1 + 4 * s - m) for s, m in zip(scores, mos, strict=True))
+    assert found["calibration_error_before"] == pytest.approx(expected)
+
+
+def test_pairs_of_equal_opinions_are_no_pairs() -> None:
+    found = measure_calibration(plain_meaning(), judged_of([0.2, 0.5, 0.8], [3.0, 3.0, 4.0]))
+    assert (found["called"], found["called_right"]) == (1, 1)
+    close = measure_calibration(plain_meaning(), judged_of([0.2, 0.21, 0.8], [3.0, 3.0, 4.0]))
+    assert close["called"] == 1
 
 
 def test_pictures_of_a_prompt_each_have_no_pairs_to_measure() -> None:
@@ -421,7 +445,7 @@ def part_of(run: Path, part: str) -> tuple[str, ...]:
 
 
 def test_training_calibrates_on_validation_and_ranks_among_training_pictures(
-    calibrated_run: Path, known: Calibration, rows: Rows
+    calibrated_run: Path, known: Calibration, rows: Rows, opinions: dict[str, float]
 ) -> None:
     assert (known.data, known.views, list(known.targets)) == (
         *("noise", "grid-2"),
@@ -435,6 +459,11 @@ def test_training_calibrates_on_validation_and_ranks_among_training_pictures(
         ends = meaning.population[0], meaning.population[50], meaning.population[100]
         assert ends == pytest.approx((own[0], median(own), own[-1]), abs=1e-6)
         assert set(meaning.generators) == {"a", "b"}
+    scores = np.array([rows[name]["quality"] for name in val])
+    curve = fit_logistic4(scores, np.array([opinions[name] for name in val]))
+    assert curve is not None
+    expected = logistic4(scores, *curve).clip(1, 5)
+    assert known.targets["quality"].mos(scores) == pytest.approx(expected, abs=0.02)
     assert known.targets["quality"].raters
     assert not known.targets["alignment"].raters
 
@@ -464,10 +493,12 @@ def test_run_of_too_few_opinions_is_finished_all_the_same(
     (copied / CALIBRATION).unlink()
     monkeypatch.setattr("dcmpl.calibrating.FEWEST", 13)
     assert main([*calibrated_words, "--out", str(copied), "--resume"]) == 0
-    assert (
-        "note: scores are not calibrated: expected at least 13 validation pictures with opinions "
-        "to calibrate on, got 12"
-    ) in capsys.readouterr().err.splitlines()
+    told = capsys.readouterr().err.splitlines()
+    for target in ("quality", "alignment"):
+        assert (
+            f"note: {target} is not calibrated: expected at least 13 validation pictures with "
+            "opinions to calibrate on, got 12"
+        ) in told
     assert not (copied / CALIBRATION).exists()
 
 
@@ -594,3 +625,10 @@ def test_evaluate_on_another_scale_measures_no_calibration(
         metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert list(metrics["calibration"]) == (["quality"] if is_measured else [])
         assert ("90 % interval" in capsys.readouterr().out) is is_measured
+
+
+@pytest.mark.parametrize(("rows", "step"), [(1, 1), (10, 1), (11, 2), (25, 3)])
+def test_some_of_many_rows_are_evenly_spread(rows: int, step: int) -> None:
+    table = made_table(prompt=[str(row) for row in range(rows)])
+    found = _evenly(table, 10).frame["prompt"].astype(int).tolist()
+    assert found == list(range(0, rows, step))

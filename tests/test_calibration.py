@@ -95,7 +95,16 @@ def test_percentile_among_an_unknown_generator_is_wrong_usage() -> None:
 def test_percentile_of_a_tie_counts_only_what_scores_lower() -> None:
     population = np.repeat([0.5, 0.7], 50)
     meaning = fit_meaning(drawn(np.random.default_rng(0), 40), SCALE, population, [""] * 100)
-    assert meaning.percentile(np.array([0.5, 0.7])) == pytest.approx([0, 50], abs=1)
+    found = meaning.percentile(np.array([0.4, 0.5, 0.7, 0.9]))
+    assert found == pytest.approx([0, 0, 50, 100], abs=1)
+
+
+def test_percentiles_are_among_training_pictures_with_a_score() -> None:
+    population = np.array([0.2, np.nan, 0.4, np.nan])
+    known = drawn(np.random.default_rng(0), 40)
+    meaning = fit_meaning(known, SCALE, population, ["a", "a", "b", "b"])
+    assert (meaning.training, meaning.population[0], meaning.population[-1]) == (2, 0.2, 0.4)
+    assert set(meaning.generators["a"]) == {0.2}
 
 
 # Labels

@@ -25,7 +25,7 @@ from dcmpl.folded import Folded
 from dcmpl.images import read_image
 from dcmpl.metrics import calibration_error
 from dcmpl.patches import fit_patches
-from dcmpl.progress import track
+from dcmpl.progress import say, track
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine, answers_of
@@ -82,10 +82,11 @@ def judged(table: ImageTable, target: str, scores: Values, spread: Values) -> Ju
     return found.select(np.isfinite(found.mos) & np.isfinite(scores))
 
 
-def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) -> Calibration:
+def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) -> Calibration | None:
     """What the scores of a finished run mean; ``engine`` gives those of its learned tasks.
 
-    Raises :class:`DataError` where validation has too few opinions on one of them.
+    A target on which validation has too few opinions is left out, and that is said; None where
+    that is so of all.
     """
     validation, training = split.validation_part(table).table, split.train_part(table).table
     views, scale = run.train.views, table.scale
@@ -93,12 +94,15 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
     training = _evenly(training, MOST_RANKED)
     population, _ = answers_of(engine, training, views, "scores of the training pictures")
     generators = training.frame["generator"].tolist()
-    targets = {
-        task: fit_meaning(
-            judged(validation, task, known[:, i], spread[:, i]), scale, population[:, i], generators
-        )
-        for i, task in enumerate(engine.tasks)
-    }
+    targets = {}
+    for i, task in enumerate(engine.tasks):
+        of_task = judged(validation, task, known[:, i], spread[:, i])
+        try:
+            targets[task] = fit_meaning(of_task, scale, population[:, i], generators)
+        except DataError as error:
+            say(f"note: {task} is not calibrated: {error}")
+    if not targets:
+        return None
     patches = None
     if isinstance(engine.network, Folded):
         patches = _fit_patches(engine.network, engine.tasks[0], training, run.train.seed)
@@ -144,6 +148,8 @@ def fit_meaning(
     errors = known.mos - out_of_fold
     plain = replace(plain, spread=_variance_weights(known, plain, out_of_fold, errors))
     apart = np.abs(errors) / plain.deviation(known.scores, known.spread)
+    rows = np.isfinite(population)  # not judged without a prompt
+    population, generators = population[rows], np.array(generators, dtype=str)[rows].tolist()
     by_generator = {
         str(name): _percentiles(population[np.array(generators) == name])
         for name in dict.fromkeys(generators)

@@ -143,6 +143,8 @@ def _calibrate(folder: Path, run: Run, table: ImageTable, split: Split) -> None:
     except DataError as error:
         say(f"note: scores are not calibrated: {error}")
         return
+    if found is None:
+        return
     found.write(folder)
     say(f"calibrated on validation: {', '.join(found.targets)}; dcmpl info {folder} shows it")
 

@@ -15,7 +15,7 @@ from jaxtyping import Float64, UInt8
 
 from dcmpl.answers import Answer, Question, all_answers
 from dcmpl.calibrating import uncalibrated
-from dcmpl.calibration import Calibration, Meaning, read_calibration
+from dcmpl.calibration import Calibration, read_calibration
 from dcmpl.disk import write_atomically
 from dcmpl.errors import UsageError
 from dcmpl.folded import Folded
@@ -169,9 +169,9 @@ def _maps(
         return []
     values, maps = window_map(engine, picture, text), list[QualityMap]()
     varies = np.ptp(values) > 0  # a picture of a window's size has one window
-    if calibration is None:
+    meaning = calibration.targets.get(engine.tasks[0]) if calibration else None
+    if calibration is None or meaning is None:
         return [QualityMap(values, "windows", "score")] if varies else []
-    meaning = calibration.targets[engine.tasks[0]]
     if varies:
         maps.append(QualityMap(meaning.mos(values), "windows", "MOS units"))
     if calibration.patches is not None and isinstance(engine.network, Folded):
@@ -188,9 +188,9 @@ def _told(
     name, score = engine.tasks[task], np.array([answer.scores[task]])
     if name == engine.reads and not prompt.strip():
         return f"{name}: not judged, there is no prompt"
-    if calibration is None:
+    meaning = calibration.targets.get(name) if calibration else None
+    if calibration is None or meaning is None:
         return f"{name} {score[0]:.3f}"
-    meaning: Meaning = calibration.targets[name]
     low, high = meaning.interval(score, np.array([answer.spread[task]]))
     return (
         f"{name} {score[0]:.3f}: {meaning.labels(score)[0]}, MOS {meaning.mos(score)[0]:.2f} "
