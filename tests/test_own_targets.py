@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from conftest import Capture, made_table, refused
+from dcmpl.calibrating import calibrate
 from dcmpl.calibration import Calibration, Meaning
-from dcmpl.checkpoint import read_run
+from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig
+from dcmpl.datasets import load_table
 from dcmpl.errors import UsageError
 from dcmpl.evaluate import predictions_frame
 from dcmpl.measuring import _calibration
@@ -24,7 +26,9 @@ from dcmpl.model import Scores
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS, with_targets
 from dcmpl.scores import Score
+from dcmpl.table import MosScale
 from dcmpl.train import task_loss
+from dcmpl.trained import TorchEngine
 
 Words = list[str]
 TASKS = '{"realism": ["realistic photo", "fake photo"]}'
@@ -156,26 +160,31 @@ def test_own_task_may_be_the_main_one(
         ),
         (
             '{"realism": ["realistic photo"]}',
-            "expected a positive and a negative word for the task realism, as in {realism: [good "
-            "photo, bad photo]}, got ['realistic photo']",
+            "expected a positive and a negative word for the task realism, as in --tasks "
+            '\'{"realism": ["good photo", "bad photo"]}\', got [\'realistic photo\']',
         ),
         (
             '{"realism": ["realistic", "half", "fake"]}',
-            "expected a positive and a negative word for the task realism, as in {realism: [good "
-            "photo, bad photo]}, got ['realistic', 'half', 'fake']",
+            "expected a positive and a negative word for the task realism, as in --tasks "
+            "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', 'half', 'fake']",
         ),
         (
             '{"realism": ["realistic", " "]}',
-            "expected a positive and a negative word for the task realism, as in {realism: [good "
-            "photo, bad photo]}, got ['realistic', ' ']",
+            "expected a positive and a negative word for the task realism, as in --tasks "
+            "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', ' ']",
         ),
         (
             '{"Real-ism": ["realistic photo", "fake photo"]}',
-            "expected tasks in words, quality, alignment, authenticity or others of small letters, "
-            "digits and _, got Real-ism",
+            "expected a task of small letters, digits and _ that names nothing else in tables of "
+            "scores, got Real-ism: rename it and its column",
+        ),
+        (
+            '{"prompt": ["good prompt", "bad prompt"]}',
+            "expected a task of small letters, digits and _ that names nothing else in tables of "
+            "scores, got prompt: rename it and its column",
         ),
     ],
-    ids=["no such column", "one word", "three words", "blank", "bad name"],
+    ids=["no such column", "one word", "three words", "blank", "bad name", "taken name"],
 )
 def test_bad_tasks_are_wrong_usage_in_a_sentence(
     capsys: Capture, own_words: Words, tmp_path: Path, tasks: str, told: str
@@ -393,3 +402,29 @@ def test_calibrated_run_is_measured_on_data_without_its_own_target(
     scores = np.full((2, len(run.learned)), 0.5)
     found = _calibration(own_run, run, made_table(mos_quality=[1.0, 2.0]), scores, scores)
     assert found == {"quality": {"mean_error": 0.0}}
+
+
+def test_target_with_few_opinions_leaves_the_others_calibrated(
+    own_run: Path, data: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, table = read_run(own_run), load_table(data, MosScale(1, 5))
+    split = read_split(own_run, run)
+    assert split is not None
+    assert isinstance(scorer.engine, TorchEngine)
+    monkeypatch.setattr("dcmpl.calibrating.FEWEST", len(split.val))
+    few = table.frame["name"].isin(split.val[1:])
+    table.frame.loc[few, "mos_realism"] = np.nan
+    found = calibrate(run, scorer.engine, table, split)
+    assert found is not None
+    assert list(found.targets) == ["quality", "alignment", "photo_fit"]
+
+
+def test_column_that_names_no_target_is_told(data: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(data).rename(columns={"mos_realism": "mos_prompt"})
+    frame["image"] = [str(data.parent / image) for image in frame["image"]]
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    (note,) = load_table(tmp_path / "data.csv", MosScale(1, 5)).notes
+    assert note == (
+        "no target is read from the column mos_prompt: expected mos_ and small letters, digits "
+        "or _ that name nothing else in tables of scores"
+    )

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from conftest import Capture, refused
 from dcmpl.batches import EpochWindows, epoch_loader
+from dcmpl.calibrating import judged
 from dcmpl.checkpoint import read_run
 from dcmpl.cli import main
 from dcmpl.datasets import load_table
@@ -28,6 +30,7 @@ from dcmpl.inference import (
     predict_table,
     shuffled_prompts,
 )
+from dcmpl.measuring import _prompts_matter
 from dcmpl.metrics import bootstrap, srcc
 from dcmpl.outputs import Row
 from dcmpl.parts import Part
@@ -36,7 +39,7 @@ from dcmpl.reader import Reader
 from dcmpl.recipes import TrainConfig
 from dcmpl.table import MosScale
 from dcmpl.train import EpochReport
-from dcmpl.trained import TorchEngine, load_model
+from dcmpl.trained import TorchEngine, answers_of, load_model
 
 TOLERANCE = 1e-6
 """Other batches add up in another order: a few float32 roundings of a value below 1."""
@@ -290,6 +293,16 @@ def test_picture_that_cannot_be_read_has_no_dropped_tokens(
     assert (good.status, good.tokens_dropped) == ("ok", 20)
 
 
+def test_picture_whose_prompt_is_none_is_one_without_a_prompt(
+    scorer: Scorer, paths: list[Path]
+) -> None:
+    """As a column of captions has it where one is missing; the other pictures have theirs."""
+    prompts: list[Any] = [None, "a red circle"]
+    without, other = scorer.score(paths[:2], prompts)
+    assert (without.status, without.alignment) == ("ok", None)
+    assert other.alignment is not None
+
+
 def test_notes_of_picture_and_prompt_stand_side_by_side(scorer: Scorer) -> None:
     image = Image.new("RGBA", (40, 40), (9, 9, 9, 100))
     (found,) = scorer.score([image], "")
@@ -537,6 +550,24 @@ def test_evaluation_says_what_other_prompts_change(
     assert "own prompt scores higher" in printed
 
 
+def test_alignment_of_rows_without_a_prompt_counts_nowhere(
+    prompted_run: Path, scorer: Scorer, picture_data: Path
+) -> None:
+    """Not in metrics, nor in what other prompts change, nor in a calibration."""
+    table = load_table(picture_data, MosScale(1, 5))
+    prompts = [*table.frame["prompt"][:-2], "", "  "]
+    assert isinstance(scorer.engine, TorchEngine)
+    scores, spread = answers_of(scorer.engine, table, "center", "scoring", prompts)
+    column = scorer.engine.tasks.index("alignment")
+    assert np.isnan(scores[:, column]).tolist() == [not p.strip() for p in prompts]
+    assert np.isfinite(np.delete(scores, column, axis=1)).all()
+    assert len(judged(table, "alignment", scores[:, column], spread[:, column])) == len(table) - 2
+    blank = replace(table, frame=table.frame.assign(prompt=prompts))
+    model = load_model(prompted_run)[1]
+    found = _prompts_matter(scorer.engine, model, blank, "center", scores)["alignment"]
+    assert np.isfinite(list(found.values())).all()
+
+
 @pytest.mark.usefixtures("few_draws")
 def test_evaluation_of_a_blind_run_says_that_prompts_change_nothing(
     trained_run: Path, tmp_path: Path
@@ -590,6 +621,16 @@ def test_export_leaves_alignment_out_and_says_so(
     assert {(row.alignment, row.note, row.status) for row in found} == {(None, "", "ok")}
     qualities = [row.quality for row in scorer.score(paths, "blue")]
     assert [row.quality for row in found] == pytest.approx(qualities, abs=TOLERANCE)
+
+
+def test_export_tells_in_words_what_is_exported(
+    capsys: Capture, prompted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcmpl.export.write_export", lambda *_: {"variants": []})
+    monkeypatch.setattr("dcmpl.export._calibration", lambda *_: [])
+    assert main(["export", str(prompted_run), "-o", str(tmp_path / "new")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "alignment" in line]
+    assert line.endswith("exported: quality")
 
 
 @pytest.mark.parametrize("targets", [["alignment"], ["quality", "alignment"]])

@@ -527,6 +527,19 @@ def test_command_ranks_by_a_target_of_two_words(
     assert [Path(row["image"]).stem for row in rows_of(out)] == ["dark", "bright"]
 
 
+@pytest.mark.parametrize("flag", ["--rank", "--sort", "--top=1"])
+def test_order_by_quality_that_is_not_predicted_is_wrong_usage(
+    capsys: Capture,
+    two_pictures: list[Path],
+    out: Path,
+    flag: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opens(monkeypatch, scorer("alignment"))
+    told = refused(capsys, 2, "score", *two_pictures, "--model", out.parent, "-o", out, flag)
+    assert told == "expected targets that made predicts (alignment), got quality"
+
+
 def test_picture_that_is_worse_than_the_one_behind_it_is_not_too_close_to_call() -> None:
     """In the order of another number the better picture may come second."""
     found = scorer().rank([grey(255, 255), grey(0, 50)], by="quality_spread")

@@ -217,7 +217,8 @@ class ModelConfig:
         if not self.words or wrong:
             raise UsageError(
                 f"expected tasks in words, {', '.join(WORDS)} or others of small letters, digits "
-                f"and _, got {', '.join(wrong) or 'none'}"
+                f"and _ that name nothing else in tables of scores, got "
+                f"{', '.join(wrong) or 'none'}"
             )
         if not all(
             pairs and all(len(pair) == 2 for pair in pairs) for pairs in self.words.values()

@@ -292,7 +292,8 @@ def export(arguments: Any) -> int:
     run, model = load_model(folder, arguments.backbone, "cpu")
     targets = tuple(arguments.targets or run.learned)
     if unknown := [target for target in targets if target not in run.learned]:
-        raise UsageError(f"expected targets the run learned, {run.learned}, got {unknown[0]}")
+        known = ", ".join(run.learned)
+        raise UsageError(f"expected targets the run learned, {known}, got {unknown[0]}")
     if run.model.aux.reads_prompt and "alignment" in targets:
         if arguments.targets or len(targets) == 1:
             raise UsageError(
@@ -300,7 +301,8 @@ def export(arguments: Any) -> int:
                 "prompts, score with the run itself"
             )
         targets = tuple(target for target in targets if target != "alignment")
-        say(f"note: alignment reads the prompt, which only torch does; exported: {targets}")
+        told = ", ".join(targets)
+        say(f"note: alignment reads the prompt, which only torch does; exported: {told}")
     pictures = _calibration(arguments, folder, run)
     spread = pictures[:: max(1, len(pictures) // ENOUGH_PICTURES)]
     calibration = read_calibration(folder, run.weights_sha256)

@@ -14,7 +14,7 @@ from dcmpl.images import Picture, decode, from_pil
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Input", "is_tensor", "name_of", "read_input"]
+__all__ = ["Input", "is_tensor", "name_of", "read_input", "text_of"]
 
 Input = Union[str, Path, Image.Image, np.ndarray, "Tensor"]
 """A file, a Pillow image, uint8 RGB of shape (height, width, 3), or a tensor (3, height, width)
@@ -23,6 +23,13 @@ of floats in [0, 1]."""
 
 def name_of(picture: Input) -> str:
     return str(picture) if isinstance(picture, (str, Path)) else ""
+
+
+def text_of(prompt: Any) -> str:
+    """A prompt as text; empty where a table has none (None, NaN or pandas' NA)."""
+    if isinstance(prompt, str):
+        return prompt
+    return "" if prompt is None or str(prompt) in ("nan", "<NA>") else str(prompt)
 
 
 def is_tensor(picture: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Literal, Optional, get_type_hints
+from typing import Any, Literal, Optional, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -114,7 +114,7 @@ def _add_model(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tasks",
-        type=dict[str, list[str]],
+        type=dict[str, Any],
         default={},
         metavar="{NAME: [GOOD, BAD]}",
         help="further targets, each a column mos_NAME of the data with its positive and negative "

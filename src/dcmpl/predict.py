@@ -16,7 +16,7 @@ from dcmpl.calibration import NUMBERS, Calibration, ranked
 from dcmpl.engines import BATCH, Engine
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images import Picture
-from dcmpl.inputs import Input, is_tensor, name_of, read_input
+from dcmpl.inputs import Input, is_tensor, name_of, read_input, text_of
 from dcmpl.opening import chosen_targets, open_model
 from dcmpl.packing import ahead, cores
 from dcmpl.recipes import check_views
@@ -127,9 +127,11 @@ class Scorer:
     def score(
         self,
         images: "Sequence[Input] | Tensor",
-        prompts: Sequence[str] | str | None = None,
+        prompts: Sequence[str | None] | str | None = None,
     ) -> Scores:
         """One :class:`Score` per picture, in order; ``prompts`` may be one for all.
+
+        None or NaN among them, as tables have it, is a picture without a prompt.
 
         ``images`` is a sequence of pictures or one tensor (N, 3, height, width). Raises
         :class:`UsageError` where the counts differ.
@@ -185,11 +187,11 @@ class Scorer:
         meaning = self.calibration.targets.get(target) if self.calibration else None
         return ranked(meaning, scores, spreads)
 
-    def stream(self, pairs: Iterable[tuple[Input, str]]) -> Iterator[Score]:
+    def stream(self, pairs: Iterable[tuple[Input, str | None]]) -> Iterator[Score]:
         """The same for (picture, prompt) pairs that come one by one, in bounded memory."""
         one_at_a_time = Lock()  # of Pillow's images, which several pairs may share
         return self.rows(
-            Request(name_of(picture), prompt, partial(read_input, picture, one_at_a_time))
+            Request(name_of(picture), text_of(prompt), partial(read_input, picture, one_at_a_time))
             for picture, prompt in pairs
         )
 

@@ -16,6 +16,7 @@ from dcmpl.config import (
     ModelConfig,
     MpaConfig,
     WordPairs,
+    target_of,
 )
 from dcmpl.errors import UsageError
 from dcmpl.usage import nearest
@@ -141,7 +142,7 @@ def with_targets(
     model: ModelConfig,
     judged: Sequence[str],
     chosen: Sequence[str] | None,
-    tasks: Mapping[str, Sequence[str]] | None = None,
+    tasks: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
     """``model`` with the tasks that were ``chosen``, the main one first.
 
@@ -153,10 +154,16 @@ def with_targets(
     """
     pairs: dict[str, WordPairs] = {}
     for name, words in (tasks or {}).items():
-        if len(words) != 2 or not all(w.strip() for w in words) or len(set(words)) < 2:
+        given = words if isinstance(words, list) else []
+        if not all(isinstance(w, str) and w.strip() for w in given) or len({*given}) != 2:
             raise UsageError(
                 f"expected a positive and a negative word for the task {name}, as in "
-                f"{{{name}: [good photo, bad photo]}}, got {list(words)}"
+                f'--tasks \'{{"{name}": ["good photo", "bad photo"]}}\', got {words}'
+            )
+        if target_of(f"mos_{name}") is None:
+            raise UsageError(
+                f"expected a task of small letters, digits and _ that names nothing else in "
+                f"tables of scores, got {name}: rename it and its column"
             )
         if name not in judged:
             raise UsageError(
