@@ -236,7 +236,7 @@ def fitted() -> Calibration:
     falling = fit_meaning(
         judged_of(rng.random(20), rng.uniform(1, 2, 20)), SCALE, rng.random(60), names
     )
-    patches = PatchReadout((0.1, 1 / 3, -2e-17), 0.5)
+    patches = PatchReadout((0.1, 1 / 3, -2e-17))
     return replace(plain_calibration(), targets={"quality": quality, "x": falling}, patches=patches)
 
 

@@ -177,10 +177,10 @@ class Meaning:
 
 @dataclass(frozen=True)
 class PatchReadout:
-    """A patch's score in [0, 1] is ``bias`` + ``weights`` . its features (``dcmpl.patches``)."""
+    """``weights`` . the features of a patch, less the mean of its picture's: how much it lifts
+    the score of its place (``dcmpl.patches``)."""
 
     weights: tuple[float, ...]
-    bias: float
 
 
 @dataclass(frozen=True)
@@ -304,8 +304,7 @@ def of_record(record: Mapping[str, Any]) -> Calibration:
     data, views, weights = (str(record[name]) for name in ("data", "views", "weights_sha256"))
     patches = record["patches"]
     if patches is not None:
-        (bias,) = _numbers([patches["bias"]])
-        patches = PatchReadout(_numbers(patches["weights"]), bias)
+        patches = PatchReadout(_numbers(patches["weights"]))
     return Calibration(data, views, weights, targets, patches)
 
 

@@ -64,16 +64,23 @@ def window_map(engine: TorchEngine, picture: Picture, text: Sequence[int] = ()) 
 def patch_map(network: Folded, calibration: Calibration, picture: Picture) -> Values:
     """How the patches that show a block differ from the picture's mean, in [-1, 1].
 
-    Windows are two and a half patches apart, so that a block is seen at several places.
+    Windows are at most two and a half patches apart, five or more in a row, and the picture is
+    continued by a patch of its mirror image: so even one of a window's size is seen at several
+    places.
     """
     if calibration.patches is None:
         raise UsageError("expected a calibrated run whose model can be folded for a map of patches")
-    cells = round(len(network.positions) ** 0.5)
-    corners = _corners(picture, network.size, 5 * network.size // (2 * cells))
-    cut = [_window(picture, corner, network.size) for corner in corners]
+    size, cells = network.size, round(len(network.positions) ** 0.5)
+    edge = -(-size // cells // GRID)
+    sides = ((edge * GRID, edge * GRID),) * 2
+    wide = np.pad(picture, (*sides, (0, 0)), mode="symmetric")
+    spare = min(wide.shape[:2]) - size
+    corners = _corners(wide, size, min(5 * size // (2 * cells), spare // 4))
+    cut = [_window(wide, corner, size) for corner in corners]
     scores = patch_scores(network, calibration.patches, cut)
-    each = network.size // cells // GRID
-    found = _averaged(picture, corners, [s.repeat(each, 0).repeat(each, 1) for s in scores])
+    of_block = (np.arange(size // GRID) * GRID + GRID // 2) * cells // size
+    found = _averaged(wide, corners, [s[np.ix_(of_block, of_block)] for s in scores])
+    found = found[edge : edge + picture.shape[0] // GRID, edge : edge + picture.shape[1] // GRID]
     relative: Values = found - found.mean()
     return relative
 

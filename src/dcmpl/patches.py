@@ -85,12 +85,13 @@ def fit_patches(
         cover[box[0] : box[2], box[1] : box[3]] = 1
         of_cells = cover[: cells * cell, : cells * cell].reshape(cells, cell, cells, cell)
         wanted.append(opinion * (1 - of_cells.mean((1, 3)).ravel()))
-    features = np.concatenate(list(patch_features(network, windows)))
-    y = np.concatenate(wanted)
-    center, scale = features.mean(0), features.std(0) + 1e-9
-    z = (features - center) / scale
-    weights = np.linalg.solve(z.T @ z + RIDGE * np.eye(z.shape[1]), z.T @ (y - y.mean())) / scale
-    return PatchReadout(tuple(weights.tolist()), float(y.mean() - center @ weights))
+    # What a map shows is how patches of one picture differ, so nothing else is fitted.
+    features = [f - f.mean(0) for f in patch_features(network, windows)]
+    x, y = np.concatenate(features), np.concatenate([w - w.mean() for w in wanted])
+    scale = x.std(0) + 1e-9
+    z = x / scale
+    weights = np.linalg.solve(z.T @ z + RIDGE * np.eye(z.shape[1]), z.T @ y) / scale
+    return PatchReadout(tuple(weights.tolist()))
 
 
 def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -102,8 +103,8 @@ def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
 def patch_scores(
     network: Folded, readout: PatchReadout, windows: Sequence[Window]
 ) -> Float64[np.ndarray, "windows cells cells2"]:
-    """The scores of the patches of each window, in rows, about 0 to 1."""
+    """The scores of the patches of each window, in rows; what counts is how they differ."""
     cells = round(len(network.positions) ** 0.5)
     weights = np.array(readout.weights)
-    of_windows = [f @ weights + readout.bias for f in patch_features(network, windows)]
+    of_windows = [f @ weights for f in patch_features(network, windows)]
     return np.stack(of_windows).reshape(len(windows), cells, cells)
