@@ -74,8 +74,7 @@ def patch_map(network: Folded, calibration: Calibration, picture: Picture) -> Va
     edge = -(-size // cells // GRID)
     sides = ((edge * GRID, edge * GRID),) * 2
     wide = np.pad(picture, (*sides, (0, 0)), mode="symmetric")
-    spare = min(wide.shape[:2]) - size
-    corners = _corners(wide, size, min(5 * size // (2 * cells), spare // 4))
+    corners = _corners(wide, size, 5 * size // (2 * cells), least=5)
     cut = [_window(wide, corner, size) for corner in corners]
     scores = patch_scores(network, calibration.patches, cut)
     of_block = (np.arange(size // GRID) * GRID + GRID // 2) * cells // size
@@ -85,11 +84,14 @@ def patch_map(network: Folded, calibration: Calibration, picture: Picture) -> Va
     return relative
 
 
-def _corners(picture: Picture, size: int, step: int) -> list[tuple[int, int]]:
-    """Windows ``step`` apart from edge to edge, at multiples of ``GRID``."""
-    step = max(GRID, step // GRID * GRID)
+def _corners(picture: Picture, size: int, step: int, least: int = 2) -> list[tuple[int, int]]:
+    """Windows from edge to edge, at most ``step`` apart and at multiples of ``GRID``.
+
+    As many as ``least`` in a row, where there is room.
+    """
     spares = [(side - size) // GRID * GRID for side in picture.shape[:2]]
-    rows, columns = ([*range(0, spare, step), spare] for spare in spares)
+    steps = [max(GRID, min(step, spare // (least - 1)) // GRID * GRID) for spare in spares]
+    rows, columns = ([*range(0, spare, s), spare] for spare, s in zip(spares, steps, strict=True))
     return [(top, left) for top in rows for left in columns]
 
 
