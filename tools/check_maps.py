@@ -24,6 +24,7 @@ from dcmpl.model import DCMPL
 from dcmpl.patches import damaged
 from dcmpl.progress import track
 from dcmpl.trained import TorchEngine, load_model, table_of_run
+from draw_scenes import each_once
 
 BLUR, NOISE = 4.0, 40.0
 
@@ -74,7 +75,7 @@ def main() -> None:
     split, table = read_split(options.run, run), table_of_run(run)
     assert split is not None
     assert calibration is not None
-    test = split.test_part(table).table
+    test = each_once(split.test_part(table).table)
     rows = pd.Series(np.arange(len(test)) % max(1, len(test) // options.pictures) == 0)
     paths = list(test.select(rows).frame["image"])[: options.pictures]
     picture = read_image(paths[0])

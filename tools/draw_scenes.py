@@ -10,6 +10,7 @@ pseudo-MOS. ``data.csv`` also holds the right caption and one with a single faul
 
 import argparse
 import csv
+import os
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from dcmpl.table import ImageTable
 from defects import degrade, draw_defects, pseudo_mos
 from drawings import PARTS, Scene, draw_scene, render, to_bytes, with_faults
 
@@ -65,6 +67,11 @@ def told(scene: Scene, faults: int, rng: np.random.Generator) -> dict[str, Any]:
         "mos_alignment": f"{5 - 4 * faults / len(PARTS):.4f}",
         "faults": faults,
     }
+
+
+def each_once(table: ImageTable) -> ImageTable:
+    """The rows of drawings, without those of links to them."""
+    return table.select(~table.frame["image"].map(os.path.islink))
 
 
 def facts(scene: Scene) -> list[str]:

@@ -7,7 +7,6 @@ right caption scores higher than one with a single fault. Written to ``RUN/readi
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from dcmpl.checkpoint import read_run, read_split
 from dcmpl.disk import as_json, write_atomically
 from dcmpl.metrics import srcc
 from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
+from draw_scenes import each_once
 
 
 def main() -> None:
@@ -28,8 +28,7 @@ def main() -> None:
     run = read_run(options.run)
     table, split = table_of_run(run), read_split(options.run, run)
     assert split is not None
-    test = split.test_part(table).table
-    test = test.select(~test.frame["image"].map(os.path.islink))  # each drawing once
+    test = each_once(split.test_part(table).table)
     test = test.select(pd.Series(np.arange(len(test)) < options.pictures))
     told = pd.read_csv(options.data).set_index("image").loc[test.frame["name"]]
     _, model = load_model(options.run)

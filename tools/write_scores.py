@@ -32,6 +32,7 @@ from dcmpl.pages import figure_png, markdown_table
 from dcmpl.patches import damaged
 from dcmpl.table import ImageTable
 from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
+from draw_scenes import each_once
 
 DOCS = Path(__file__).parents[1] / "docs"
 OF_EACH, SIDE = 6, 128
@@ -42,7 +43,7 @@ def test_part(folder: Path) -> ImageTable:
     run = read_run(folder)
     table, split = table_of_run(run), read_split(folder, run)
     assert split is not None
-    return split.test_part(table).table
+    return each_once(split.test_part(table).table)
 
 
 def calibration_of(folder: Path) -> Calibration:
