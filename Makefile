@@ -25,7 +25,7 @@ test: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile
 
 docs: $(VENV)/.tests
 	$(VENV)/bin/python tools/write_cli_docs.py
