@@ -183,7 +183,7 @@ def test_flags_of_the_parser_are_no_fields(setting: str) -> None:
         ("model.words={}", "quality, alignment"),
         (
             "model.words={Colour: [[red, blue]]}",
-            "small letters, digits and _, got Colour",
+            "tables of scores, got Colour",
         ),
         ("model.words={quality: [], alignment: [[a, b]]}", "pairs"),
         ("model.words={quality: good}", "words"),
