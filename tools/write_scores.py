@@ -5,7 +5,7 @@
     dcmpl evaluate ... of both; python tools/check_maps.py runs/prompted
     python tools/draw_scenes.py --out drawn; dcmpl train --data drawn/data.csv ... --out runs/drawn
     python tools/measure_reading.py runs/drawn --data drawn/data.csv
-    python tools/check_maps.py runs/drawn --pictures 200 --side 96
+    python tools/check_maps.py runs/drawn --pictures 200 --side 64
     python tools/write_scores.py runs/prompted --blind runs/blind --drawn runs/drawn \
         --drawings drawn/data.csv
 
