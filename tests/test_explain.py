@@ -1,6 +1,5 @@
 """``dcmpl explain``: maps that lie where they belong, words left out, and what is refused."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from calibrated import Brightness, plain_meaning
 from conftest import Capture, refused
+from dcmpl.answers import Question, all_answers
 from dcmpl.calibration import read_calibration
 from dcmpl.checkpoint import read_run
 from dcmpl.cli import main
@@ -22,7 +22,8 @@ from dcmpl.trained import TorchEngine
 
 pytest_plugins = ("calibrated",)
 
-TOLERANCE = 1e-6
+TOLERANCE = 3e-6
+"""Other batches add up in another order: a few float32 roundings of a difference."""
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +92,12 @@ def test_window_map_is_the_mean_of_all_windows_that_show_a_block(height: int, wi
 # Words
 
 
-MATHTEXT = pytest.mark.xfail(strict=True, reason="words between dollars are taken for formulas")
-GLYPHS = pytest.mark.xfail(strict=True, reason="warns of letters that the font has not")
-
 PROMPTS = {
     "several": "a red circle on blue",
     "repeated": "blue blue red blue",
     "punctuation": "a red, round circle . (blue)",
     "another script": "рыжая лиса red",
+    "wide": "  a  red\n\ncircle\t",
     "too long": "a red circle " * 12,
 }
 
@@ -109,27 +108,21 @@ def test_gain_of_a_word_is_what_the_score_is_more_without_it(scorer: Scorer, pro
     assert isinstance(scorer.engine, TorchEngine)
     found = word_gains(scorer.engine, pixels, prompt, scorer.views)
     assert [word for word, _ in found] == words
-    others = [" ".join(w for j, w in enumerate(words) if j != i) for i in range(len(words))]
-    own, *without = (
-        row.alignment for row in scorer.score([pixels] * (len(words) + 1), [prompt, *others])
-    )
+    texts = [words, *(words[:i] + words[i + 1 :] for i in range(len(words)))]
+    rows = scorer.score([pixels] * len(texts), [" ".join(text) for text in texts])
+    own, *without = (row.alignment for row in rows)
     wanted = [(score or 0) - (own or 0) for score in without]
-    assert [gain for _, gain in found] == pytest.approx(wanted, abs=2 * TOLERANCE)
-    assert np.ptp(wanted) > 0 or len(set(words)) == 1
+    assert [gain for _, gain in found] == pytest.approx(wanted, abs=TOLERANCE)
+    assert np.ptp(wanted) > 10 * TOLERANCE
 
 
-def test_spaces_between_words_are_no_words(scorer: Scorer) -> None:
-    assert isinstance(scorer.engine, TorchEngine)
-    wide, narrow = (
-        dict(word_gains(scorer.engine, noisy(5, 40, 44), prompt, "center"))
-        for prompt in ("  a  red\n\ncircle\t", "a red circle")
-    )
-    assert wide == pytest.approx(narrow, abs=2 * TOLERANCE)
-
-
-def test_only_word_is_left_out_too(capsys: Capture, picture: Path, reading_run: Path) -> None:
-    (line,) = left_out(shown(capsys, picture, reading_run, "--prompt", "circle")[0])
-    assert re.fullmatch(r"without 'circle': [+-]0\.\d{3}", line)
+def test_only_word_is_left_out_too(scorer: Scorer) -> None:
+    pixels, engine = noisy(5, 40, 44), scorer.engine
+    assert isinstance(engine, TorchEngine)
+    ((word, gain),) = word_gains(engine, pixels, "circle", scorer.views)
+    asked = [Question(pixels, engine.parts(text, "window").ids) for text in ("circle", "")]
+    own, without = (answer.scores[1] for answer in all_answers(engine, asked, scorer.views))
+    assert (word, gain) == ("circle", pytest.approx(without - own, abs=TOLERANCE))
 
 
 def test_words_are_told_from_the_one_that_is_shown_least(
@@ -159,9 +152,8 @@ def test_without_a_prompt_there_is_a_note_and_no_alignment(
 @pytest.mark.parametrize(
     "prompt",
     [
-        pytest.param("a $\\oops$ sign", marks=MATHTEXT),
-        *(pytest.param(prompt, marks=GLYPHS) for prompt in ("红色的 狐狸", "a red 🦊")),
-        *("рыжая лиса", "<b>a</b> & \\n %s {}", "a_b^c $5", "red " * 40),
+        *("a $\\oops$ sign", "红色的 狐狸", "a red 🦊", "a \udcff byte"),
+        *("рыжая лиса", "<b>a</b> & \\n %s {}", "a_b^c $5", "red " * 50),
     ],
 )
 def test_words_of_all_kinds_can_be_drawn(
@@ -169,17 +161,8 @@ def test_words_of_all_kinds_can_be_drawn(
 ) -> None:
     printed, said = shown(capsys, picture, reading_run, "--prompt", prompt)
     assert len(left_out(printed)) == len(prompt.split())
-    assert said == []
-
-
-@pytest.mark.xfail(strict=True, reason="the figure is higher than matplotlib draws")
-def test_prompt_of_thousands_of_words_is_drawn(
-    capsys: Capture, picture: Path, reading_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dcmpl.explain.word_gains", lambda *_: [("red", 0.1)] * 3000)
-    out = picture.with_name("why.png")
-    words = ["explain", picture, "--model", reading_run, "-o", out, "--prompt", "red"]
-    assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+    in_parts = "note: the prompt was read in 2 parts, as with --long-prompts window"
+    assert said == ([in_parts] if len(prompt) > 100 else [])
 
 
 # Maps that are told
@@ -201,7 +184,8 @@ def test_both_maps_are_told_in_mos_units(
     assert isinstance(scorer.engine, TorchEngine)
     assert scorer.calibration is not None
     pixels = np.asarray(Image.open(picture))
-    values = scorer.calibration.targets["quality"].mos(window_map(scorer.engine, pixels))
+    scores = window_map(scorer.engine, pixels).ravel()
+    values = scorer.calibration.targets["quality"].mos(scores)
     assert found["windows"][0] == pytest.approx(values.min(), abs=0.006)
     assert isinstance(scorer.engine.network, Folded)
     patches = patch_map(scorer.engine.network, scorer.calibration, pixels)
@@ -227,10 +211,9 @@ def test_picture_smaller_than_a_window_has_a_score_and_no_map(
     assert not places(printed)
     assert re.match(r"quality 0\.\d{3}: ", printed[0])
     told = f"no map: expected a picture of at least 32 x 32, got {width} x {height}; "
-    assert [line.startswith(told) for line in said] == [False, True]
+    assert sum(line.startswith(told) for line in said) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the figure is as long as the picture, in inches")
 @pytest.mark.parametrize(("height", "width"), [(400, 1), (1200, 32)])
 def test_long_thin_picture_is_drawn_at_a_sensible_size(
     capsys: Capture, tmp_path: Path, uncalibrated_run: Path, height: int, width: int
@@ -238,7 +221,6 @@ def test_long_thin_picture_is_drawn_at_a_sensible_size(
     shown(capsys, saved(tmp_path / "thin.png", noisy(6, height, width)), uncalibrated_run)
 
 
-@pytest.mark.xfail(strict=True, reason="a map of whole blocks is stretched over the whole picture")
 def test_blocks_are_drawn_over_their_own_pixels(
     capsys: Capture, tmp_path: Path, calibrated_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,9 +235,11 @@ def test_blocks_are_drawn_over_their_own_pixels(
 
     monkeypatch.setattr(Axes, "imshow", imshow)
     shown(capsys, saved(tmp_path / "odd.png", noisy(6, 47, 39)), calibrated_run)
-    assert drawn[0] == ((47, 39, 3), (0, 39, 47, 0))
-    assert len(drawn) > 1
-    assert all(each == ((5, 4), (0, 32, 40, 0)) for each in drawn[1:])
+    pictures = [extent for shape, extent in drawn if len(shape) == 3]
+    maps = [each for each in drawn if len(each[0]) == 2]
+    assert set(pictures) == {(0, 39, 47, 0)}
+    assert len(maps) > 0
+    assert set(maps) == {((5, 4), (0, 32, 40, 0))}
 
 
 def test_uncalibrated_run_has_scores_a_map_of_windows_and_a_note(
@@ -321,7 +305,7 @@ def test_what_is_no_run_is_refused(capsys: Capture, picture: Path, tmp_path: Pat
     assert told.startswith("expected a run folder made by dcmpl train, found none at")
     export = tmp_path / "export"
     export.mkdir()
-    (export / "export.json").write_text(json.dumps({"variants": []}))
+    (export / "export.json").write_text("{}")
     told = refused(capsys, 1, "explain", picture, *rest, export)
     assert told.startswith(f"expected a run folder made by dcmpl train at {export}")
 
@@ -349,7 +333,6 @@ def test_out_that_cannot_be_written_is_one_sentence(
     assert all(line.startswith("note: ") for line in notes)
 
 
-@pytest.mark.xfail(strict=True, reason="the picture that is explained is overwritten")
 def test_out_that_is_the_picture_itself_is_refused(
     capsys: Capture, picture: Path, uncalibrated_run: Path
 ) -> None:

@@ -131,7 +131,6 @@ def test_noise_on_white_and_black_does_not_wrap_around() -> None:
         assert (found == level).mean() == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.xfail(strict=True, reason="levels are cut off, not rounded: half a level darker")
 @pytest.mark.parametrize(("kind", "strength"), KINDS)
 def test_damage_makes_a_piece_no_darker(kind: str, strength: float) -> None:
     rng = np.random.default_rng(0)

@@ -30,6 +30,12 @@ def test_an_empty_text_is_start_and_end(tokenizer: Tokenizer) -> None:
     assert tokenizer([""]).ids.tolist() == [[tokenizer.start_id, tokenizer.end_id]]
 
 
+def test_blanks_around_and_between_words_say_nothing(tokenizer: Tokenizer) -> None:
+    plain, wide = tokenizer.parts("a red circle"), tokenizer.parts("\n a  red\t\r\ncircle ")
+    assert wide == plain
+    assert tokenizer.parts(" \n ") == tokenizer.parts("")
+
+
 @pytest.mark.parametrize("n_context", [0, 4, LENGTH - 2])
 def test_a_text_too_long_keeps_its_end_token(tokenizer: Tokenizer, n_context: int) -> None:
     tokens = tokenizer(["bad photo " * 20], n_context)

@@ -5,6 +5,7 @@ is the mean of, and the patches as the run's readout of them (``dcmpl.patches``)
 a run whose alignment reads the prompt, what the score gains when a word is left out.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from dcmpl.answers import Answer, Question, all_answers
 from dcmpl.calibrating import uncalibrated
 from dcmpl.calibration import Calibration, read_calibration
 from dcmpl.disk import write_atomically
+from dcmpl.engines import Engine
 from dcmpl.errors import UsageError
 from dcmpl.folded import Folded
 from dcmpl.images import decode, quiet_pillow
 from dcmpl.pages import figure_png, has_matplotlib
 from dcmpl.patches import patch_scores
-from dcmpl.progress import say
+from dcmpl.progress import say, track
 from dcmpl.trained import TorchEngine, load_model
 from dcmpl.usage import warn_of_floor
 
@@ -30,6 +32,9 @@ __all__ = ["COMMANDS", "QualityMap", "patch_map", "window_map", "word_gains"]
 
 GRID = 8
 """Pixels: the maps have one value for each block of so many, JPEG's."""
+
+MOST_DRAWN, LONGEST_DRAWN, TALLEST = 40, 40, 12.0
+"""Words that are drawn, their letters, and inches of a picture."""
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Values = Float64[np.ndarray, "rows columns"]
@@ -51,7 +56,7 @@ class QualityMap:
         return int(row) * GRID + GRID // 2, int(column) * GRID + GRID // 2
 
 
-def window_map(engine: TorchEngine, picture: Picture, text: Sequence[int] = ()) -> Values:
+def window_map(engine: Engine, picture: Picture, text: Sequence[int] = ()) -> Values:
     """The mean score, by the first task, of all windows that show a block, an eighth apart."""
     corners = _corners(picture, engine.size, engine.size // 8)
     cut = [_window(picture, corner, engine.size) for corner in corners]
@@ -95,7 +100,9 @@ def _corners(picture: Picture, size: int, step: int, least: int = 2) -> list[tup
     return [(top, left) for top in rows for left in columns]
 
 
-def _window(picture: Picture, corner: tuple[int, int], size: int) -> Picture:
+def _window(
+    picture: Picture, corner: tuple[int, int], size: int
+) -> UInt8[np.ndarray, "size size 3"]:
     top, left = corner
     return picture[top : top + size, left : left + size]
 
@@ -124,7 +131,8 @@ def word_gains(
     words = prompt.split()
     column = engine.tasks.index(str(engine.reads))
     prompts = [prompt, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
-    asked = (Question(picture, engine.parts(p, "window").ids) for p in prompts)
+    tracked = track(prompts, "leaving words out")
+    asked = (Question(picture, engine.parts(p, "window").ids) for p in tracked)
     own, *without = (answer.scores[column] for answer in all_answers(engine, asked, views))
     return [(word, float(score - own)) for word, score in zip(words, without, strict=True)]
 
@@ -148,8 +156,16 @@ def explain(arguments: Any) -> int:
     question = Question(picture, engine.parts(prompt, "window").ids)
     (answer,) = all_answers(engine, [question], views)
     told = [_told(engine, calibration, answer, i, prompt) for i in range(len(engine.tasks))]
-    maps = _maps(engine, calibration, picture, question.texts[0])
-    words = []
+    maps, words = list[QualityMap](), []
+    if engine.tasks[0] == engine.reads and not prompt.strip():
+        say(f"no map: {engine.reads} comes first in this run, and is judged by the prompt")
+    else:
+        maps = _maps(engine, calibration, picture, question.texts[0])
+    if len(question.texts) > 1:
+        say(
+            f"note: the prompt was read in {len(question.texts)} parts, as with "
+            "--long-prompts window"
+        )
     if engine.reads is None:
         say("note: this run judges alignment, if at all, from the picture alone: no words")
     elif not prompt.strip():
@@ -180,9 +196,12 @@ def _maps(
     varies = np.ptp(values) > 0  # a picture of a window's size has one window
     meaning = calibration.targets.get(engine.tasks[0]) if calibration else None
     if calibration is None or meaning is None:
+        if calibration is not None:
+            say(f"note: {engine.tasks[0]} is not calibrated: no MOS units and no map of patches")
         return [QualityMap(values, "windows", "score")] if varies else []
     if varies:
-        maps.append(QualityMap(meaning.mos(values), "windows", "MOS units"))
+        mos = meaning.mos(values.ravel()).reshape(values.shape)
+        maps.append(QualityMap(mos, "windows", "MOS units"))
     if calibration.patches is not None and isinstance(engine.network, Folded):
         patches = patch_map(engine.network, calibration, picture)
         scaled = patches * (meaning.high - meaning.low)
@@ -219,12 +238,11 @@ def _figure(
 
     height, width = picture.shape[:2]
     panels = 1 + len(maps)
-    figure = Figure(figsize=(4.2 * panels, 4.2 * height / width + 1.1), dpi=110)
-    if words:
-        figure.set_size_inches(4.2 * panels, 4.2 * height / width + 1.4 + 0.22 * len(words))
-    figure.set_layout_engine("constrained")
-    figure.suptitle("\n".join(told), fontsize=9)
-    ratios = [4.2 * height / width, *([0.22 * len(words) + 0.3] if words else [])]
+    strongest = sorted(words, key=lambda pair: -abs(pair[1]))[:MOST_DRAWN]
+    words = [pair for pair in words if pair in strongest][:MOST_DRAWN]
+    ratios = [min(4.2 * height / width, TALLEST), *([0.22 * len(words) + 0.3] if words else [])]
+    figure = Figure(figsize=(4.2 * panels, sum(ratios) + 1.1), dpi=110, layout="constrained")
+    figure.suptitle("\n".join(told), fontsize=9, parse_math=False)
     grid = figure.add_gridspec(len(ratios), panels, height_ratios=ratios)
     for index, drawn in enumerate([None, *maps]):
         axes = figure.add_subplot(grid[0, index])
@@ -238,7 +256,7 @@ def _figure(
             drawn.values,
             cmap="RdYlBu",
             alpha=0.6,
-            extent=(0, width, height, 0),
+            extent=(0, GRID * drawn.values.shape[1], GRID * drawn.values.shape[0], 0),
             vmin=None if most is None else -most,
             vmax=most,
             zorder=2,
@@ -246,20 +264,28 @@ def _figure(
         figure.colorbar(shown, ax=axes, shrink=0.8, label=f"{task}, {drawn.units}")
         row, column = drawn.worst
         axes.plot(column, row, "kx", markersize=9, markeredgewidth=2, zorder=3)
+        axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_title(f"by {drawn.name}; x marks the lowest", fontsize=9)
     if words:
         axes = figure.add_subplot(grid[1, :])
-        names, gains = zip(*words, strict=True)
+        names, gains = zip(*((_drawable(word), gain) for word, gain in words), strict=True)
         places = range(len(words))
         colours = ["#b2182b" if gain > 0 else "#2166ac" for gain in gains]
         axes.barh(places, gains, color=colours)
-        axes.set_yticks(places, names, fontsize=8)
+        axes.set_yticks(places, names, fontsize=8, parse_math=False)
         axes.invert_yaxis()
         axes.axvline(0, color="0.4", linewidth=0.8)
         most = max(0.05, *(abs(gain) for gain in gains)) * 1.05  # trifles should look like such
         axes.set_xlim(-most, most)
         axes.set_xlabel("what leaving the word out adds to alignment; red: not shown", fontsize=8)
-    return figure_png(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that no font here has
+        return figure_png(figure)
+
+
+def _drawable(word: str) -> str:
+    """A word as matplotlib takes it: not too long, and text."""
+    return word.encode("utf-8", "replace").decode()[:LONGEST_DRAWN]
 
 
 COMMANDS: dict[str, Callable[[Any], int]] = {"explain": explain}

@@ -36,7 +36,7 @@ def damaged(
     else:
         piece = piece + np.random.default_rng(seed).normal(0, strength, piece.shape)
     found = picture.copy()
-    found[top:bottom, left:right] = piece.clip(0, 255).astype(np.uint8)
+    found[top:bottom, left:right] = piece.round().clip(0, 255).astype(np.uint8)
     return found
 
 
@@ -61,8 +61,8 @@ def patch_features(
 
 def fit_patches(
     network: Folded,
-    pictures: Iterable[Window],
-    opinions: Float[np.ndarray, " pictures"],
+    pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+    opinions: Float[np.ndarray, " opinions"],
     seed: int,
 ) -> PatchReadout:
     """The readout of a folded model whose first task is what ``opinions`` in [0, 1] are on.

@@ -135,6 +135,8 @@ def check_explain(arguments: Namespace) -> None:
         raise UsageError(f"expected a picture at {arguments.image}, found no file")
     if Path(arguments.out).suffix.lower() != ".png" or Path(arguments.out).is_dir():
         raise UsageError(f"expected -o to be a file that ends in .png, got {arguments.out}")
+    if Path(arguments.out).exists() and Path(arguments.out).samefile(arguments.image):
+        raise UsageError(f"expected -o beside the picture, got the picture itself, {arguments.out}")
 
 
 def check_export(arguments: Namespace) -> None:

@@ -121,6 +121,7 @@ class Tokenizer:
                 f"expected at most {self.context_length - 2} prompt tokens, got {n_context}"
             )
         readable = text.encode("utf-8", "replace").decode()  # a file name may be no text
+        readable = " ".join(readable.split())  # as CLIP cleans texts, whatever the file says
         words = tuple(self._pairs.encode(readable, add_special_tokens=False).ids)
         if len(words) <= room:
             return Parts((words,), 0, len(words))
