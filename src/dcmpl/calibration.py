@@ -177,8 +177,10 @@ class Meaning:
 
 @dataclass(frozen=True)
 class PatchReadout:
-    """``weights`` . the features of a patch, less the mean of its picture's: how much it lifts
-    the score of its place (``dcmpl.patches``)."""
+    """``weights`` . the features of a patch (``dcmpl.patches``).
+
+    How that differs from the rest of a picture says where the picture is good or bad.
+    """
 
     weights: tuple[float, ...]
 

@@ -78,7 +78,8 @@ def patch_map(network: Folded, calibration: Calibration, picture: Picture) -> Va
     size, cells = network.size, round(len(network.positions) ** 0.5)
     edge = -(-size // cells // GRID)
     sides = ((edge * GRID, edge * GRID),) * 2
-    wide = np.pad(picture, (*sides, (0, 0)), mode="symmetric")
+    # Without the outermost pixels twice: that would be a blur.
+    wide = np.pad(picture, (*sides, (0, 0)), mode="reflect")
     corners = _corners(wide, size, 5 * size // (2 * cells), least=5)
     cut = [_window(wide, corner, size) for corner in corners]
     scores = patch_scores(network, calibration.patches, cut)

@@ -68,7 +68,7 @@ def fit_patches(
     """The readout of a folded model whose first task is what ``opinions`` in [0, 1] are on.
 
     One window of each picture, drawn from ``seed``, with a piece of a quarter to five eighths
-    of its side damaged.
+    of its side damaged, or what of that lies in the window.
     """
     rng = np.random.default_rng(seed)
     windows, wanted = [], []
@@ -95,9 +95,10 @@ def fit_patches(
 
 
 def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Every pixel is as likely inside as any other, so boxes reach over the edges."""
     height, width = (int(rng.integers(size // 4, 5 * size // 8 + 1)) for _ in range(2))
-    top, left = int(rng.integers(0, size - height + 1)), int(rng.integers(0, size - width + 1))
-    return top, left, top + height, left + width
+    top, left = int(rng.integers(1 - height, size)), int(rng.integers(1 - width, size))
+    return max(top, 0), max(left, 0), min(top + height, size), min(left + width, size)
 
 
 def patch_scores(
