@@ -18,7 +18,7 @@ from PIL import Image
 
 from calibrated import PROMPTS, SCALE, drawn, judged_of, plain_meaning
 from conftest import Capture, made_table, refused
-from dcmpl.calibrating import Judged, _evenly, fit_meaning, judged, measure_calibration
+from dcmpl.calibrating import Judged, _some, fit_meaning, judged, measure_calibration
 from dcmpl.calibration import CALIBRATION, CLOSE, Calibration, Meaning, read_calibration
 from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
@@ -627,8 +627,18 @@ def test_evaluate_on_another_scale_measures_no_calibration(
         assert ("90 % interval" in capsys.readouterr().out) is is_measured
 
 
-@pytest.mark.parametrize(("rows", "step"), [(1, 1), (10, 1), (11, 2), (25, 3)])
-def test_some_of_many_rows_are_evenly_spread(rows: int, step: int) -> None:
+@pytest.mark.parametrize("rows", [1, 10, 11, 400])
+def test_some_of_many_rows_are_drawn_from_the_seed_and_stay_in_order(rows: int) -> None:
     table = made_table(prompt=[str(row) for row in range(rows)])
-    found = _evenly(table, 10).frame["prompt"].astype(int).tolist()
-    assert found == list(range(0, rows, step))
+    one, same, other = (_some(table, 10, seed).frame["prompt"].astype(int) for seed in (0, 0, 1))
+    assert one.tolist() == sorted(set(one)) == same.tolist()
+    assert len(one) == min(rows, 10)
+    assert (one.tolist() != other.tolist()) == (rows > 10)
+    if rows == 400:  # no stride, which would take every other kind of a table that alternates
+        assert len(set(np.diff(one))) > 3
+
+
+def test_target_without_a_training_score_is_not_calibrated() -> None:
+    known = drawn(np.random.default_rng(0), 40)
+    with pytest.raises(DataError, match=r"^expected training pictures with a prompt"):
+        fit_meaning(known, SCALE, np.full(3, np.nan), ["a", "b", ""])

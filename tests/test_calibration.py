@@ -99,6 +99,15 @@ def test_percentile_of_a_tie_counts_only_what_scores_lower() -> None:
     assert found == pytest.approx([0, 0, 50, 100], abs=1)
 
 
+def test_percentile_among_a_generator_that_a_target_has_not_is_none() -> None:
+    """Alignment is not judged without a prompt, so it may lack a generator that quality has."""
+    meaning = fit_meaning(
+        drawn(np.random.default_rng(0), 40), SCALE, np.array([0.2, 0.4]), ["a"] * 2
+    )
+    assert meaning.row("quality", 0.3, 0.1, "b")["quality_percentile_against"] is None
+    assert meaning.row("quality", 0.5, 0.1, "a")["quality_percentile_against"] == 100
+
+
 def test_percentiles_are_among_training_pictures_with_a_score() -> None:
     population = np.array([0.2, np.nan, 0.4, np.nan])
     known = drawn(np.random.default_rng(0), 40)

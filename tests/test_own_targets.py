@@ -169,6 +169,12 @@ def test_own_task_may_be_the_main_one(
             "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', 'half', 'fake']",
         ),
         (
+            '{"realism": ["realistic", "fake", "realistic"]}',
+            "expected a positive and a negative word for the task realism, as in --tasks "
+            "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', 'fake', "
+            "'realistic']",
+        ),
+        (
             '{"realism": ["realistic", " "]}',
             "expected a positive and a negative word for the task realism, as in --tasks "
             "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', ' ']",
@@ -184,7 +190,15 @@ def test_own_task_may_be_the_main_one(
             "scores, got prompt: rename it and its column",
         ),
     ],
-    ids=["no such column", "one word", "three words", "blank", "bad name", "taken name"],
+    ids=[
+        "no such column",
+        "one word",
+        "three words",
+        "one twice",
+        "blank",
+        "bad name",
+        "taken name",
+    ],
 )
 def test_bad_tasks_are_wrong_usage_in_a_sentence(
     capsys: Capture, own_words: Words, tmp_path: Path, tasks: str, told: str

@@ -262,3 +262,11 @@ def test_links_to_one_file_are_looked_at_once(
     paths = [str(tmp_path / name) for name in ("b.png", "a.png")]
     assert survey(paths) == dict.fromkeys(paths, facts)
     assert looked == [paths[0]]
+
+
+def test_links_to_a_missing_file_are_each_named(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        path.symlink_to("nowhere.png")
+    for path, facts in survey(map(str, paths)).items():
+        assert path in facts.fault

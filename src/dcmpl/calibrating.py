@@ -91,9 +91,9 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
     validation, training = split.validation_part(table).table, split.train_part(table).table
     views, scale = run.train.views, table.scale
     known, spread = answers_of(engine, validation, views, "calibrating on validation")
-    training = _evenly(training, MOST_RANKED)
-    population, _ = answers_of(engine, training, views, "scores of the training pictures")
-    generators = training.frame["generator"].tolist()
+    ranked = _some(training, MOST_RANKED, run.train.seed)
+    population, _ = answers_of(engine, ranked, views, "scores of the training pictures")
+    generators = ranked.frame["generator"].tolist()
     targets = {}
     for i, task in enumerate(engine.tasks):
         of_task = judged(validation, task, known[:, i], spread[:, i])
@@ -109,13 +109,14 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
     return Calibration(table.name, views, run.weights_sha256, targets, patches)
 
 
-def _evenly(table: ImageTable, most: int) -> ImageTable:
-    """At most so many rows, evenly from first to last."""
-    return table.select(pd.Series(np.arange(len(table)) % max(1, -(-len(table) // most)) == 0))
+def _some(table: ImageTable, most: int, seed: int) -> ImageTable:
+    """At most so many rows, drawn from ``seed``, in their order."""
+    order = np.random.default_rng([seed, 0x50E]).permutation(len(table))
+    return table.select(pd.Series(np.argsort(order) < most))
 
 
 def _fit_patches(network: Folded, task: str, training: ImageTable, seed: int) -> PatchReadout:
-    chosen = _evenly(training.select(training.frame[f"mos_{task}"].notna()), MOST_FITTED)
+    chosen = _some(training.select(training.frame[f"mos_{task}"].notna()), MOST_FITTED, seed)
     paths = track(chosen.frame["image"], "how patches look")
     return fit_patches(network, map(read_image, paths), chosen.targets([task])[:, 0], seed)
 
@@ -149,6 +150,8 @@ def fit_meaning(
     plain = replace(plain, spread=_variance_weights(known, plain, out_of_fold, errors))
     apart = np.abs(errors) / plain.deviation(known.scores, known.spread)
     rows = np.isfinite(population)  # not judged without a prompt
+    if not rows.any():
+        raise DataError("expected training pictures with a prompt to rank among, got none")
     population, generators = population[rows], np.array(generators, dtype=str)[rows].tolist()
     by_generator = {
         str(name): _percentiles(population[np.array(generators) == name])

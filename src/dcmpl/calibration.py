@@ -171,7 +171,8 @@ class Meaning:
             f"{target}_percentile": float(self.percentile(at)[0]),
         }
         if against is not None:
-            found[f"{target}_percentile_against"] = float(self.percentile(at, against)[0])
+            among = self.percentile(at, against)[0] if against in self.generators else None
+            found[f"{target}_percentile_against"] = among if among is None else float(among)
         return {**found, f"{target}_label": self.labels(at)[0]}
 
 

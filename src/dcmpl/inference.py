@@ -170,7 +170,7 @@ class FrozenTable:
     ) -> "FrozenTable":
         """The same windows with ``function`` of their values."""
         with torch.inference_mode():
-            parts = [function(part) for part in self.values.split(batch_size)]
+            parts = [function(part).cpu() for part in self.values.split(batch_size)]
         return FrozenTable(torch.cat(parts), self.starts, self.rows)
 
 

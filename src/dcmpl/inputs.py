@@ -29,7 +29,7 @@ def text_of(prompt: Any) -> str:
     """A prompt as text; empty where a table has none (None, NaN or pandas' NA)."""
     if isinstance(prompt, str):
         return prompt
-    return "" if prompt is None or str(prompt) in ("nan", "<NA>") else str(prompt)
+    return "" if prompt is None or str(prompt) in ("nan", "<NA>", "NaT") else str(prompt)
 
 
 def is_tensor(picture: Any) -> bool:

@@ -91,7 +91,12 @@ def _evaluate_run(arguments: Any) -> int:
         "calibration": _calibration(folder, run, table, scores, spread),
         "prompts": _prompts_matter(engine, model, table, views, scores),
     }
-    metrics = write_results(out, table, predicted, notes, _floors(training, table))
+    # Held against the same pictures: those that the run has a prediction for.
+    floors = {
+        name: np.where(np.isfinite(predicted), values, np.nan)
+        for name, values in _floors(training, table).items()
+    }
+    metrics = write_results(out, table, predicted, notes, floors)
     title = f"{table.name}, {name} part, {len(table)} pictures; protocol: {kind}"
     Console().print(metrics_table(metrics, title))
     if not write_plots(out, table, predicted):
@@ -134,6 +139,8 @@ def _prompts_matter(
     reading = TorchEngine(model, ["alignment"])
     others, _ = answers_of(reading, table, views, "with other prompts", shuffled_prompts(table))
     both = np.isfinite(own) & np.isfinite(others[:, 0])  # pictures that have a prompt
+    if not both.any():
+        return {}
     own, others, opinion = own[both], others[both, 0], opinion[both]
     known = np.isfinite(opinion)
     drop = srcc(own[known], opinion[known]) - srcc(others[known], opinion[known])

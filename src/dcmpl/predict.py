@@ -259,7 +259,7 @@ class Scorer:
                 f"expected a calibrated model for percentiles, got "
                 f"{self.about.get('model', 'another')}: {self.uncalibrated}"
             )
-        known = next(iter(self.calibration.targets.values())).generators
+        known = dict.fromkeys(g for m in self.calibration.targets.values() for g in m.generators)
         if generator not in known:
             raise UsageError(
                 f"expected a generator of the training pictures ({', '.join(known) or 'none'}), "

@@ -155,7 +155,8 @@ def with_targets(
     pairs: dict[str, WordPairs] = {}
     for name, words in (tasks or {}).items():
         given = words if isinstance(words, list) else []
-        if not all(isinstance(w, str) and w.strip() for w in given) or len({*given}) != 2:
+        texts = [word for word in given if isinstance(word, str) and word.strip()]
+        if not len(given) == len({*texts}) == 2:
             raise UsageError(
                 f"expected a positive and a negative word for the task {name}, as in "
                 f'--tasks \'{{"{name}": ["good photo", "bad photo"]}}\', got {words}'

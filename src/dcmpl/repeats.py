@@ -88,6 +88,7 @@ class Workbench:
         """What the frozen part makes of all pictures; None where windows are drawn anew."""
         if not trains_on_views(model.config, config):
             return None
+        device = model.mean.device
         common = model.config.normalization, config.views, config.precision
         key = (model.config.frozen_part, *common)
         if key not in self._frozen:
@@ -95,7 +96,7 @@ class Workbench:
             self._frozen[key] = (
                 freeze_table(model, self.table, config.views, config.precision)
                 if tokens is None
-                else tokens.mapped(lambda batch: model.frozen_of(batch.float()))
+                else tokens.mapped(lambda batch: model.frozen_of(batch.float().to(device)))
             )
         return self._frozen[key]
 
@@ -146,6 +147,7 @@ def _measure(trial: Trial, bench: Workbench) -> None:
     leaks = check_leaks(split, table, bench.facts, PROTOCOLS[split.protocol].leaks)
     backbone = bench.backbone
     model = DCMPL(backbone.clip, backbone.tokenizer, run.model, config.seed)
+    model.to(backbone.clip.logit_scale.device)  # where the trial before has left it
     frozen = bench.frozen(model, config)
     write_split(trial.folder, split)
     seconds: list[float] = []

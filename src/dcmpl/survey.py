@@ -78,12 +78,12 @@ def _facts(path: str) -> PictureFacts:
 def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, PictureFacts]:
     """Facts of every picture, in parallel; faults are among them, nothing is raised.
 
-    Links to one file are looked at once.
+    Links to one file are looked at once, but each has its own fault.
     """
     files = {path: os.path.realpath(path) for path in paths}
     chosen = {file: path for path, file in reversed(files.items())}
 
-    def found() -> Iterator[PictureFacts]:
+    def looked() -> Iterator[PictureFacts]:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             yield from pool.map(_facts, chosen.values())
 
@@ -91,10 +91,11 @@ def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, P
     torch.set_num_threads(1)  # the pool is the parallelism
     try:
         with quiet_pillow():
-            of_file = dict(zip(chosen, track(found(), what, len(chosen)), strict=True))
+            of_file = dict(zip(chosen, track(looked(), what, len(chosen)), strict=True))
     finally:
         torch.set_num_threads(threads)
-    return {path: of_file[file] for path, file in files.items()}
+    facts = {path: of_file[file] for path, file in files.items()}
+    return {path: _facts(path) if found.fault else found for path, found in facts.items()}
 
 
 def check_pictures(table: ImageTable) -> dict[str, PictureFacts]:
