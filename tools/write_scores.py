@@ -4,10 +4,12 @@
     dcmpl train --data AGIQA-3K --backbone tiny --out runs/blind
     dcmpl evaluate ... of both; python tools/check_maps.py runs/prompted
     python tools/draw_scenes.py --out drawn; dcmpl train --data drawn/data.csv ... --out runs/drawn
+    python tools/draw_scenes.py --out once --captions 1
+    dcmpl train --data once/data.csv ... --out runs/whole
     python tools/measure_reading.py runs/drawn --data drawn/data.csv
-    python tools/check_maps.py runs/drawn --pictures 200 --side 64
+    python tools/check_maps.py runs/drawn --pictures 200 --side 64; and of runs/whole
     python tools/write_scores.py runs/prompted --blind runs/blind --drawn runs/drawn \
-        --drawings drawn/data.csv
+        --whole runs/whole --drawings drawn/data.csv
 
 Every figure on the page is taken from those folders, and kept in docs/scores.json.
 """
@@ -178,7 +180,11 @@ def page(found: Mapping[str, Any]) -> str:
     template = Path(__file__).with_name("scores_page.md").read_text(encoding="utf-8")
     metrics = found["run"]["metrics"]
     reading = found["drawn"]["reading"]
-    maps, drawn_maps = found["run"]["maps"], found["drawn"]["maps"]
+    checked = {
+        "of AGIQA-3K": found["run"]["maps"],
+        "drawings": found["whole"]["maps"],
+        "drawings, image tower as it is": found["drawn"]["maps"],
+    }
     values: dict[str, Any] = {
         "cuts": found["cuts"],
         "alignment": alignment_table(found),
@@ -246,7 +252,7 @@ def page(found: Mapping[str, Any]) -> str:
                     "both": rates["both"],
                     "by chance": of["chance"],
                 }
-                for kind, of in (("of AGIQA-3K", maps), ("drawings", drawn_maps))
+                for kind, of in checked.items()
                 for weights in ("trained", "shuffled")
                 for name, rates in of[weights].items()
             )
@@ -262,6 +268,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="dcmpl-prompted, evaluated on its test part")
     parser.add_argument("--blind", type=Path, required=True, help="dcmpl, likewise")
     parser.add_argument("--drawn", type=Path, required=True, help="dcmpl-prompted on drawings")
+    parser.add_argument("--whole", type=Path, required=True, help="the plain preset on drawings")
     parser.add_argument("--drawings", type=Path, required=True, help="their data.csv")
     options = parser.parse_args()
     calibration = calibration_of(options.run)
@@ -270,6 +277,7 @@ def main() -> None:
         "run": measured(options.run),
         "blind": measured(options.blind),
         "drawn": measured(options.drawn),
+        "whole": measured(options.whole),
         "cuts": cuts(meaning),
         "validation": meaning.validation,
         "training": meaning.training,
