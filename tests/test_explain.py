@@ -337,3 +337,15 @@ def test_out_that_is_the_picture_itself_is_refused(
     capsys: Capture, picture: Path, uncalibrated_run: Path
 ) -> None:
     refused(capsys, 2, "explain", picture, "--model", uncalibrated_run, "-o", picture)
+
+
+def test_run_whose_main_task_reads_the_prompt_has_no_map_without_one(
+    capsys: Capture, picture: Path, reading_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TorchEngine.__init__
+    swapped = ("alignment", "quality")
+    monkeypatch.setattr(TorchEngine, "__init__", lambda self, model, _: real(self, model, swapped))
+    printed, said = shown(capsys, picture, reading_run)
+    assert not places(printed)
+    assert "no map: alignment comes first in this run, and is judged by the prompt" in said
+    assert list(places(shown(capsys, picture, reading_run, "--prompt", "red")[0]))

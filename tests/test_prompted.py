@@ -293,11 +293,12 @@ def test_picture_that_cannot_be_read_has_no_dropped_tokens(
     assert (good.status, good.tokens_dropped) == ("ok", 20)
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT], ids=str)
 def test_picture_whose_prompt_is_none_is_one_without_a_prompt(
-    scorer: Scorer, paths: list[Path]
+    scorer: Scorer, paths: list[Path], missing: Any
 ) -> None:
     """As a column of captions has it where one is missing; the other pictures have theirs."""
-    prompts: list[Any] = [None, "a red circle"]
+    prompts: list[Any] = [missing, "a red circle"]
     without, other = scorer.score(paths[:2], prompts)
     assert (without.status, without.alignment) == ("ok", None)
     assert other.alignment is not None
@@ -643,3 +644,23 @@ def test_export_of_what_reads_the_prompt_is_refused(
         "score with the run itself"
     )
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_floors_are_of_the_pictures_that_have_a_prediction(
+    prompted_run: Path, picture_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.read_csv(picture_data)
+    frame["image"] = [str(picture_data.parent / image) for image in frame["image"]]
+    frame.loc[::2, "prompt"] = ""
+    frame.to_csv(tmp_path / "half.csv", index=False)
+    rising = np.linspace(0.1, 0.9, 3 * len(frame)).reshape(len(frame), 3)
+    monkeypatch.setattr("dcmpl.measuring._floors", lambda *_: {"statistics": rising})
+    monkeypatch.setattr("dcmpl.measuring._refuse_leaks", lambda *_: None)
+    words = ["--data", tmp_path / "half.csv", "--mos-scale", "1", "5", "--out", tmp_path / "out"]
+    assert main(["evaluate", *map(str, [prompted_run, "--split", "all", *words])]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    opinions = frame["mos_alignment"].to_numpy(float)[1::2]
+    wanted = srcc(rising[1::2, 1], opinions)
+    assert found["alignment"]["n"] == len(opinions)
+    assert found["floors"]["statistics"]["alignment"]["srcc"] == pytest.approx(wanted)

@@ -171,8 +171,9 @@ class Meaning:
             f"{target}_percentile": float(self.percentile(at)[0]),
         }
         if against is not None:
-            among = self.percentile(at, against)[0] if against in self.generators else None
-            found[f"{target}_percentile_against"] = among if among is None else float(among)
+            has = against in self.generators  # a target may lack one that another has
+            among = float(self.percentile(at, against)[0]) if has else None
+            found[f"{target}_percentile_against"] = among
         return {**found, f"{target}_label": self.labels(at)[0]}
 
 

@@ -239,8 +239,8 @@ def _figure(
 
     height, width = picture.shape[:2]
     panels = 1 + len(maps)
-    strongest = sorted(words, key=lambda pair: -abs(pair[1]))[:MOST_DRAWN]
-    words = [pair for pair in words if pair in strongest][:MOST_DRAWN]
+    strongest = sorted(range(len(words)), key=lambda place: -abs(words[place][1]))[:MOST_DRAWN]
+    words = [words[place] for place in sorted(strongest)]
     ratios = [min(4.2 * height / width, TALLEST), *([0.22 * len(words) + 0.3] if words else [])]
     figure = Figure(figsize=(4.2 * panels, sum(ratios) + 1.1), dpi=110, layout="constrained")
     figure.suptitle("\n".join(told), fontsize=9, parse_math=False)

@@ -197,7 +197,8 @@ def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) ->
         if end > len(values):
             # One block that doubles: small tensors among large passing ones tear the memory up.
             grown = found[0].new_empty(2 * end + BATCH, *found[0].shape)
-            grown[:start] = values[:start] if start else grown[:start]
+            if start:
+                grown[:start] = values[:start]
             values = grown
         values[start:end] = torch.stack(found)
         starts.append(end)

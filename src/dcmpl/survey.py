@@ -92,10 +92,15 @@ def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, P
     try:
         with quiet_pillow():
             of_file = dict(zip(chosen, track(looked(), what, len(chosen)), strict=True))
+            # A fault names its path, so that of a link is its own.
+            return {
+                path: _facts(path)
+                if of_file[file].fault and path != chosen[file]
+                else of_file[file]
+                for path, file in files.items()
+            }
     finally:
         torch.set_num_threads(threads)
-    facts = {path: of_file[file] for path, file in files.items()}
-    return {path: _facts(path) if found.fault else found for path, found in facts.items()}
 
 
 def check_pictures(table: ImageTable) -> dict[str, PictureFacts]:
