@@ -25,7 +25,7 @@ def name_of(picture: Input) -> str:
     return str(picture) if isinstance(picture, (str, Path)) else ""
 
 
-def text_of(prompt: Any) -> str:
+def text_of(prompt: object) -> str:
     """A prompt as text; empty where a table has none (None, NaN or pandas' NA)."""
     if isinstance(prompt, str):
         return prompt

@@ -127,7 +127,7 @@ class Scorer:
     def score(
         self,
         images: "Sequence[Input] | Tensor",
-        prompts: Sequence[str | None] | str | None = None,
+        prompts: Sequence[object] | str | None = None,
     ) -> Scores:
         """One :class:`Score` per picture, in order; ``prompts`` may be one for all.
 
@@ -187,7 +187,7 @@ class Scorer:
         meaning = self.calibration.targets.get(target) if self.calibration else None
         return ranked(meaning, scores, spreads)
 
-    def stream(self, pairs: Iterable[tuple[Input, str | None]]) -> Iterator[Score]:
+    def stream(self, pairs: Iterable[tuple[Input, object]]) -> Iterator[Score]:
         """The same for (picture, prompt) pairs that come one by one, in bounded memory."""
         one_at_a_time = Lock()  # of Pillow's images, which several pairs may share
         return self.rows(
