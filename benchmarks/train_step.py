@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -149,7 +150,7 @@ def ours(preset: str, precision: str, frozen: bool = False) -> Step:
             inputs = known[id(images)]
         batch = Batch(inputs, targets, torch.zeros(len(inputs), dtype=torch.long))
         with fast_float32():
-            return train_step(model, optimizer, batch, config, lambda loss: loss.backward(), frozen)
+            return train_step(model, optimizer, batch, config, Accelerator(), frozen)
 
     return step
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from dcmpl.ablate import Variant, read_grid, summary, trials_of
@@ -110,7 +111,8 @@ def ablate(picture_data: Path, small_backbone: Path) -> Ablate:
     source = Source(str(picture_data), table.name, table.scale, table.digest)
 
     def run(out: Path, variants: list[Variant], seeds: range) -> Results:
-        bench = Workbench(table, load_backbone(str(small_backbone)), check_pictures(table))
+        backbone, cpu = load_backbone(str(small_backbone)), torch.device("cpu")
+        bench = Workbench(table, backbone, check_pictures(table), cpu)
         trials = trials_of(bench, source, variants, seeds, out)
         return run_trials(trials, bench, lambda _: None)
 

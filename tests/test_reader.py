@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -452,8 +453,7 @@ def test_training_learns_to_tell_prompts_apart(build: Build, images: Tensor) -> 
     config = TrainConfig(mismatch_weight=1.0)
     optimizer = torch.optim.Adam(trainable_parameters(model).values(), 0.005)
     found = [
-        train_step(model, optimizer, batch, config, torch.Tensor.backward, False, tokens)
-        for _ in range(30)
+        train_step(model, optimizer, batch, config, Accelerator(), False, tokens) for _ in range(30)
     ]
     assert found[0] == pytest.approx(np.log(2), abs=1e-6)  # a fresh reader knows nothing
     assert found[-1] < 0.1
@@ -474,7 +474,7 @@ def test_a_step_with_few_prompts_learns_and_leaves_the_towers(
     batch = Batch(images, targets, torch.tensor([0, 0, 1, 0, 0]))
     optimizer = torch.optim.Adam(trainable_parameters(model).values(), 0.01)
     config = TrainConfig(precision=precision)
-    steps = (optimizer, batch, config, torch.Tensor.backward, False, model.tokens_of(["a", "b"]))
+    steps = (optimizer, batch, config, Accelerator(), False, model.tokens_of(["a", "b"]))
     assert all(np.isfinite(train_step(model, *steps)) for _ in range(2))
     for parameter_name, parameter in model.named_parameters():
         same = torch.equal(parameter, before[parameter_name])

@@ -67,17 +67,28 @@ class EpochWindows(Dataset[Batch]):
 
 
 def epoch_loader(
-    data: EpochWindows, config: TrainConfig, epoch: int, workers: int
+    data: EpochWindows,
+    config: TrainConfig,
+    epoch: int,
+    workers: int,
+    share: tuple[int, int] = (0, 1),
 ) -> "DataLoader[Batch]":
-    """The epoch's batches of ``batch_size`` windows, in the epoch's order."""
+    """The epoch's batches of ``batch_size`` windows, in the epoch's order.
+
+    ``share``: the number of this process, from 0, and how many there are. Each takes its part
+    of every batch, at least one image, so that all take equally many steps.
+    """
     order = np.random.default_rng([config.seed, epoch]).permutation(len(data)).tolist()
     pictures = max(1, config.batch_size // config.crops)
-    batches = [order[i : i + pictures] for i in range(0, len(order), pictures)]
-
-    def joined(items: list[Batch]) -> Batch:
-        return Batch(*map(torch.cat, zip(*items, strict=True)))
+    whole = [order[i : i + pictures] for i in range(0, len(order), pictures)]
+    batches = [batch[share[0] :: share[1]] or batch[:1] for batch in whole]
 
     return DataLoader(data, batch_sampler=batches, collate_fn=joined, num_workers=workers)
+
+
+def joined(items: list[Batch]) -> Batch:
+    """The windows of several pictures; a name of the module, or no spawned worker finds it."""
+    return Batch(*map(torch.cat, zip(*items, strict=True)))
 
 
 def mismatched(prompts: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:

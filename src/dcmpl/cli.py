@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from dcmpl.checks import CHECKS
 from dcmpl.errors import DcmplError, UsageError
 from dcmpl.parsers import COMMANDS, GROUPS, POSITIONAL, build_parser
+from dcmpl.score_checks import check_device
 from dcmpl.usage import Words, explain, nearest
 
 __all__ = ["main"]
@@ -68,6 +69,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     if command in GROUPS:
         command, chosen = f"{command} {chosen.action}", chosen[chosen.action]
     chosen.command = command
+    check_device(chosen)
     CHECKS[command](chosen)
     found: Namespace = chosen
     return found

@@ -23,7 +23,7 @@ from dcmpl.splits import PARTS, Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit
-from dcmpl.trained import TorchEngine, load_model
+from dcmpl.trained import TorchEngine, choose_device, load_model
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights import Backbone, load_backbone
 
@@ -88,7 +88,7 @@ def train(arguments: Any) -> int:
     if (folder / RECORD).exists():
         run, split = _resumed(folder, arguments, table, backbone)
         if run.finished and MODEL in left and read_calibration(folder, run.weights_sha256) is None:
-            _calibrate(folder, run, table, split)
+            _calibrate(folder, run, table, split, load_model(folder, device=arguments.device)[1])
         if run.finished:
             if MODEL not in left:
                 raise RunError(
@@ -112,6 +112,7 @@ def train(arguments: Any) -> int:
     say_leaks(split, table, facts)
     warn_of_floor(run.backbone)
     model = DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
+    model.to(choose_device(arguments.device))
     count = sum(p.numel() for p in trainable_parameters(model).values())
     say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
     if model.reads_prompt:
@@ -130,14 +131,13 @@ def train(arguments: Any) -> int:
     best = run.history[run.best_epoch - 1]
     told = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
     say(f"best epoch {run.best_epoch}: {told}")
-    _calibrate(folder, run, table, split)
+    _calibrate(folder, run, table, split, model)
     print(f"run: {folder}\nnext: dcmpl evaluate {folder} --split test")
     return 0
 
 
-def _calibrate(folder: Path, run: Run, table: ImageTable, split: Split) -> None:
+def _calibrate(folder: Path, run: Run, table: ImageTable, split: Split, model: DCMPL) -> None:
     """Say what the scores of a finished run mean, where validation is able to."""
-    _, model = load_model(folder)
     try:
         found = calibrate(run, TorchEngine(model, run.learned), table, split)
     except DataError as error:

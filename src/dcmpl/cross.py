@@ -51,7 +51,7 @@ def _transferred(trial: Trial, bench: Workbench, other: Workbench) -> dict[str, 
             )
         backbone, run = bench.backbone, read_run(trial.folder)
         model = DCMPL(backbone.clip, backbone.tokenizer, run.model, run.train.seed)
-        load_learned(trial.folder / MODEL, model, run)
+        load_learned(trial.folder / MODEL, model.to(bench.device), run)
         predicted = predict_table(model, other.table, run.train.views, "fp32", "testing")
         notes = {
             "run": trial.run.identity,

@@ -145,7 +145,7 @@ def explain(arguments: Any) -> int:
             "expected matplotlib to draw with, found none: pip install 'dcmpl-agiqa[plots]'"
         )
     folder = Path(arguments.model)
-    run, model = load_model(folder, arguments.backbone)
+    run, model = load_model(folder, arguments.backbone, arguments.device)
     warn_of_floor(run.backbone)
     engine = TorchEngine(model, run.learned)
     calibration = read_calibration(folder, run.weights_sha256)

@@ -33,9 +33,8 @@ from dcmpl.engines import MODULES, Engine, Exported, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 from dcmpl.folded import Folded
-from dcmpl.images import quiet_pillow
+from dcmpl.images import cores, quiet_pillow
 from dcmpl.metrics import srcc
-from dcmpl.packing import cores
 from dcmpl.progress import say, track
 from dcmpl.scores import EXPORT, PRECISIONS
 from dcmpl.sources import requests

@@ -35,12 +35,15 @@ class FoldedPatches(nn.Module):
 
     def __init__(self, stem: PatchStem, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        weight = stem.conv1.weight.detach().double()
+        device = stem.conv1.weight.device
+        # In double precision on the CPU, for not every device has it.
+        weight, mean, std = (t.detach().cpu().double() for t in (stem.conv1.weight, mean, std))
         width, _, self.patch, _ = weight.shape
-        weight = weight / std.double()
-        bias = -(weight * mean.double()).sum((1, 2, 3))
+        weight = weight / std
+        bias = -(weight * mean).sum((1, 2, 3))
         # Bytes lie row by row, colour last; so do the inputs of this map.
-        self.project = _linear((weight / 255).permute(0, 2, 3, 1).reshape(width, -1), bias)
+        rows = (weight / 255).permute(0, 2, 3, 1).reshape(width, -1)
+        self.project = _linear(rows.float().to(device), bias.float().to(device))
 
     def forward(self, windows: Num[Tensor, "batch size size 3"]) -> tuple[Tensor, Tensor]:
         cells = windows.shape[1] // self.patch
@@ -121,8 +124,11 @@ class FoldedBlock(nn.Module):
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0])
-    made.load_state_dict({"weight": weight, "bias": bias})
+    """A float32 layer of these numbers, on their device."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # draws no numbers
+    for name, value in (("weight", weight), ("bias", bias)):
+        value = value.detach().to(torch.float32, copy=True)
+        setattr(made, name, nn.Parameter(value, requires_grad=False))
     return made
 
 
@@ -201,7 +207,7 @@ class TextReader:
         tokens = self.tokenizer.framed(list(known), self.slots)
         device = self.tower.positional_embedding.device
         ids, end = tokens.ids.to(device), tokens.end.to(device)
-        rows = torch.tensor([known[text] for text in texts], device=device)
+        rows = torch.tensor([known[text] for text in texts]).to(device)
         return Reading.begin(self.tower, ids, end, self.prompts).of(rows)
 
 

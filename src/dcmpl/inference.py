@@ -77,7 +77,7 @@ def _scores(
         with precision_context(device, precision):
             scores = model(inputs, condition, frozen, texts)
         values: Tensor = scores.values
-        return values.T.double().cpu()
+        return values.T.cpu().double()
 
     tokens = model.tokens_of(prompts.texts) if model.config.aux.reads_prompt else None
     with torch.inference_mode(), precision_context(device, precision):

@@ -29,7 +29,7 @@ class ScoreLoss(nn.Module):
                 "expected a model whose prompts do not depend on the pictures for a loss, got one "
                 "with mpa.source=encoder_outputs"
             )
-        self.network = engine.network
+        self.network, self.device = engine.network, engine.device
         self.size, self.views = engine.size, views
         self.column = engine.tasks.index(target)
 
@@ -45,9 +45,9 @@ class ScoreLoss(nn.Module):
         if not (low >= 0 and high <= 1):
             raise UsageError(f"expected images in [0, 1], got {low:g} to {high:g}: clamp them")
         cut = self._windows(images.float())
-        windows = torch.cat(cut).permute(0, 2, 3, 1) * 255
+        windows = (torch.cat(cut).permute(0, 2, 3, 1) * 255).to(self.device)
         scores: Tensor = self.network(windows)[:, self.column].unflatten(0, (len(cut), -1))
-        return 1 - scores.mean(0)
+        return (1 - scores.mean(0)).to(images.device)
 
     def _windows(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[2:]

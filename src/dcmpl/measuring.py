@@ -37,7 +37,7 @@ from dcmpl.repeats import Trial, Workbench, run_trials
 from dcmpl.splits import Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, listed
-from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
+from dcmpl.trained import TorchEngine, answers_of, choose_device, load_model, table_of_run
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights import load_backbone
 
@@ -64,12 +64,12 @@ def _evaluate_run(arguments: Any) -> int:
                 f"expected --split all for another data set than the run's own, got {name}"
             )
         table = split.rows(table, name)
-    _, model = load_model(folder)
+    _, model = load_model(folder, device=arguments.device)
     warn_of_floor(run.backbone)
     if own and split is not None:
         say_leaks(split, whole, check_pictures(whole))
         training = split.train_part(whole).table
-        kind = split.protocol if name == "test" else f"part {name} of its own data"
+        kind = split.protocol
     else:
         training = _training_of(run, split)
         _refuse_leaks(training, table)
@@ -217,7 +217,12 @@ def _floors(training: ImageTable | None, table: ImageTable) -> dict[str, np.ndar
 def _evaluate_protocols(arguments: Any) -> int:
     """Every protocol beside ``clean``, on the same data, with the same recipe."""
     table = read_data(arguments)
-    bench = Workbench(table, load_backbone(arguments.backbone), check_pictures(table))
+    bench = Workbench(
+        table,
+        load_backbone(arguments.backbone),
+        check_pictures(table),
+        choose_device(arguments.device),
+    )
     warn_of_floor(arguments.backbone)
     out, names = Path(arguments.out), list(dict.fromkeys(["clean", *arguments.protocol]))
     model = model_of(arguments, table)
@@ -260,7 +265,7 @@ def cross(arguments: Any) -> int:
         )
         if any(table.name == other.table.name for _, other in trials):
             raise UsageError(f"expected data sets of different names, got {table.name} twice")
-        bench = Workbench(table, backbone, check_pictures(table))
+        bench = Workbench(table, backbone, check_pictures(table), choose_device(arguments.device))
         train = TrainConfig(**arguments.recipe)
         split = bench.split("clean", train.seed)
         source, model = source_of(arguments, table, path), model_of(arguments, table)

@@ -37,7 +37,7 @@ def open_model(
     views: str | None,
     targets: Sequence[str] | None,
     backbone: str | None,
-    device: str | None,
+    device: str,
     lanes: int,
 ) -> Opened:
     """As :meth:`dcmpl.predict.Scorer.from_pretrained` says."""
@@ -47,6 +47,11 @@ def open_model(
             f"{', '.join(PRECISIONS)}, got {engine} and {precision}"
         )
     if (folder / EXPORT).is_file():
+        if device not in ("auto", "cpu"):
+            raise UsageError(
+                f"expected the device cpu for an exported model, got {device}: score with the run "
+                "itself, or leave the device out"
+            )
         return _exported(folder, engine, precision, views, targets, lanes)
     return _trained(folder, engine, precision, views, targets, backbone, device)
 
@@ -87,7 +92,7 @@ def _trained(
     views: str | None,
     targets: Sequence[str] | None,
     backbone: str | None,
-    device: str | None,
+    device: str,
 ) -> Opened:
     if engine not in ("auto", "torch") and (folder / RECORD).is_file():
         raise UsageError(

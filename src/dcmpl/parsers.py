@@ -12,6 +12,7 @@ from dcmpl.presets import PRESETS
 from dcmpl.recipes import RECIPES, TrainConfig
 from dcmpl.score_parsers import (
     add_common,
+    add_device,
     explain_parser,
     export_parser,
     merge_parser,
@@ -60,6 +61,8 @@ def _add_own_table(parser: ArgumentParser) -> None:
 
 
 def _add_backbone(parser: ArgumentParser) -> None:
+    """Also the device that it computes on."""
+    add_device(parser)
     parser.add_argument(
         "--backbone",
         type=str,

@@ -56,7 +56,7 @@ def patch_features(
         for block in blocks:
             x = block(x, branch, count, False)
         both = torch.cat([patches, x[:, 1:count]], dim=-1)
-        yield from both.double().cpu().numpy()
+        yield from both.cpu().double().numpy()
 
 
 def fit_patches(

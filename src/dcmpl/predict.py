@@ -15,10 +15,10 @@ from dcmpl.answers import Question, scores_of
 from dcmpl.calibration import NUMBERS, Calibration, ranked
 from dcmpl.engines import BATCH, Engine
 from dcmpl.errors import DataError, UsageError
-from dcmpl.images import Picture
+from dcmpl.images import Picture, cores
 from dcmpl.inputs import Input, is_tensor, name_of, read_input, text_of
 from dcmpl.opening import chosen_targets, open_model
-from dcmpl.packing import ahead, cores
+from dcmpl.packing import ahead
 from dcmpl.recipes import check_views
 from dcmpl.rows import RowOf, Taken, of_prompt
 from dcmpl.scores import LONG_PROMPTS, Parts, Score, Scores
@@ -87,7 +87,7 @@ class Scorer:
         cls,
         model: str | Path,
         backbone: str | None = None,
-        device: str | None = None,
+        device: str = "auto",
         *,
         engine: str = "auto",
         precision: str = "fp32",
@@ -103,13 +103,16 @@ class Scorer:
         ``engine``: torch for a run; for an export onnx or openvino, or auto, the faster one
         here. ``views``: as the model was measured, unless given; ``auto`` takes the fewest
         that were found to be enough. ``targets``: what to compute, all that was learned
-        unless given. ``backbone`` is needed only where the run's own has moved. ``workers``
-        threads each decode or compute on a core. ``long_prompts`` of ``LONG_PROMPTS`` is for a
+        unless given. ``backbone`` is needed only where the run's own has moved. ``device`` is
+        auto, cpu, cuda, cuda:N or mps; what was exported runs on the CPU. ``workers`` threads
+        each decode or compute on a core. ``long_prompts`` of ``LONG_PROMPTS`` is for a
         model that reads them. ``against`` is a generator of the training pictures, for
         percentiles among its own. Raises :class:`RunError` for a folder that
         is neither or was changed, :class:`UsageError` for what it has not.
         """
-        count = max(1, cores() if workers is None else workers)
+        count = cores() if workers is None else workers
+        if count < 1:
+            raise UsageError(f"expected at least one worker, got {count}: leave workers out")
         opened = open_model(Path(model), engine, precision, views, targets, backbone, device, count)
         return cls(
             opened.engine,
@@ -133,21 +136,22 @@ class Scorer:
 
         None or NaN among them, as tables have it, is a picture without a prompt.
 
-        ``images`` is a sequence of pictures or one tensor (N, 3, height, width). Raises
+        ``images`` is a sequence of pictures, one tensor (N, 3, height, width) or one array
+        (N, height, width, 3). Raises
         :class:`UsageError` where the counts differ.
         """
-        if isinstance(images, (str, Path, Image.Image, np.ndarray)):
+        is_batch = isinstance(images, np.ndarray) and images.ndim == 4
+        if isinstance(images, (str, Path, Image.Image, np.ndarray)) and not is_batch:
             raise UsageError(
                 f"expected a list of pictures, got one {type(images).__name__}: put it in a list"
             )
-        if not is_tensor(images):
-            images = list(cast(Sequence[Input], images))
-        shape = getattr(images, "shape", (len(images), 3, 0, 0))
-        if len(shape) != 4:
+        if is_tensor(images) and len(getattr(images, "shape", ())) != 4:
             raise UsageError(
                 "expected a list of pictures or a tensor (N, 3, height, width), got one of shape "
-                f"{tuple(shape)}"
+                f"{tuple(getattr(images, 'shape', ()))}"
             )
+        if not is_tensor(images):
+            images = list(cast(Sequence[Input], images))
         if prompts is None or isinstance(prompts, str):
             prompts = [prompts or ""] * len(images)
         if len(prompts) != len(images):
@@ -211,10 +215,10 @@ class Scorer:
 
         def questions() -> Iterator[Question]:
             for request, picture, fault in ahead(requests, read, pool, self.workers):
-                prompt, notes, parts = request.prompt, [], Parts(((),))
+                prompt, notes, parts = request.prompt, [request.note], Parts(((),))
                 if picture is not None:
                     prompt = request.prompt_of(picture) if request.prompt_of else prompt
-                    notes = list(picture.notes)
+                    notes += picture.notes
                 if picture is not None and reads is not None:
                     try:
                         parts = self.engine.parts(prompt, self.long_prompts)
@@ -222,7 +226,11 @@ class Scorer:
                         picture, fault = None, str(error)
                     else:
                         notes += of_prompt(prompt, parts, reads)
-                taken.append(Taken(request.name, prompt, fault, "; ".join(notes), parts.dropped))
+                taken.append(
+                    Taken(
+                        request.name, prompt, fault, "; ".join(filter(None, notes)), parts.dropped
+                    )
+                )
                 yield Question(None if picture is None else picture.pixels, parts.ids)
 
         with self.engine.lanes(self.workers) as pool:

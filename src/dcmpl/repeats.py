@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 from dcmpl.checkpoint import Run, write_split
@@ -63,6 +64,7 @@ class Workbench:
     table: ImageTable
     backbone: Backbone
     facts: dict[str, PictureFacts]
+    device: torch.device
     _frozen: dict[tuple[str, ...], FrozenTable] = field(default_factory=dict)
     _floors: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
@@ -147,7 +149,7 @@ def _measure(trial: Trial, bench: Workbench) -> None:
     leaks = check_leaks(split, table, bench.facts, PROTOCOLS[split.protocol].leaks)
     backbone = bench.backbone
     model = DCMPL(backbone.clip, backbone.tokenizer, run.model, config.seed)
-    model.to(backbone.clip.logit_scale.device)  # where the trial before has left it
+    model.to(bench.device)
     frozen = bench.frozen(model, config)
     write_split(trial.folder, split)
     seconds: list[float] = []

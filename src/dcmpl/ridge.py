@@ -42,5 +42,5 @@ def fit_ridge(
         merits = [srcc(x_val[known_val] @ weights, y_val[known_val]) for weights in maps]
         best = maps[int(np.argmax(np.nan_to_num(merits, nan=-1)))] / scale
         with torch.no_grad():
-            model.linear.weight[row] = torch.from_numpy(best)
+            model.linear.weight[row].copy_(torch.from_numpy(best))
             model.linear.bias[row] = float(mean - best @ center)

@@ -13,7 +13,24 @@ from dcmpl.recipes import check_views
 from dcmpl.scores import FORMATS, PROMPTS_FROM
 from dcmpl.usage import flag, nearest
 
-__all__ = ["check_explain", "check_export", "check_merge", "check_run", "check_score", "is_empty"]
+__all__ = [
+    "check_device",
+    "check_explain",
+    "check_export",
+    "check_merge",
+    "check_run",
+    "check_score",
+    "is_empty",
+]
+
+
+def check_device(arguments: Namespace) -> None:
+    """How a device is written; whether it is there only torch can tell."""
+    if not re.fullmatch(r"[a-z]+(:\d+)?", arguments.get("device") or "auto"):
+        raise UsageError(
+            "expected --device of auto, cpu, cuda, cuda:N and mps, got "
+            f"{arguments.device}: leave it out for a GPU where there is one"
+        )
 
 
 def check_run(run: str) -> None:

@@ -9,6 +9,7 @@ from dcmpl.scores import ENGINES, LONG_PROMPTS, PRECISIONS, PROMPTS_FROM
 
 __all__ = [
     "add_common",
+    "add_device",
     "explain_parser",
     "export_parser",
     "merge_parser",
@@ -30,6 +31,16 @@ def plain_parser(**options: Any) -> ArgumentParser:
 def add_common(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of these flags")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_device(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        type=str,
+        default="auto",
+        metavar="{auto,cpu,cuda,cuda:N,mps}",
+        help="what computes (default: a GPU where there is one)",
+    )
 
 
 def score_parser() -> ArgumentParser:
@@ -90,6 +101,7 @@ def score_parser() -> ArgumentParser:
 
 
 def _add_speed(parser: ArgumentParser) -> None:
+    add_device(parser)
     parser.add_argument(
         "--engine",
         type=Literal["auto", "torch", "onnx", "openvino"],
@@ -170,6 +182,7 @@ def explain_parser() -> ArgumentParser:
     )
     add_common(parser)
     parser.add_argument("image", type=str, metavar="IMAGE", help="a picture")
+    add_device(parser)
     parser.add_argument("--model", type=str, required=True, metavar="RUN", help="run folder")
     parser.add_argument("--prompt", type=str, metavar="TEXT", help="its prompt")
     parser.add_argument("-o", "--out", type=str, required=True, metavar="FILE", help=".png")

@@ -22,6 +22,7 @@ from dcmpl.recipes import TrainConfig, recipe_for
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.survey import check_pictures
 from dcmpl.tokenizer import Tokenizer
+from dcmpl.trained import choose_device
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights import load_backbone
 
@@ -33,7 +34,12 @@ def ablate(arguments: Any) -> int:
     recipe = recipe_for(arguments.backbone)
     variants = read_grid(Path(arguments.grid), recipe, arguments.recipe)
     table = read_data(arguments)
-    bench = Workbench(table, load_backbone(arguments.backbone), check_pictures(table))
+    bench = Workbench(
+        table,
+        load_backbone(arguments.backbone),
+        check_pictures(table),
+        choose_device(arguments.device),
+    )
     warn_of_floor(arguments.backbone)
     out, seeds = Path(arguments.out), range(arguments.repeats)
     say(f"{len(variants)} variants on {len(seeds)} splits of {table.name}, {len(table)} pictures")

@@ -6,7 +6,6 @@ numbers of one that never stopped. Only validation chooses the epoch; the test p
 split is a type this file does not take.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,6 +25,7 @@ from dcmpl.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.checkpoint import History, Run, load_learned, save_learned
 from dcmpl.config import LAST, MODEL, ModelConfig
 from dcmpl.errors import DataError, RunError
+from dcmpl.images import cores
 from dcmpl.inference import (
     FrozenTable,
     PromptsOf,
@@ -46,7 +47,8 @@ from dcmpl.tokenizer import Tokens
 
 __all__ = ["EpochReport", "fit"]
 
-logger = logging.getLogger(__name__)
+WORKERS = min(4, cores())
+"""Processes that decode images for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def task_loss(
     columns = targets.T
     known = columns.isfinite()
     squared = torch.where(known, scores.values - columns.nan_to_num(), 0.0).square()
-    weights = targets.new_tensor([1.0, *(alignment_weight for _ in scores.tasks[1:])])
+    weights = torch.tensor([1.0, *(alignment_weight for _ in scores.tasks[1:])]).to(targets.device)
     loss = (squared.sum(1) / known.sum(1).clamp(min=1) * weights).sum()
     if scores.ahead is not None:
         loss = loss + mismatch_weight * F.softplus(-scores.ahead.float()).mean()
@@ -130,15 +132,18 @@ def fit(
 ) -> Run:
     """Train ``model`` as ``run`` says, writing to ``folder``; returns the finished record.
 
-    Goes on from ``last.safetensors`` where that is in the folder. At the end the model
-    holds the tensors of the best epoch on validation. ``frozen`` saves computing what the
-    frozen part makes of both parts' pictures, where the windows to train on are the views'.
+    The model is trained on the device it is on. Goes on from ``last.safetensors`` where that
+    is in the folder. At the end the model holds the tensors of the best epoch on validation.
+    With several processes each takes its share of every batch; the first one alone writes.
+    ``frozen`` saves computing what the frozen part makes of both parts' pictures, where the
+    windows to train on are the views'.
     Raises :class:`RunError` where the loss is no number any more, :class:`DataError` where
     training and validation do not have opinions on the same of the model's tasks.
     """
-    config, accelerator = run.train, Accelerator()
+    config = run.train
+    reached = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(device_placement=False, kwargs_handlers=[reached])
     _check_targets(model, training.table, validation.table)
-    model.to(accelerator.device)
     parameters = trainable_parameters(model)
     if frozen is None and parameters and trains_on_views(run.model, config):
         both = training.table.joined(validation.table)
@@ -168,6 +173,8 @@ def fit(
             seconds = 0.0
             entry = _fit_at_once(model, table, validation.table, frozen)
         entry |= validate(model, validation, config, frozen)
+        # One process's numbers for all, or they might not stop together.
+        (entry,) = broadcast_object_list([entry])
         history = (*history, entry)
         run = replace(run, history=history, best_epoch=best_epoch(history))
         if accelerator.is_main_process:
@@ -175,7 +182,8 @@ def fit(
                 save_learned(folder / MODEL, model, run)
             save_learned(folder / LAST, model, run, _adam_state(optimizer, parameters))
             run.write(folder)
-        report(EpochReport(epoch, epochs, entry, seconds, run.best_epoch == epoch))
+            report(EpochReport(epoch, epochs, entry, seconds, run.best_epoch == epoch))
+    accelerator.wait_for_everyone()  # for the tensors that the first process writes
     run = replace(run, history=history, best_epoch=best_epoch(history)).finished_in(folder)
     if accelerator.is_main_process:
         run.write(folder)
@@ -232,19 +240,23 @@ def _train_epoch(
 
     Returns the mean loss, nan as soon as one is, and the median seconds of a step.
     """
-    workers = 0 if accelerator.device.type == "cpu" else 4
-    loader = epoch_loader(data, config, epoch, workers)
+    device = next(model.parameters()).device
+    # A GPU must not wait for images to be decoded; what is frozen is there already.
+    workers = 0 if device.type == "cpu" or data.frozen is not None else WORKERS
+    share = accelerator.process_index, accelerator.num_processes
+    loader = epoch_loader(data, config, epoch, workers, share)
     losses, seconds = [], []
     with progress_bar() as bar, fast_float32():
-        batches = bar.track(accelerator.prepare(loader), description=f"epoch {epoch}")
+        batches = bar.track(loader, description=f"epoch {epoch}")
         for step, batch in enumerate(batches):
             start = time.perf_counter()
             progress = (epoch - 1 + step / len(loader)) / config.epochs
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
+            batch = Batch(*(part.to(device) for part in batch))
             is_frozen = data.frozen is not None
             losses.append(
-                train_step(model, optimizer, batch, config, accelerator.backward, is_frozen, tokens)
+                train_step(model, optimizer, batch, config, accelerator, is_frozen, tokens)
             )
             if not math.isfinite(losses[-1]):
                 return math.nan, 0.0
@@ -257,7 +269,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     config: TrainConfig,
-    backward: Callable[[Tensor], None],
+    accelerator: Accelerator,
     frozen: bool,
     tokens: Tokens | None = None,
 ) -> float:
@@ -273,10 +285,10 @@ def train_step(
     with kernel, precision_context(inputs.device, config.precision):
         scores = model(inputs, frozen=frozen, texts=texts)
     loss = task_loss(scores, targets, config.alignment_weight, config.mismatch_weight)
-    value = loss.item()
+    value = float(accelerator.reduce(loss.detach(), "mean"))  # all processes stop, or none
     if math.isfinite(value):
         optimizer.zero_grad()
-        backward(loss)
+        accelerator.backward(loss)
         optimizer.step()
     return value
 
@@ -324,4 +336,7 @@ def _restore_adam(
         )
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
-        optimizer.state[parameters[name]][entry] = value
+        parameter = parameters[name]
+        # Adam counts its steps on the CPU, whatever the device.
+        value = value if entry == "step" else value.to(parameter.device)
+        optimizer.state[parameter][entry] = value

@@ -26,25 +26,52 @@ from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.weights import load_backbone
 
-__all__ = ["TorchEngine", "answers_of", "load_model", "table_of_run", "validation_pictures"]
+__all__ = [
+    "TorchEngine",
+    "answers_of",
+    "choose_device",
+    "load_model",
+    "table_of_run",
+    "validation_pictures",
+]
 
 MOST_PICTURES = 256
 
 
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` is a GPU where there is one.
+
+    Raises :class:`UsageError` for a device that this machine or this build of torch has not.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).strip().splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"expected a device that torch can use here (auto, cpu, cuda, cuda:N, mps), got "
+            f"{name}: {told}"
+        ) from error
+
+
 def load_model(
-    folder: Path, backbone: str | None = None, device: str | None = None
+    folder: Path, backbone: str | None = None, device: str = "auto"
 ) -> tuple[Run, DCMPL]:
-    """The record of a run and its model.
+    """The record of a run and its model, on ``device`` as :func:`choose_device` names it.
 
     ``backbone`` is needed only where the run's own has moved. Raises :class:`RunError` for
     what is not a run, or is one of another backbone.
     """
-    run = read_run(folder)
+    place, run = choose_device(device), read_run(folder)
     frozen = load_backbone(backbone or run.backbone)
     run.check_backbone(frozen)
     model = DCMPL(frozen.clip, frozen.tokenizer, run.model, run.train.seed)
     load_learned(folder / MODEL, model, run)
-    return run, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return run, model.to(place).eval()
 
 
 def table_of_run(run: Run) -> ImageTable:
@@ -146,8 +173,8 @@ class TorchEngine:
             of_window = texts or [[()]] * len(windows)
             rows = [row for row, own in enumerate(of_window) for _ in own]
             reading = self._reader([text for own in of_window for text in own])
-            found = self.network(inputs, reading, torch.tensor(rows, device=self.device))
-        return found.double().cpu().numpy()
+            found = self.network(inputs, reading, torch.tensor(rows).to(self.device))
+        return found.cpu().double().numpy()
 
     def parts(self, text: str, long: str) -> Parts:
         return Parts(((),)) if self._reader is None else self._reader.parts(text, long)
