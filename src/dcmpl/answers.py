@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from dcmpl.engines import BATCH, Engine
-from dcmpl.packing import cores, outputs_of
+from dcmpl.images import cores
+from dcmpl.packing import outputs_of
 from dcmpl.scores import Ids
 from dcmpl.views import windows
 

@@ -216,7 +216,7 @@ def read_split(folder: Path, run: Run) -> Split | None:
 
 
 def write_split(folder: Path, split: Split) -> None:
-    write_atomically(folder / SPLIT, json.dumps(split.to_json(), indent=1).encode())
+    write_atomically(folder / SPLIT, as_json(split.to_json()))
 
 
 def save_learned(

@@ -95,7 +95,7 @@ def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
     rows = []
     for target in measured(metrics):
         entry = metrics[target]
-        count, kind = f"{entry['n']} pictures", KINDS[metrics["protocol"]]
+        count, kind = f"{entry['n']} pictures", _kind(metrics)
         values = [_number(entry[m]["value"]) for m in ("srcc", "plcc")]
         rows.append([name, metrics["data"], target, *values, kind, f"{folder}, {count}"])
         for floor, of_target in metrics.get("floors", {}).items():
@@ -104,6 +104,17 @@ def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
                 told = f"floor: {FLOORS[floor]}"
                 rows.append([told, metrics["data"], target, *values, kind, str(folder)])
     return rows
+
+
+def _kind(metrics: dict[str, Any]) -> str:
+    """The published table's word for how a run was measured, or one that no published row has.
+
+    A part that is no test part, or a split of one's own, stands beside nothing published.
+    """
+    part, protocol = str(metrics.get("part", "test")), str(metrics["protocol"])
+    if part != "test" and protocol != "other data":
+        return f"{part} part of its own data, {protocol}"
+    return KINDS.get(protocol, f"a split of its own, {protocol}")
 
 
 def _of_protocols(found: dict[str, Any], folder: Path) -> list[list[Any]]:
@@ -157,7 +168,7 @@ def _paired(
     opinions = [name for name in ours if str(name).startswith("opinion_")]
     for target in (str(name).removeprefix("opinion_") for name in opinions):
         opinion = f"opinion_{target}"
-        if opinion not in opinion not in theirs or set(ours.index) != set(theirs.index):
+        if opinion not in theirs or set(ours.index) != set(theirs.index):
             continue
         other = theirs.loc[ours.index]
         columns = [ours[target], other[target], ours[opinion], other[opinion]]

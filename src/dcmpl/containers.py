@@ -9,7 +9,7 @@ from typing import Any
 
 from dcmpl.errors import DataError
 
-__all__ = ["Archives", "kind_of"]
+__all__ = ["Archives", "TooLargeError", "kind_of"]
 
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")}
 MAX_MEMBER_BYTES, MAX_HEADER_BYTES = 512 * 2**20, 2**20
@@ -18,6 +18,10 @@ MAX_MEMBER_BYTES, MAX_HEADER_BYTES = 512 * 2**20, 2**20
 def kind_of(path: str) -> str | None:
     """zip or tar, by the name, or None."""
     return next((k for k, ends in SUFFIXES.items() if path.lower().endswith(ends)), None)
+
+
+class TooLargeError(DataError):
+    """A member or a file that has more bytes than are read."""
 
 
 class Archives(ExitStack):
@@ -63,7 +67,7 @@ class Archives(ExitStack):
             with file:
                 content: bytes = file.read(limit + 1)
         if len(content) > limit:
-            raise DataError(f"expected at most {limit} bytes at {path}/{member}, got more")
+            raise TooLargeError(f"expected at most {limit} bytes at {path}/{member}, got more")
         return content
 
     def _in_tar(self, archive: Any, member: str) -> tarfile.TarInfo:

@@ -5,6 +5,7 @@ anything is decoded, and whatever a decoder stumbles over is one sentence.
 """
 
 import io
+import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_SIDE",
     "Picture",
+    "cores",
     "decode",
     "from_pil",
     "quiet_pillow",
@@ -55,6 +57,13 @@ class Picture:
     pixels: UInt8[np.ndarray, "height width 3"]
     notes: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def cores() -> int:
+    """How many cores this process may use: so many images are decoded at a time."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:

@@ -55,8 +55,12 @@ def best_first(values: Sequence[float | None]) -> list[int]:
     return sorted(range(len(values)), key=lambda i: (values[i] is None, -(values[i] or 0.0)))
 
 
-def write_scores(out: Path, rows: Iterable[Row], job: Mapping[str, Any]) -> dict[str, int]:
+def write_scores(
+    out: Path, rows: Iterable[Row], job: Mapping[str, Any], made_with: Mapping[str, str]
+) -> dict[str, int]:
     """Write ``out`` and its manifest, whole; returns how many rows are ok and how many not.
+
+    ``job`` is all that decides the rows; ``made_with`` is worth knowing and decides nothing.
 
     Raises :class:`OSError` where that is not possible.
     """
@@ -79,7 +83,8 @@ def write_scores(out: Path, rows: Iterable[Row], job: Mapping[str, Any]) -> dict
     finally:
         with suppress(OSError):
             temporary.unlink()
-    record = {"job": job, "rows": counts, "sha256": digest, "version": __version__}
+    record = {"job": job, "made_with": made_with, "rows": counts}
+    record |= {"sha256": digest, "version": __version__}
     write_whole(manifest_of(out), sealed(record))
     return counts
 

@@ -5,7 +5,6 @@ grow with the number of pictures. With lanes (threads that each decode or comput
 reading and computing overlap and no core waits for another.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -13,18 +12,11 @@ from contextlib import contextmanager
 from threading import Barrier
 from typing import Any, TypeVar
 
-__all__ = ["ahead", "cores", "lanes", "outputs_of"]
+__all__ = ["ahead", "lanes", "outputs_of"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Window = TypeVar("Window")
-
-
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Inline(Executor):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from dcmpl.config import TARGETS
 from dcmpl.errors import UsageError
@@ -101,7 +101,17 @@ class Score:
 
 
 class Scores(list[Score]):
-    """Scores in the order the pictures were given, or best first."""
+    """Scores in the order the pictures were given, or best first; a slice is one as well."""
+
+    @overload
+    def __getitem__(self, place: SupportsIndex, /) -> Score: ...
+
+    @overload
+    def __getitem__(self, place: slice, /) -> "Scores": ...
+
+    def __getitem__(self, place: SupportsIndex | slice, /) -> "Score | Scores":
+        found = super().__getitem__(place)
+        return Scores(found) if isinstance(found, list) else found
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row for each, with a column for each field and ``status``."""

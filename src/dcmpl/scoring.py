@@ -53,6 +53,7 @@ def _score(arguments: Any) -> int:
     scorer = Scorer.from_pretrained(
         arguments.model,
         arguments.backbone,
+        arguments.device,
         engine=arguments.engine,
         precision=arguments.precision,
         views=arguments.views,
@@ -84,7 +85,7 @@ def _score(arguments: Any) -> int:
             chosen = part.rows(order)
             if arguments.rank:
                 chosen = _ranked(scorer, part, order or [], arguments.by)
-            counts = write_scores(out, chosen, job)
+            counts = write_scores(out, chosen, job, made_with(scorer))
             faults = _say_faults(part.rows())
         _say_uncalibrated(scorer)
         written = sum(counts.values())
@@ -196,7 +197,7 @@ def _job(scorer: Scorer, entries: Sequence[Entry], count: int, arguments: Any) -
         digest.update(json.dumps(named).encode())
     packages = ["numpy", "pillow", *PACKAGES[scorer.engine.name]]
     return {
-        **scorer.about,
+        **{name: value for name, value in scorer.about.items() if name != "model"},
         "engine": scorer.engine.name,
         "precision": scorer.engine.precision,
         "views": scorer.views,
@@ -215,10 +216,14 @@ def _job(scorer: Scorer, entries: Sequence[Entry], count: int, arguments: Any) -
         "pictures": len(entries),
         "pictures_sha256": digest.hexdigest(),
         "count": count,
-        "python": platform.python_version(),
         "dcmpl": __version__,
         **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
     }
+
+
+def made_with(scorer: Scorer) -> dict[str, str]:
+    """What the rows do not depend on: shards of two machines fit, a renamed run goes on."""
+    return {"model": str(scorer.about.get("model", "")), "python": platform.python_version()}
 
 
 PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
@@ -317,7 +322,7 @@ def _to_standard_output(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     _say_uncalibrated(scorer)
-    say(json.dumps({"manifest": job}))
+    say(json.dumps({"manifest": job, "made_with": made_with(scorer)}))
     return 3 if faults else 0
 
 
@@ -334,7 +339,7 @@ def merge(arguments: Any) -> int:
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        counts = write_scores(out, rows(), job)
+        counts = write_scores(out, rows(), job, {"python": platform.python_version()})
     except OSError as error:
         raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
     if sum(counts.values()) != job["count"]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dcmpl.containers import Archives, kind_of, read_file
+from dcmpl.containers import Archives, TooLargeError, kind_of, read_file
 from dcmpl.errors import DataError, UsageError
 from dcmpl.generators import prompt_in, whole_text
 from dcmpl.images import Picture, decode, read_picture
@@ -40,7 +40,8 @@ MAX_SIDECAR_BYTES = 64 * 2**10
 class Entry:
     """A picture by the name its row has. ``member``: its name within the archive ``path``.
 
-    ``fault`` says why there is nothing to read, as for a damaged archive.
+    ``fault`` says why there is nothing to read, as for a damaged archive; ``note`` what the row
+    should say beside its score, as of a sidecar that was too long to be a prompt.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     member: str | None = None
     prompt: str = ""
     fault: str = ""
+    note: str = ""
 
     def content(self) -> bytes:
         """The file's bytes; raises :class:`DataError`."""
@@ -67,6 +69,7 @@ class Request:
     prompt: str
     read: Callable[[], Picture]
     prompt_of: Callable[[Picture], str] | None = None
+    note: str = ""
 
 
 def find_entries(paths: Sequence[str], sidecar: bool = False) -> list[Entry]:
@@ -83,9 +86,10 @@ def find_entries(paths: Sequence[str], sidecar: bool = False) -> list[Entry]:
     for path in paths:
         if not path:
             raise UsageError("expected the path of pictures, got an empty one")
-        for entry in _entries_of(path, sidecar):
+        kind = _kind(path)
+        for entry in _entries_of(path, kind, sidecar):
             place = os.path.abspath(entry.path), entry.member
-            if _kind(path) != "list":
+            if kind != "list":
                 if place in seen:
                     continue
                 seen.add(place)
@@ -104,8 +108,7 @@ def _kind(path: str) -> str:
     return "archive" if kind_of(path) else "file"
 
 
-def _entries_of(path: str, sidecar: bool) -> Iterator[Entry]:
-    kind = _kind(path)
+def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Entry]:
     if kind == "list":
         for place, prompt in read_list(Path(path)):
             fault = "" if place else f"expected a picture in every row of {path}, got an empty cell"
@@ -116,8 +119,9 @@ def _entries_of(path: str, sidecar: bool) -> Iterator[Entry]:
         yield from _some(_of_folder(path, sidecar), path)
     elif kind == "glob":
         matches = sorted(glob.glob(path, recursive=True))
-        inside = (p for p in matches if _kind(p) == "archive" or is_picture(Path(p)))
-        yield from _some((e for p in inside for e in _entries_of(p, sidecar)), path)
+        kinds = ((p, _kind(p)) for p in matches)
+        inside = ((p, k) for p, k in kinds if k == "archive" or is_picture(Path(p)))
+        yield from _some((e for p, k in inside for e in _entries_of(p, k, sidecar)), path)
     else:
         yield _of_file(path, sidecar)
 
@@ -156,14 +160,23 @@ def _is_called_picture(name: str) -> bool:
 
 
 def _of_file(path: str, sidecar: bool) -> Entry:
-    prompt = ""
+    prompt, note = "", ""
     if sidecar:
         beside = os.path.splitext(path)[0] + ".txt"
         with suppress(OSError):
             if os.path.isfile(beside):  # and no pipe
                 with open(beside, "rb") as file:
-                    prompt = _as_prompt(beside, file.read(MAX_SIDECAR_BYTES))
-    return Entry(path, path, prompt=prompt)
+                    content = file.read(MAX_SIDECAR_BYTES + 1)
+                if len(content) > MAX_SIDECAR_BYTES:
+                    note = too_long(beside)
+                else:
+                    prompt = _as_prompt(beside, content)
+    return Entry(path, path, prompt=prompt, note=note)
+
+
+def too_long(sidecar: str) -> str:
+    """What a row says of a sidecar that is no prompt: it is not cut in silence."""
+    return f"no prompt read: {sidecar} has more than {MAX_SIDECAR_BYTES} bytes"
 
 
 def _as_prompt(name: str, content: bytes) -> str:
@@ -182,6 +195,7 @@ def _as_prompt(name: str, content: bytes) -> str:
 def _of_archive(path: str, sidecar: bool) -> Iterator[Entry]:
     """Its pictures, in the archive's order; one entry with a fault where it is damaged."""
     prompts: dict[str, str] = {}
+    notes: dict[str, str] = {}
     entries: list[Entry] = []
     fault = ""
     try:
@@ -191,14 +205,20 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Entry]:
                 if _is_called_picture(name):
                     entries.append(Entry(f"{path}/{name}", path, name))
                 elif sidecar and suffix in (".txt", ".json"):
-                    with suppress(DataError):  # a text that cannot be read is no prompt
+                    try:
                         content = archives.read(path, name, MAX_SIDECAR_BYTES)
                         if prompt := _as_prompt(name, content):
                             prompts.setdefault(stem, prompt)
+                    except TooLargeError:
+                        notes.setdefault(stem, too_long(f"{path}/{name}"))
+                    except DataError:  # a text that cannot be read is no prompt
+                        continue
     except DataError as error:
         fault = str(error)
     for entry in entries:
-        yield replace(entry, prompt=prompts.get(os.path.splitext(entry.member or "")[0], ""))
+        stem = os.path.splitext(entry.member or "")[0]
+        prompt = prompts.get(stem, "")
+        yield replace(entry, prompt=prompt, note="" if prompt else notes.get(stem, ""))
     if fault or not entries:
         told = fault or f"expected pictures in {path}, found none"
         yield Entry(path, path, fault=told)
@@ -223,7 +243,7 @@ def requests(entries: Sequence[Entry], metadata: bool = False) -> Iterator[Reque
                     read = partial(read_picture, content, entry.name)
                 except DataError as error:
                     read = partial(_fail, str(error))
-            yield Request(entry.name, entry.prompt, read, prompt_of)
+            yield Request(entry.name, entry.prompt, read, prompt_of, entry.note)
 
 
 def _prompt_of(picture: Picture) -> str:

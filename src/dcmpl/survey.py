@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dcmpl.disk import sha256_of
 from dcmpl.errors import DataError
-from dcmpl.images import decode, quiet_pillow
+from dcmpl.images import cores, decode, quiet_pillow
 from dcmpl.progress import track
 from dcmpl.table import ImageTable
 
@@ -84,7 +84,7 @@ def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, P
     chosen = {file: path for path, file in reversed(files.items())}
 
     def looked() -> Iterator[PictureFacts]:
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(max_workers=cores()) as pool:
             yield from pool.map(_facts, chosen.values())
 
     threads = torch.get_num_threads()

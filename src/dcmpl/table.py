@@ -26,6 +26,8 @@ class MosScale:
     high: float
 
     def __post_init__(self) -> None:
+        for end in ("low", "high"):  # equal scales are written alike, and so have equal digests
+            object.__setattr__(self, end, float(getattr(self, end)))
         if not self.low < self.high:
             raise DataError(
                 f"expected a MOS scale whose low end is below its high end, "
