@@ -35,9 +35,8 @@ from train_step import PlainBlock
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dcmpl.answers import all_scores
-from dcmpl.checkpoint import Run, save_learned
 from dcmpl.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
-from dcmpl.config import EMBEDDED, MODEL
+from dcmpl.config import EMBEDDED, MODEL, TrainConfig
 from dcmpl.engines import Engine, open_variant, read_export
 from dcmpl.export import write_export
 from dcmpl.images import read_image
@@ -45,7 +44,7 @@ from dcmpl.metrics import srcc
 from dcmpl.model import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
-from dcmpl.recipes import TrainConfig
+from dcmpl.runs import Run, save_learned
 from dcmpl.sources import find_entries
 from dcmpl.trained import TorchEngine, load_model
 from dcmpl.views import windows

@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from dcmpl.batches import Batch
 from dcmpl.clip import VIT_B_32, Clip, QuickGELU
+from dcmpl.config import TrainConfig
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.prompts import context_tokens
-from dcmpl.recipes import TrainConfig
 from dcmpl.tokenizer import Tokens
 from dcmpl.train import fast_float32, train_step
 

@@ -14,14 +14,13 @@ from scipy import stats
 
 from dcmpl.ablate import Variant, read_grid, summary, trials_of
 from dcmpl.ablation_report import verdict, write_report
-from dcmpl.checkpoint import Source, read_run, read_split
 from dcmpl.cli import main
-from dcmpl.config import ModelConfig
+from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import RunError, UsageError
 from dcmpl.presets import PRESETS
-from dcmpl.recipes import TrainConfig
 from dcmpl.repeats import Workbench, run_trials
+from dcmpl.runs import Source, read_run, read_split
 from dcmpl.survey import check_pictures
 from dcmpl.table import MosScale
 from dcmpl.weights import load_backbone
@@ -93,7 +92,7 @@ def test_grid_of_other_content_is_refused(
 
 @pytest.mark.parametrize("file", ["minimum.yaml", "tiny.yaml"])
 def test_grids_of_the_repository_are_read(file: str) -> None:
-    path = Path(__file__).parents[1] / "grids" / file
+    path = Path(__file__).parents[2] / "grids" / file
     variants = read_grid(path, TrainConfig(), {})
     assert variants[0].name == "dcmpl"
     assert len({variant.folder for variant in variants}) == len(variants)

@@ -15,7 +15,7 @@ from dcmpl.datasets import load_table
 from dcmpl.errors import DataError
 from dcmpl.table import MosScale
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "aigciqa2023-labels"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "aigciqa2023-labels"
 
 TARGETS = ("quality", "authenticity", "alignment")
 ENDS = {"quality": (26.63, 72.11), "authenticity": (28.42, 73.72), "alignment": (27.69, 72.39)}

@@ -26,10 +26,9 @@ from dcmpl.calibration import (
     ranked,
     read_calibration,
 )
-from dcmpl.curves import fit_logistic4, logistic4, logistic_mapped
-from dcmpl.disk import sealed
 from dcmpl.errors import RunError, UsageError
-from dcmpl.metrics import calibration_error
+from dcmpl.files import sealed
+from dcmpl.metrics import calibration_error, fit_logistic4, logistic4, logistic_mapped
 
 EXACT = 1e-12
 """Float64 sums of a few terms, added in another order."""

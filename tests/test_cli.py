@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 from conftest import Capture, refused
-from dcmpl.checkpoint import read_run
 from dcmpl.cli import main, parse
-from dcmpl.disk import sealed
+from dcmpl.config import RECIPES, TrainConfig
+from dcmpl.files import sealed
 from dcmpl.measuring import COMMANDS
 from dcmpl.metrics import bootstrap
 from dcmpl.presets import PRESETS
-from dcmpl.recipes import RECIPES, TrainConfig
+from dcmpl.runs import read_run
 
 
 @pytest.fixture

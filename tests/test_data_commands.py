@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.checkpoint import as_json
 from dcmpl.cli import main
 from dcmpl.config import RECORD
+from dcmpl.runs import as_json
 from dcmpl.splits import Split
 
 SCALE = ["--mos-scale", "1", "5"]

@@ -19,7 +19,7 @@ from dcmpl.official import DATASETS
 from dcmpl.survey import PictureFacts, survey
 from dcmpl.table import ImageTable, MosScale, image_table
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def real(name: str) -> ImageTable:

@@ -13,7 +13,7 @@ from dcmpl.errors import DataError, UsageError
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "agiqa-3k-dev"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev"
 
 HEADER = "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"
 ROWS = [

@@ -12,15 +12,14 @@ import torch
 
 from dcmpl.batches import EpochWindows, epoch_loader
 from dcmpl.calibrating import calibrate
-from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
-from dcmpl.config import LAST, MODEL
+from dcmpl.config import LAST, MODEL, TrainConfig
 from dcmpl.errors import UsageError
 from dcmpl.explain import word_gains
 from dcmpl.folded import _folded_blocks
 from dcmpl.model import DCMPL
 from dcmpl.predict import Scorer
-from dcmpl.recipes import TrainConfig
+from dcmpl.runs import read_run, read_split
 from dcmpl.trained import TorchEngine, choose_device, load_model, table_of_run
 from second_device import ELSEWHERE
 

@@ -19,7 +19,7 @@ from dcmpl.presets import PRESETS
 from dcmpl.weights import load_backbone
 from torch_files import save_clip_agiqa
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -17,9 +17,9 @@ from conftest import Capture, refused
 from dcmpl import engines
 from dcmpl.answers import Question, scores_of
 from dcmpl.config import MpaConfig
-from dcmpl.disk import sealed
 from dcmpl.engines import Engine, Exported, open_export, read_export
 from dcmpl.errors import RunError, UsageError
+from dcmpl.files import sealed
 from dcmpl.folded import Folded
 from dcmpl.model import DCMPL
 from dcmpl.packing import lanes

@@ -14,10 +14,8 @@ from PIL import Image
 from scipy import stats
 
 from conftest import made_table
-from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
 from dcmpl.datasets import load_table
-from dcmpl.disk import sealed
 from dcmpl.evaluate import (
     measure,
     predictions_frame,
@@ -25,7 +23,9 @@ from dcmpl.evaluate import (
     write_plots,
     write_results,
 )
+from dcmpl.files import sealed
 from dcmpl.metrics import bootstrap, pairwise_accuracy, plcc_mapped, plcc_mapped5
+from dcmpl.runs import read_run, read_split
 from dcmpl.table import ImageTable, MosScale
 
 TOLERANCE = 1e-9

@@ -17,16 +17,16 @@ import pytest
 
 from conftest import Capture, refused
 from dcmpl import export
-from dcmpl.checkpoint import read_run
 from dcmpl.cli import main
 from dcmpl.config import MpaConfig
-from dcmpl.disk import sealed
 from dcmpl.engines import Engine, open_variant, read_export
 from dcmpl.errors import RunError, UsageError
 from dcmpl.export import write_export
+from dcmpl.files import sealed
 from dcmpl.images import read_image
 from dcmpl.model import DCMPL
 from dcmpl.predict import Scorer
+from dcmpl.runs import read_run
 from dcmpl.trained import TorchEngine
 from exported import VARIANTS, Made
 

@@ -13,14 +13,14 @@ import torch
 
 from conftest import Capture, refused
 from dcmpl import fewest
-from dcmpl.checkpoint import read_run
 from dcmpl.config import MODEL
-from dcmpl.disk import sealed
 from dcmpl.engines import Engine, read_export
 from dcmpl.fewest import TOLERANCE, compare_views, fewest_of_run, fewest_views
+from dcmpl.files import sealed
 from dcmpl.images import read_image
 from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
+from dcmpl.runs import read_run
 from dcmpl.scores import Ids, Parts
 from dcmpl.trained import TorchEngine, load_model, validation_pictures
 from exported import Made

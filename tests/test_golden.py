@@ -21,7 +21,7 @@ from dcmpl.published import read_clip_agiqa
 from dcmpl.tokenizer import Tokenizer
 from dcmpl.train import task_loss
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent
 
 IDS = {
     "good": 886,

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcmpl.config import TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.inference import freeze_table
 from dcmpl.labels import with_alignment
 from dcmpl.model import DCMPL
 from dcmpl.presets import PRESETS
-from dcmpl.recipes import TrainConfig
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import load_backbone
 

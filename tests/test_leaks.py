@@ -20,7 +20,7 @@ from dcmpl.splits import PARTS, Split
 from dcmpl.survey import ALIKE_BITS, PictureFacts, survey
 from dcmpl.table import ImageTable
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "agiqa-3k-dev"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev"
 BITS = 255
 Facts = dict[str, PictureFacts]
 Made = tuple[ImageTable, Facts]

@@ -14,7 +14,6 @@ import torch
 from conftest import Capture, made_table, refused
 from dcmpl.calibrating import calibrate
 from dcmpl.calibration import Calibration, Meaning
-from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig
 from dcmpl.datasets import load_table
@@ -25,6 +24,7 @@ from dcmpl.metrics import bootstrap
 from dcmpl.model import Scores
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS, with_targets
+from dcmpl.runs import read_run, read_split
 from dcmpl.scores import Score
 from dcmpl.table import MosScale
 from dcmpl.train import task_loss

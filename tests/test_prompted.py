@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from conftest import Capture, refused
 from dcmpl.batches import EpochWindows, epoch_loader
 from dcmpl.calibrating import judged
-from dcmpl.checkpoint import read_run
 from dcmpl.cli import main
+from dcmpl.config import TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import UsageError
 from dcmpl.images import read_image
@@ -36,7 +36,7 @@ from dcmpl.outputs import Row
 from dcmpl.parts import Part
 from dcmpl.predict import Scorer
 from dcmpl.reader import Reader
-from dcmpl.recipes import TrainConfig
+from dcmpl.runs import read_run
 from dcmpl.table import MosScale
 from dcmpl.train import EpochReport
 from dcmpl.trained import TorchEngine, answers_of, load_model

@@ -18,7 +18,7 @@ from dcmpl.splits import PARTS, Split
 from dcmpl.survey import PictureFacts
 from dcmpl.table import ImageTable
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 AGIQA_3K, AGIQA_1K = DATA / "agiqa-3k-dev", DATA / "agiqa-1k-labels"
 AIGCIQA2023, AIGIQA_20K = DATA / "aigciqa2023-labels", DATA / "aigiqa-20k-labels"
 

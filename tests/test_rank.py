@@ -19,7 +19,6 @@ from calibrated import PROMPTS, Brightness, grey, plain_calibration, plain_meani
 from conftest import Capture, refused
 from dcmpl import engines, export
 from dcmpl.calibration import LABELS, Calibration, read_calibration
-from dcmpl.checkpoint import read_run, read_split
 from dcmpl.cli import main
 from dcmpl.engines import Exported, read_export
 from dcmpl.errors import UsageError
@@ -27,6 +26,7 @@ from dcmpl.opening import Opened
 from dcmpl.outputs import COLUMNS, Row, read_manifest, read_scores
 from dcmpl.parts import Part, part_of
 from dcmpl.predict import Scorer
+from dcmpl.runs import read_run, read_split
 from dcmpl.trained import TorchEngine, load_model
 
 pytest_plugins = ("calibrated",)

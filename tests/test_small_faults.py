@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.checkpoint import SPLIT
 from dcmpl.cli import main
 from dcmpl.compare import our_rows, paired_rows
-from dcmpl.disk import as_json
 from dcmpl.errors import UsageError
+from dcmpl.files import as_json
 from dcmpl.outputs import read_manifest, read_scores
 from dcmpl.predict import Scorer
+from dcmpl.runs import SPLIT
 from dcmpl.scores import Score, Scores
 from dcmpl.sources import MAX_SIDECAR_BYTES, find_entries
 from dcmpl.splits import Split

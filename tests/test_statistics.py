@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from dcmpl.metrics import (
+    compare_paired,
     krcc,
     logistic_mapped,
     pairwise_accuracy,
@@ -19,7 +20,6 @@ from dcmpl.metrics import (
     rmse,
     srcc,
 )
-from dcmpl.paired import compare_paired
 
 TOLERANCE = 1e-12
 """Float64 sums of at most 60 terms, added in another order."""

@@ -13,7 +13,7 @@ from conftest import made_table
 from dcmpl.errors import DataError
 from dcmpl.survey import ALIKE_BITS, PictureFacts, check_pictures, look_of, survey
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "agiqa-3k-dev" / "img"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev" / "img"
 BITS = 255
 SHOWN = range(6)
 

@@ -18,9 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dcmpl.checkpoint import Run, Source, read_run
 from dcmpl.cli import main
-from dcmpl.config import TARGETS, ModelConfig
+from dcmpl.config import TARGETS, ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import read_image
@@ -28,8 +27,8 @@ from dcmpl.leaks import tied_units
 from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.protocols import draw_split
-from dcmpl.recipes import TrainConfig
 from dcmpl.ridge import STRENGTHS
+from dcmpl.runs import Run, Source, read_run
 from dcmpl.splits import Split
 from dcmpl.stem import to_unit_range
 from dcmpl.survey import check_pictures
@@ -143,7 +142,7 @@ def test_run_killed_at_a_write_ends_as_an_unbroken_one(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dcmpl.disk.os.replace", replace_or_die)
+        patch.setattr("dcmpl.files.os.replace", replace_or_die)
         with pytest.raises(Killed):
             fitted("killed")
     again = fitted("killed")

@@ -15,14 +15,14 @@ import pandas as pd
 import torch
 
 from dcmpl.calibration import Calibration, read_calibration
-from dcmpl.checkpoint import read_run, read_split
-from dcmpl.disk import as_json, write_atomically
 from dcmpl.explain import QualityMap, patch_map, window_map
+from dcmpl.files import as_json, write_atomically
 from dcmpl.folded import Folded
 from dcmpl.images import read_image
 from dcmpl.model import DCMPL
 from dcmpl.patches import damaged
 from dcmpl.progress import track
+from dcmpl.runs import read_run, read_split
 from dcmpl.trained import TorchEngine, load_model, table_of_run
 from draw_scenes import each_once
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dcmpl.checkpoint import read_run, read_split
-from dcmpl.disk import as_json, write_atomically
+from dcmpl.files import as_json, write_atomically
 from dcmpl.metrics import srcc
+from dcmpl.runs import read_run, read_split
 from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
 from draw_scenes import each_once
 

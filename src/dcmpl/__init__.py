@@ -7,12 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcmpl.config import ModelConfig
+    from dcmpl.config import ModelConfig, TrainConfig
     from dcmpl.datasets import load_table
     from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
     from dcmpl.model import DCMPL
     from dcmpl.predict import Scorer
-    from dcmpl.recipes import TrainConfig
     from dcmpl.scores import Score, Scores
     from dcmpl.table import MosScale
     from dcmpl.weights import load_backbone

@@ -15,13 +15,12 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from dcmpl.checkpoint import Run, Source
-from dcmpl.config import ModelConfig
+from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.errors import DataError, UsageError
 from dcmpl.floors import FLOORS
 from dcmpl.presets import PRESETS, with_settings
-from dcmpl.recipes import TrainConfig
 from dcmpl.repeats import Trial, Workbench, flat_numbers, spread
+from dcmpl.runs import Run, Source
 
 __all__ = ["Variant", "read_grid", "summary", "trials_of"]
 

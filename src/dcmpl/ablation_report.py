@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dcmpl.disk import write_atomically
+from dcmpl.files import write_atomically
 from dcmpl.pages import figure_png, has_matplotlib
 
 __all__ = ["write_report"]

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dcmpl.config import TrainConfig
 from dcmpl.images import read_image
 from dcmpl.inference import FrozenTable, PromptsOf
-from dcmpl.recipes import TrainConfig
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.views import random_window

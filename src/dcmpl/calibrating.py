@@ -18,14 +18,13 @@ from dcmpl.calibration import (
     PatchReadout,
     Values,
 )
-from dcmpl.checkpoint import Run
-from dcmpl.curves import fit_logistic4
 from dcmpl.errors import DataError
 from dcmpl.folded import Folded
 from dcmpl.images import read_image
-from dcmpl.metrics import calibration_error
+from dcmpl.metrics import calibration_error, fit_logistic4
 from dcmpl.patches import fit_patches
 from dcmpl.progress import say, track
+from dcmpl.runs import Run
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine, answers_of

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dcmpl.curves import logistic4
-from dcmpl.disk import as_json, check_sealed, sealed, write_atomically
 from dcmpl.errors import DcmplError, RunError, UsageError
+from dcmpl.files import as_json, check_sealed, sealed, write_atomically
+from dcmpl.metrics import logistic4
 
 __all__ = [
     "CALIBRATION",

@@ -6,10 +6,18 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from dcmpl.config import COLUMNS, PROTOCOLS, RECORD, TARGETS, check_backbone, target_of
+from dcmpl.config import (
+    COLUMNS,
+    PROTOCOLS,
+    RECORD,
+    TARGETS,
+    TrainConfig,
+    check_backbone,
+    recipe_for,
+    target_of,
+)
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS, with_settings, with_targets
-from dcmpl.recipes import TrainConfig, recipe_for
 from dcmpl.score_checks import (
     check_explain,
     check_export,

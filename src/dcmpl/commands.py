@@ -9,8 +9,7 @@ from typing import Any
 
 from dcmpl.calibrating import calibrate
 from dcmpl.calibration import read_calibration
-from dcmpl.checkpoint import Run, Source, read_run, read_split, write_split
-from dcmpl.config import LAST, MODEL, RECORD, ModelConfig
+from dcmpl.config import LAST, MODEL, RECORD, ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
 from dcmpl.leaks import Facts, check_leaks, tied_units
@@ -18,7 +17,7 @@ from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
 from dcmpl.protocols import PROTOCOLS, draw_split
-from dcmpl.recipes import TrainConfig
+from dcmpl.runs import Run, Source, read_run, read_split, write_split
 from dcmpl.splits import PARTS, Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale

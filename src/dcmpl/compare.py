@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from dcmpl.config import TARGETS
-from dcmpl.disk import write_atomically
 from dcmpl.errors import RunError
 from dcmpl.evaluate import measured
+from dcmpl.files import write_atomically
 from dcmpl.floors import FLOORS
-from dcmpl.metrics import srcc
+from dcmpl.metrics import compare_paired, srcc
 from dcmpl.pages import (
     embedded,
     figure_png,
@@ -28,7 +28,6 @@ from dcmpl.pages import (
     markdown_table,
     number_cell,
 )
-from dcmpl.paired import compare_paired
 from dcmpl.repeats import RESULT
 from dcmpl.sheets import read_sheet
 

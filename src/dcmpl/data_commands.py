@@ -7,7 +7,7 @@ from typing import Any
 from dcmpl.commands import mos_scale, read_data
 from dcmpl.data_report import check_table, data_page
 from dcmpl.datasets import load_table
-from dcmpl.disk import as_json, write_atomically
+from dcmpl.files import as_json, write_atomically
 from dcmpl.leaks import check_leaks, tied_units
 from dcmpl.progress import say
 from dcmpl.protocols import PROTOCOLS, draw_split

@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from dcmpl.calibration import UNREADABLE, Calibration, of_record
-from dcmpl.disk import as_json, check_sealed, sha256_of, write_atomically
 from dcmpl.errors import DcmplError, RunError, UsageError
+from dcmpl.files import as_json, check_sealed, sha256_of, write_atomically
 from dcmpl.packing import lanes
 from dcmpl.scores import EXPORT, Ids, Parts
 

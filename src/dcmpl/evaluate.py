@@ -10,7 +10,7 @@ import pandas as pd
 from rich.table import Table
 
 from dcmpl import __version__
-from dcmpl.disk import as_json, write_atomically
+from dcmpl.files import as_json, write_atomically
 from dcmpl.floors import FLOORS
 from dcmpl.metrics import (
     bootstrap,

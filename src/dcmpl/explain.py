@@ -17,9 +17,9 @@ from jaxtyping import Float64, UInt8
 from dcmpl.answers import Answer, Question, all_answers
 from dcmpl.calibrating import uncalibrated
 from dcmpl.calibration import Calibration, read_calibration
-from dcmpl.disk import write_atomically
 from dcmpl.engines import Engine
 from dcmpl.errors import UsageError
+from dcmpl.files import write_atomically
 from dcmpl.folded import Folded
 from dcmpl.images import decode, quiet_pillow
 from dcmpl.pages import figure_png, has_matplotlib

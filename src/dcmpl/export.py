@@ -27,15 +27,15 @@ from torch import nn
 from dcmpl import __version__
 from dcmpl.answers import all_scores
 from dcmpl.calibration import Calibration, read_calibration
-from dcmpl.checkpoint import Run
-from dcmpl.disk import sealed, sha256_of, write_atomically
 from dcmpl.engines import MODULES, Engine, Exported, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
+from dcmpl.files import sealed, sha256_of, write_atomically
 from dcmpl.folded import Folded
 from dcmpl.images import cores, quiet_pillow
 from dcmpl.metrics import srcc
 from dcmpl.progress import say, track
+from dcmpl.runs import Run
 from dcmpl.scores import EXPORT, PRECISIONS
 from dcmpl.sources import requests
 from dcmpl.trained import MOST_PICTURES, TorchEngine, load_model, validation_pictures

@@ -10,9 +10,9 @@ import numpy as np
 
 from dcmpl import __version__
 from dcmpl.answers import all_scores
-from dcmpl.disk import check_sealed, sealed, write_atomically
 from dcmpl.engines import Engine
 from dcmpl.errors import RunError
+from dcmpl.files import check_sealed, sealed, write_atomically
 from dcmpl.views import window_corners
 
 __all__ = [

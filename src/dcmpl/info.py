@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dcmpl.calibrating import uncalibrated
 from dcmpl.calibration import COVERAGE, Calibration, Meaning, read_calibration
-from dcmpl.checkpoint import Run, read_run
+from dcmpl.runs import Run, read_run
 from dcmpl.usage import warn_of_floor
 
 __all__ = ["COMMANDS"]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dcmpl.config import TrainConfig
 from dcmpl.inference import FrozenTable, freeze_table
 from dcmpl.model import DCMPL
-from dcmpl.recipes import TrainConfig
 from dcmpl.table import ImageTable
 
 __all__ = ["with_alignment"]

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from dcmpl.calibrating import judged, measure_calibration, uncalibrated
 from dcmpl.calibration import read_calibration
-from dcmpl.checkpoint import Run, Source, read_run, read_split
 from dcmpl.commands import (
     model_of,
     mos_scale,
@@ -19,6 +18,7 @@ from dcmpl.commands import (
 )
 from dcmpl.compare import compare as compare_runs
 from dcmpl.compare import paired_rows, write_comparison
+from dcmpl.config import TrainConfig
 from dcmpl.cross import run_cross, write_cross
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
@@ -32,8 +32,8 @@ from dcmpl.pages import has_matplotlib
 from dcmpl.progress import say
 from dcmpl.protocol_report import protocol_summary, write_protocol_report
 from dcmpl.protocols import PROTOCOLS
-from dcmpl.recipes import TrainConfig
 from dcmpl.repeats import Trial, Workbench, run_trials
+from dcmpl.runs import Run, Source, read_run, read_split
 from dcmpl.splits import Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, listed

@@ -6,17 +6,21 @@ than two values, or a constant) is nan, as in scipy. Higher is better except for
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-from dcmpl.curves import logistic_mapped
-
 __all__ = [
     "Interval",
+    "Paired",
     "bootstrap",
     "calibration_error",
+    "compare_paired",
+    "fit_logistic4",
     "krcc",
+    "logistic4",
+    "logistic_mapped",
     "pairwise_accuracy",
     "plcc",
     "plcc_mapped",
@@ -26,6 +30,79 @@ __all__ = [
     "srcc",
     "within",
 ]
+
+
+FIT_STEPS = 500
+
+
+def logistic4(x: np.ndarray, b1: float, b2: float, b3: float, b4: float) -> np.ndarray:
+    """b2 + (b1 - b2) / (1 + exp(-(x - b3) / abs(b4))), rising where b1 > b2."""
+    power = np.clip((x - b3) / (abs(b4) + 1e-12), -500, 500)
+    mapped: np.ndarray = b2 + (b1 - b2) / (1 + np.exp(-power))
+    return mapped
+
+
+def _logistic5(x: np.ndarray, b1: float, b2: float, b3: float, b4: float, b5: float) -> np.ndarray:
+    power = np.clip(b2 * (x - b3), -500, 500)
+    mapped: np.ndarray = b1 * (0.5 - 1 / (1 + np.exp(power))) + b4 * x + b5
+    return mapped
+
+
+def logistic_mapped(
+    predicted: np.ndarray, opinion: np.ndarray, parameters: Literal[4, 5] = 4
+) -> np.ndarray:
+    """``predicted`` after the logistic of 4 or 5 parameters that fits ``opinion`` best.
+
+    4: :func:`logistic4`, monotone, VQEG FRTV Phase I (2000). 5: f(x) = b1 (1/2 - 1 / (1 +
+    exp(b2 (x - b3)))) + b4 x + b5, Sheikh, Sabir, Bovik, IEEE TIP 15(11), 2006. Where no fit
+    can be had (constant, or no more values than parameters) the predictions come back as they
+    are.
+    """
+    best = _fitted(predicted, opinion, parameters)
+    if best is None:
+        return predicted
+    curve: Callable[..., np.ndarray] = logistic4 if parameters == 4 else _logistic5
+    x = (predicted - predicted.mean()) / predicted.std()
+    mapped: np.ndarray = curve(x, *best) * opinion.std() + opinion.mean()
+    return mapped
+
+
+def fit_logistic4(predicted: np.ndarray, opinion: np.ndarray) -> tuple[float, ...] | None:
+    """The parameters of the :func:`logistic4` from ``predicted`` to ``opinion``, None for none."""
+    best = _fitted(predicted, opinion, 4)
+    if best is None:
+        return None
+    (b1, b2), (b3, b4) = best[:2] * opinion.std() + opinion.mean(), best[2:] * predicted.std()
+    return float(b1), float(b2), float(b3 + predicted.mean()), float(b4)
+
+
+def _fitted(
+    predicted: np.ndarray, opinion: np.ndarray, parameters: Literal[4, 5]
+) -> np.ndarray | None:
+    """The best parameters for both in unit deviations."""
+    varies = np.ptp(predicted) > 0 and np.ptp(opinion) > 0 if len(predicted) else False
+    if not varies or len(predicted) <= parameters:
+        return None
+    from scipy import optimize  # slow to import, and scoring never fits
+
+    # The fit works on unit deviations, so that no start is far off whatever the units.
+    x = (predicted - predicted.mean()) / predicted.std()
+    y = (opinion - opinion.mean()) / opinion.std()
+    slope = float(np.mean(x * y))
+    sign = 1.0 if slope >= 0 else -1.0
+    ends = [y.max(), y.min()][:: int(sign)]
+    starts = {4: [*ends, 0.0, 1.0], 5: [sign * np.ptp(y) / 4, 1.0, 0.0, slope / 2, 0.0]}
+    curve: Callable[..., np.ndarray] = logistic4 if parameters == 4 else _logistic5
+
+    def residuals(b: np.ndarray) -> np.ndarray:
+        apart: np.ndarray = curve(x, *b) - y
+        return apart
+
+    # A fit that is still getting better when it is stopped is a fit all the same.
+    found = optimize.least_squares(residuals, starts[parameters], method="lm", max_nfev=FIT_STEPS)
+    best: np.ndarray = found.x
+    return best
+
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -161,3 +238,60 @@ def redrawn(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
     rows = [np.flatnonzero(index == g) for g in range(index.max() + 1)] if len(index) else []
     for _ in range(draws if len(rows) > 1 else 0):
         yield np.concatenate([rows[g] for g in rng.integers(len(rows), size=len(rows))])
+
+
+@dataclass(frozen=True)
+class Paired:
+    """``difference`` = ours less theirs, with its 95 % bootstrap interval and two p-values.
+
+    ``p_bootstrap`` is two-sided; ``p_wilcoxon`` is the signed-rank test's on each prompt's
+    mean absolute error. What cannot be computed is nan.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_bootstrap: float
+    p_wilcoxon: float
+
+
+def compare_paired(
+    metric: Metric,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    opinion: np.ndarray,
+    groups: np.ndarray,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Paired:
+    """Compare two predictions (rows,) of the same ``opinion`` (rows,), all in one unit."""
+    difference = metric(ours, opinion) - metric(theirs, opinion)
+    drawn = np.array(
+        [
+            metric(ours[rows], opinion[rows]) - metric(theirs[rows], opinion[rows])
+            for rows in redrawn(groups, draws, seed)
+        ]
+    )
+    drawn = drawn[np.isfinite(drawn)]
+    low, high, p = np.nan, np.nan, np.nan
+    if len(drawn):
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        # One more on each side: a p-value of a finite number of draws is never zero.
+        p = min(1.0, 2 * (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (len(drawn) + 1))
+    return Paired(
+        difference,
+        float(low),
+        float(high),
+        float(p),
+        _signed_rank(np.abs(ours - opinion), np.abs(theirs - opinion), groups),
+    )
+
+
+def _signed_rank(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> float:
+    """Wilcoxon's p-value on the groups' means; nan where none of them differ."""
+    names, index = np.unique(groups, return_inverse=True)
+    counts = np.bincount(index, minlength=len(names))
+    differences = np.bincount(index, ours - theirs, minlength=len(names)) / counts
+    if len(differences) < 2 or not differences.any():
+        return float("nan")
+    return float(stats.wilcoxon(differences).pvalue)

@@ -10,8 +10,8 @@ from typing import Any
 
 from dcmpl import __version__
 from dcmpl.config import TARGETS
-from dcmpl.disk import check_sealed, put_in_place, sealed, sha256_of, write_whole
 from dcmpl.errors import RunError
+from dcmpl.files import check_sealed, put_in_place, sealed, sha256_of, write_whole
 
 __all__ = [
     "COLUMNS",

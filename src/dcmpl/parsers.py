@@ -7,9 +7,8 @@ from typing import Any, Literal, Optional, get_type_hints
 from jsonargparse import ArgumentParser
 
 from dcmpl import __version__
-from dcmpl.config import COLUMNS, PROTOCOLS, TARGETS
+from dcmpl.config import COLUMNS, PROTOCOLS, RECIPES, TARGETS, TrainConfig
 from dcmpl.presets import PRESETS
-from dcmpl.recipes import RECIPES, TrainConfig
 from dcmpl.score_parsers import (
     add_common,
     add_device,

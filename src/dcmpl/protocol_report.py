@@ -10,8 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from dcmpl.config import TARGETS
-from dcmpl.disk import as_json, write_atomically
 from dcmpl.evaluate import measured
+from dcmpl.files import as_json, write_atomically
 from dcmpl.floors import FLOORS
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
 from dcmpl.protocols import PROTOCOLS

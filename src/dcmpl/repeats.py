@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from dcmpl.checkpoint import Run, write_split
+from dcmpl.config import TrainConfig
 from dcmpl.errors import RunError
 from dcmpl.evaluate import measured, plain_numbers, write_results
 from dcmpl.floors import predict_floors, statistics_of
@@ -25,7 +25,7 @@ from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_t
 from dcmpl.leaks import check_leaks, tied_units
 from dcmpl.model import DCMPL, trainable_parameters
 from dcmpl.protocols import PROTOCOLS, draw_split
-from dcmpl.recipes import TrainConfig
+from dcmpl.runs import Run, write_split
 from dcmpl.splits import Split
 from dcmpl.survey import PictureFacts
 from dcmpl.table import ImageTable

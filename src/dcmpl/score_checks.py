@@ -7,9 +7,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from dcmpl.config import TARGETS, target_of
+from dcmpl.config import TARGETS, check_views, target_of
 from dcmpl.errors import UsageError
-from dcmpl.recipes import check_views
 from dcmpl.scores import FORMATS, PROMPTS_FROM
 from dcmpl.usage import flag, nearest
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from dcmpl.disk import put_in_place, write_whole
 from dcmpl.errors import DataError
+from dcmpl.files import put_in_place, write_whole
 from dcmpl.sources import Entry
 
 __all__ = ["copy_best", "move"]

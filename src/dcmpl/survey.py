@@ -19,8 +19,8 @@ from scipy import fft
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcmpl.disk import sha256_of
 from dcmpl.errors import DataError
+from dcmpl.files import sha256_of
 from dcmpl.images import cores, decode, quiet_pillow
 from dcmpl.progress import track
 from dcmpl.table import ImageTable

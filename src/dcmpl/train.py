@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dcmpl.batches import Batch, EpochWindows, epoch_loader, mismatched
-from dcmpl.checkpoint import History, Run, load_learned, save_learned
-from dcmpl.config import LAST, MODEL, ModelConfig
+from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import cores
 from dcmpl.inference import (
@@ -39,8 +38,8 @@ from dcmpl.labels import with_alignment
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model import DCMPL, Scores, trainable_parameters
 from dcmpl.progress import progress_bar
-from dcmpl.recipes import TrainConfig
 from dcmpl.ridge import fit_ridge
+from dcmpl.runs import History, Run, load_learned, save_learned
 from dcmpl.splits import TrainPart, ValidationPart
 from dcmpl.table import ImageTable
 from dcmpl.tokenizer import Tokens

@@ -11,7 +11,6 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor, nn
 
 from dcmpl.answers import Question, all_answers
-from dcmpl.checkpoint import Run, load_learned, read_run, read_split
 from dcmpl.config import MODEL
 from dcmpl.datasets import load_table
 from dcmpl.engines import Engine
@@ -21,6 +20,7 @@ from dcmpl.images import read_image
 from dcmpl.model import DCMPL
 from dcmpl.packing import lanes
 from dcmpl.progress import track
+from dcmpl.runs import Run, load_learned, read_run, read_split
 from dcmpl.scores import Ids, Parts
 from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dcmpl.recipes import check_views
+from dcmpl.config import check_views
 
 __all__ = ["random_window", "window_corners", "windows"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from dcmpl.archives import read_torch
 from dcmpl.clip import Clip, ClipConfig
 from dcmpl.config import EMBEDDED, check_backbone
-from dcmpl.disk import sha256_of
 from dcmpl.errors import WeightsError
+from dcmpl.files import sha256_of
 from dcmpl.formats import ours, read_config, read_open_clip_config, sizes_of
 from dcmpl.tokenizer import Tokenizer
 

@@ -33,11 +33,11 @@ from dcmpl.config import (
     FusionConfig,
     ModelConfig,
     MpaConfig,
+    TrainConfig,
 )
-from dcmpl.disk import as_json, check_sealed, sealed, sha256_of, write_atomically
 from dcmpl.errors import DcmplError, RunError
+from dcmpl.files import as_json, check_sealed, sealed, sha256_of, write_atomically
 from dcmpl.model import trainable_parameters
-from dcmpl.recipes import TrainConfig
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import Backbone

@@ -13,7 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcmpl import __version__
-from dcmpl.checkpoint import (
+from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
+from dcmpl.errors import RunError
+from dcmpl.files import as_json, sealed, sha256_of
+from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.runs import (
     Run,
     Source,
     load_learned,
@@ -22,11 +26,6 @@ from dcmpl.checkpoint import (
     save_learned,
     write_split,
 )
-from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig
-from dcmpl.disk import as_json, sealed, sha256_of
-from dcmpl.errors import RunError
-from dcmpl.model import DCMPL, trainable_parameters
-from dcmpl.recipes import TrainConfig
 from dcmpl.splits import Split
 from dcmpl.table import MosScale
 from dcmpl.trained import load_model

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcmpl.disk import as_json, check_sealed, sealed, sha256_of, write_atomically
 from dcmpl.errors import RunError
+from dcmpl.files import as_json, check_sealed, sealed, sha256_of, write_atomically
 
 
 def test_content_is_written_whole(tmp_path: Path) -> None:
