@@ -35,13 +35,13 @@ from train_step import PlainBlock
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dcmpl.answers import all_scores
-from dcmpl.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
 from dcmpl.config import EMBEDDED, MODEL, TrainConfig
 from dcmpl.engines import Engine, open_variant, read_export
 from dcmpl.export import write_export
 from dcmpl.images import read_image
 from dcmpl.metrics import srcc
-from dcmpl.model import DCMPL
+from dcmpl.model.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.runs import Run, save_learned

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.batches import Batch
-from dcmpl.clip import VIT_B_32, Clip, QuickGELU
 from dcmpl.config import TrainConfig
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model.clip import VIT_B_32, Clip, QuickGELU
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
+from dcmpl.model.prompts import context_tokens
+from dcmpl.model.tokenizer import Tokens
 from dcmpl.presets import PRESETS
-from dcmpl.prompts import context_tokens
-from dcmpl.tokenizer import Tokens
 from dcmpl.train import fast_float32, train_step
 
 LAYERS, N, JOINT = 12, 8, 512

@@ -15,7 +15,7 @@ from PIL import Image
 from dcmpl.config import EMBEDDED
 
 if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go unchecked
-    from dcmpl.model import DCMPL
+    from dcmpl.model.dcmpl import DCMPL
     from dcmpl.table import ImageTable
     from dcmpl.weights import Backbone
 
@@ -88,8 +88,8 @@ def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random small CLIP, from a seed, as ``dcmpl.weights`` loads it."""
     from safetensors.torch import save_file
 
-    from dcmpl.clip import Clip
     from dcmpl.formats import read_config
+    from dcmpl.model.clip import Clip
 
     folder = tmp_path_factory.mktemp("small-clip")
     (folder / "config.json").write_text(json.dumps(SMALL))
@@ -166,7 +166,7 @@ def build(
 
     It is far from its start, where small mistakes would show, unless ``fresh``.
     """
-    from dcmpl.model import DCMPL
+    from dcmpl.model.dcmpl import DCMPL
     from dcmpl.presets import PRESETS
 
     def build(preset: str = "dcmpl", seed: int = 0, fresh: bool = False, **fields: Any) -> DCMPL:

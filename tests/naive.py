@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcmpl.model import DCMPL, trainable_parameters
-from dcmpl.tokenizer import Tokenizer
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
+from dcmpl.model.tokenizer import Tokenizer
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dcmpl.cli import main
 from dcmpl.compare import published_rows
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
 from dcmpl.weights import load_backbone
 from torch_files import save_clip_agiqa

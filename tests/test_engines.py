@@ -20,8 +20,8 @@ from dcmpl.config import MpaConfig
 from dcmpl.engines import Engine, Exported, open_export, read_export
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
-from dcmpl.folded import Folded
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.folded import Folded
 from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
 from dcmpl.scores import Ids, Parts

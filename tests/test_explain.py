@@ -15,7 +15,7 @@ from dcmpl.answers import Question, all_answers
 from dcmpl.calibration import read_calibration
 from dcmpl.cli import main
 from dcmpl.explain import patch_map, window_map, word_gains
-from dcmpl.folded import Folded
+from dcmpl.model.folded import Folded
 from dcmpl.predict import Scorer
 from dcmpl.runs import read_run
 from dcmpl.trained import TorchEngine

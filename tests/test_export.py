@@ -24,7 +24,7 @@ from dcmpl.errors import RunError, UsageError
 from dcmpl.export import write_export
 from dcmpl.files import sealed
 from dcmpl.images import read_image
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.runs import read_run
 from dcmpl.trained import TorchEngine

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import golden_open_clip
-from dcmpl.clip import Clip
 from dcmpl.config import EMBEDDED
 from dcmpl.errors import UsageError, WeightsError
 from dcmpl.formats import read_config
+from dcmpl.model.clip import Clip
 from dcmpl.weights import Backbone, load_backbone
 from torch_files import Trap, save_torchscript
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.attention import prompt_attention
-from dcmpl.clip import VIT_B_32, Clip
 from dcmpl.config import ModelConfig, MpaConfig
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model.clip import VIT_B_32, Clip
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
+from dcmpl.model.prompt_attention import prompt_attention
+from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS
 from dcmpl.published import read_clip_agiqa
-from dcmpl.tokenizer import Tokenizer
 from dcmpl.train import task_loss
 
 GOLDEN = Path(__file__).parent

@@ -15,9 +15,9 @@ from dcmpl.config import TARGETS, ModelConfig, MpaConfig
 from dcmpl.datasets import load_table
 from dcmpl.images import read_image
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS, with_settings
-from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine
 from dcmpl.views import windows

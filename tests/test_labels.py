@@ -10,7 +10,7 @@ from dcmpl.config import TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.inference import freeze_table
 from dcmpl.labels import with_alignment
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import load_backbone

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from dcmpl.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.config import EMBEDDED
 from dcmpl.errors import UsageError
-from dcmpl.folded import Folded
-from dcmpl.model import DCMPL
+from dcmpl.model.clip import Clip, ClipConfig, TowerConfig
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.folded import Folded
+from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.scores import LONG_PROMPTS, Ids, Score
-from dcmpl.tokenizer import Tokenizer
 from dcmpl.trained import TorchEngine
 from dcmpl.weights import load_backbone
 

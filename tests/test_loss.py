@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcmpl.errors import UsageError
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.trained import TorchEngine

@@ -10,7 +10,7 @@ import pytest
 
 import golden_open_clip
 from dcmpl.errors import WeightsError
-from dcmpl.tokenizer import Tokenizer
+from dcmpl.model.tokenizer import Tokenizer
 
 Make = Callable[[Sequence[str]], Tokenizer]
 
@@ -147,5 +147,5 @@ def test_an_unreadable_list_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_compressed_list_is_read_only_so_far(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand bytes may be a million letters."""
-    monkeypatch.setattr("dcmpl.tokenizer.MAX_MERGES_CHARACTERS", len("#version: 0.2\na b"))
+    monkeypatch.setattr("dcmpl.model.tokenizer.MAX_MERGES_CHARACTERS", len("#version: 0.2\na b"))
     assert make(["a b", "c d"]).size == 515

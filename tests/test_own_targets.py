@@ -21,7 +21,7 @@ from dcmpl.errors import UsageError
 from dcmpl.evaluate import predictions_frame
 from dcmpl.measuring import _calibration
 from dcmpl.metrics import bootstrap
-from dcmpl.model import Scores
+from dcmpl.model.dcmpl import Scores
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS, with_targets
 from dcmpl.runs import read_run, read_split

@@ -10,8 +10,8 @@ import torch
 
 from dcmpl.calibration import Calibration, PatchReadout
 from dcmpl.explain import patch_map
-from dcmpl.folded import Folded
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.folded import Folded
 from dcmpl.patches import BATCH, RIDGE, _box, damaged, fit_patches, patch_features, patch_scores
 
 Build = Callable[..., DCMPL]

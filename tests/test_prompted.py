@@ -32,10 +32,10 @@ from dcmpl.inference import (
 )
 from dcmpl.measuring import _prompts_matter
 from dcmpl.metrics import bootstrap, srcc
+from dcmpl.model.prompt_reader import Reader
 from dcmpl.outputs import Row
 from dcmpl.parts import Part
 from dcmpl.predict import Scorer
-from dcmpl.reader import Reader
 from dcmpl.runs import read_run
 from dcmpl.table import MosScale
 from dcmpl.train import EpochReport

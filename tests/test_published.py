@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcmpl.cli import main
 from dcmpl.metrics import bootstrap
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.published import read_clip_agiqa

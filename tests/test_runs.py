@@ -16,7 +16,7 @@ from dcmpl import __version__
 from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
 from dcmpl.errors import RunError
 from dcmpl.files import as_json, sealed, sha256_of
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.runs import (
     Run,
     Source,

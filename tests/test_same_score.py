@@ -14,10 +14,10 @@ from PIL import Image
 
 from dcmpl.errors import UsageError
 from dcmpl.inputs import Input
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.stem import to_unit_range
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
-from dcmpl.stem import to_unit_range
 from dcmpl.trained import TorchEngine
 from dcmpl.views import windows
 from dcmpl.weights import Backbone, load_backbone

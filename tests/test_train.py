@@ -24,13 +24,13 @@ from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
 from dcmpl.images import read_image
 from dcmpl.leaks import tied_units
-from dcmpl.model import DCMPL, Scores, is_trainable, trainable_parameters
+from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
+from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS
 from dcmpl.protocols import draw_split
 from dcmpl.ridge import STRENGTHS
 from dcmpl.runs import Run, Source, read_run
 from dcmpl.splits import Split
-from dcmpl.stem import to_unit_range
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcmpl.model import DCMPL
-from dcmpl.tokenizer import Tokenizer
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.tokenizer import Tokenizer
 
 
 class Trap:

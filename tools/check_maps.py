@@ -17,9 +17,9 @@ import torch
 from dcmpl.calibration import Calibration, read_calibration
 from dcmpl.explain import QualityMap, patch_map, window_map
 from dcmpl.files import as_json, write_atomically
-from dcmpl.folded import Folded
 from dcmpl.images import read_image
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.folded import Folded
 from dcmpl.patches import damaged
 from dcmpl.progress import track
 from dcmpl.runs import read_run, read_split

@@ -26,13 +26,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.clip import Clip
 from dcmpl.formats import read_config
 from dcmpl.metrics import srcc
-from dcmpl.model import NORMALIZATION
-from dcmpl.stem import StatisticsStem
-from dcmpl.tokenizer import END, START
-from dcmpl.tokenizer import Tokenizer as Words
+from dcmpl.model.clip import Clip
+from dcmpl.model.dcmpl import NORMALIZATION
+from dcmpl.model.stem import StatisticsStem
+from dcmpl.model.tokenizer import END, START
+from dcmpl.model.tokenizer import Tokenizer as Words
 from defects import degrade, draw_defects, pseudo_mos, words
 from drawings import corrupted, draw_scene, render, to_bytes
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dcmpl.config import ModelConfig, TrainConfig
     from dcmpl.datasets import load_table
     from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
-    from dcmpl.model import DCMPL
+    from dcmpl.model.dcmpl import DCMPL
     from dcmpl.predict import Scorer
     from dcmpl.scores import Score, Scores
     from dcmpl.table import MosScale

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from dcmpl.config import TrainConfig
 from dcmpl.images import read_image
 from dcmpl.inference import FrozenTable, PromptsOf
-from dcmpl.stem import to_unit_range
+from dcmpl.model.stem import to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.views import random_window
 

@@ -19,9 +19,9 @@ from dcmpl.calibration import (
     Values,
 )
 from dcmpl.errors import DataError
-from dcmpl.folded import Folded
 from dcmpl.images import read_image
 from dcmpl.metrics import calibration_error, fit_logistic4
+from dcmpl.model.folded import Folded
 from dcmpl.patches import fit_patches
 from dcmpl.progress import say, track
 from dcmpl.runs import Run

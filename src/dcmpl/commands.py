@@ -13,7 +13,7 @@ from dcmpl.config import LAST, MODEL, RECORD, ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
 from dcmpl.leaks import Facts, check_leaks, tied_units
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
 from dcmpl.protocols import PROTOCOLS, draw_split

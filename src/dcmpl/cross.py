@@ -13,7 +13,7 @@ from dcmpl.evaluate import measured, write_results
 from dcmpl.files import write_atomically
 from dcmpl.inference import predict_table
 from dcmpl.leaks import find_leaks
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
 from dcmpl.repeats import RESULT, Trial, Workbench, read_result, run_trial
 from dcmpl.runs import load_learned, read_run

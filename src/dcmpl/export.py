@@ -31,9 +31,9 @@ from dcmpl.engines import MODULES, Engine, Exported, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 from dcmpl.files import sealed, sha256_of, write_atomically
-from dcmpl.folded import Folded
 from dcmpl.images import cores, quiet_pillow
 from dcmpl.metrics import srcc
+from dcmpl.model.folded import Folded
 from dcmpl.progress import say, track
 from dcmpl.runs import Run
 from dcmpl.scores import EXPORT, PRECISIONS

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 from dcmpl.images import read_image
+from dcmpl.model.stem import cell_statistics, dct_kernels, to_unit_range
 from dcmpl.progress import track
-from dcmpl.stem import cell_statistics, dct_kernels, to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.views import windows
 
@@ -32,7 +32,7 @@ Statistics = Mapping[str, np.ndarray]
 def statistics_of(paths: Iterable[str]) -> dict[str, np.ndarray]:
     """By path, 1,386 numbers of a picture: mean and deviation of each statistic over the cells.
 
-    They are those of ``tiny``'s stem (:mod:`dcmpl.stem`) on 2 x 2 windows, averaged.
+    They are those of ``tiny``'s stem (:mod:`dcmpl.model.stem`) on 2 x 2 windows, averaged.
     """
     luma, chroma = dct_kernels(8), dct_kernels(4)
     found = {}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcmpl.clip import ACTIVATIONS, Activation, ClipConfig, TowerConfig
 from dcmpl.errors import WeightsError
+from dcmpl.model.clip import ACTIVATIONS, Activation, ClipConfig, TowerConfig
 
 __all__ = ["ours", "read_config", "read_open_clip_config", "sizes_of"]
 

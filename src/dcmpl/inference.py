@@ -16,13 +16,13 @@ from jaxtyping import Int, Int64
 from torch import Tensor
 
 from dcmpl.images import read_image
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.prompt_reader import Texts
+from dcmpl.model.stem import to_unit_range
+from dcmpl.model.tokenizer import Tokens
 from dcmpl.packing import outputs_of
 from dcmpl.progress import track
-from dcmpl.reader import Texts
-from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable, as_group
-from dcmpl.tokenizer import Tokens
 from dcmpl.views import windows
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dcmpl.config import TrainConfig
 from dcmpl.inference import FrozenTable, freeze_table
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.table import ImageTable
 
 __all__ = ["with_alignment"]

@@ -27,7 +27,7 @@ from dcmpl.floors import predict_floors, statistics_of
 from dcmpl.inference import by_target, shuffled_prompts
 from dcmpl.leaks import find_leaks
 from dcmpl.metrics import srcc
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import has_matplotlib
 from dcmpl.progress import say
 from dcmpl.protocol_report import protocol_summary, write_protocol_report

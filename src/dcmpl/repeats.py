@@ -23,7 +23,7 @@ from dcmpl.evaluate import measured, plain_numbers, write_results
 from dcmpl.floors import predict_floors, statistics_of
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.leaks import check_leaks, tied_units
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.protocols import PROTOCOLS, draw_split
 from dcmpl.runs import Run, write_split
 from dcmpl.splits import Split

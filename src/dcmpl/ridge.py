@@ -8,7 +8,7 @@ import torch
 
 from dcmpl.inference import FrozenTable
 from dcmpl.metrics import srcc
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.table import ImageTable
 
 __all__ = ["fit_ridge"]

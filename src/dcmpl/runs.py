@@ -37,7 +37,7 @@ from dcmpl.config import (
 )
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.files import as_json, check_sealed, sealed, sha256_of, write_atomically
-from dcmpl.model import trainable_parameters
+from dcmpl.model.dcmpl import trainable_parameters
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights import Backbone

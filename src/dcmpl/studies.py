@@ -10,17 +10,17 @@ from rich.table import Table
 
 from dcmpl.ablate import read_grid, summary, trials_of
 from dcmpl.ablation_report import write_report
-from dcmpl.clip import VIT_B_32, Clip
 from dcmpl.commands import read_data, source_of
 from dcmpl.config import EMBEDDED, MODEL, ModelConfig, TrainConfig, recipe_for
-from dcmpl.model import DCMPL, trainable_parameters
+from dcmpl.model.clip import VIT_B_32, Clip
+from dcmpl.model.dcmpl import DCMPL, trainable_parameters
+from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.progress import say
 from dcmpl.published import read_clip_agiqa
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Run, save_learned
 from dcmpl.survey import check_pictures
-from dcmpl.tokenizer import Tokenizer
 from dcmpl.trained import choose_device
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights import load_backbone

@@ -36,13 +36,13 @@ from dcmpl.inference import (
 )
 from dcmpl.labels import with_alignment
 from dcmpl.metrics import plcc, srcc
-from dcmpl.model import DCMPL, Scores, trainable_parameters
+from dcmpl.model.dcmpl import DCMPL, Scores, trainable_parameters
+from dcmpl.model.tokenizer import Tokens
 from dcmpl.progress import progress_bar
 from dcmpl.ridge import fit_ridge
 from dcmpl.runs import History, Run, load_learned, save_learned
 from dcmpl.splits import TrainPart, ValidationPart
 from dcmpl.table import ImageTable
-from dcmpl.tokenizer import Tokens
 
 __all__ = ["EpochReport", "fit"]
 

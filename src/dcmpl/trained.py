@@ -15,14 +15,14 @@ from dcmpl.config import MODEL
 from dcmpl.datasets import load_table
 from dcmpl.engines import Engine
 from dcmpl.errors import DataError, UsageError
-from dcmpl.folded import Folded, TextReader
 from dcmpl.images import read_image
-from dcmpl.model import DCMPL
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.folded import Folded, TextReader
+from dcmpl.model.stem import to_unit_range
 from dcmpl.packing import lanes
 from dcmpl.progress import track
 from dcmpl.runs import Run, load_learned, read_run, read_split
 from dcmpl.scores import Ids, Parts
-from dcmpl.stem import to_unit_range
 from dcmpl.table import ImageTable
 from dcmpl.weights import load_backbone
 

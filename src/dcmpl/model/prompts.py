@@ -13,13 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dcmpl.attention import prompt_attention
-from dcmpl.clip import TowerConfig
 from dcmpl.config import FusionConfig, ModelConfig, MpaConfig
+from dcmpl.model.clip import Clip, TowerConfig, put
+from dcmpl.model.prompt_attention import prompt_attention
 
-__all__ = ["CoupledPrompts", "FreePrompts", "Fusion", "LayerPrompts", "context_tokens"]
+__all__ = [
+    "CoupledPrompts",
+    "FreePrompts",
+    "Fusion",
+    "LayerPrompts",
+    "context_tokens",
+    "prompts_from_outputs",
+]
 
 
 @dataclass(frozen=True)
@@ -163,3 +171,27 @@ class Fusion(nn.Module):
             for layer, m, a in zip(self.layers, main, auxiliary, strict=False)
         ]
         return [*fused, *main[len(fused) :]]
+
+
+def prompts_from_outputs(
+    prompts: CoupledPrompts,
+    clip: Clip,
+    ids: Int[Tensor, "texts length"],
+    tokens: Float[Tensor, "batch tokens width"],
+) -> LayerPrompts:
+    """The prompts of all layers that both towers have, at most ``prompts.depths`` of them."""
+    text, visual = prompts.first()
+    made = LayerPrompts([text], [visual])
+    n, patches = len(text), tokens.shape[1]
+    slots = visual.to(tokens.dtype).expand(len(tokens), -1, -1)
+    x_text, x_visual = clip.text.begin(ids, text), clip.visual.ln_pre(torch.cat([tokens, slots], 1))
+    for layer in range(1, min(prompts.depths)):
+        x_text = clip.text.transformer.resblocks[layer - 1](x_text, causal=True)
+        x_visual = clip.visual.transformer.resblocks[layer - 1](x_visual, causal=False)
+        text, visual = prompts.following(
+            layer, x_text[:, 1 : 1 + n].mean(0), x_visual[:, patches:].mean(0)
+        )
+        x_text, x_visual = put(x_text, text, 1), put(x_visual, visual, patches)
+        made.text.append(text)
+        made.visual.append(visual)
+    return made

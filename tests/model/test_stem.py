@@ -6,7 +6,7 @@ import torch
 from scipy import fft
 from torch import Tensor
 
-from dcmpl.stem import (
+from dcmpl.model.stem import (
     FLOOR,
     LIMIT,
     PatchStem,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.errors import UsageError
-from dcmpl.model import DCMPL, is_trainable, trainable_parameters
-from dcmpl.tokenizer import Tokenizer
+from dcmpl.model.dcmpl import DCMPL, is_trainable, trainable_parameters
+from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.weights import Backbone
 
 Build = Callable[..., DCMPL]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.attention import CrossModalBlock, prompt_attention
 from dcmpl.config import MpaConfig
+from dcmpl.model.prompt_attention import CrossModalBlock, prompt_attention
 
 Randomise = Callable[[nn.Module, int], None]
 Prompts = tuple[Tensor, Tensor]

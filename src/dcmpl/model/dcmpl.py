@@ -14,14 +14,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.adapter import ImageAdapter
-from dcmpl.clip import Clip
 from dcmpl.config import ModelConfig
-from dcmpl.coupling import prompts_from_outputs
 from dcmpl.errors import UsageError
-from dcmpl.prompts import CoupledPrompts, FreePrompts, Fusion, LayerPrompts
-from dcmpl.reader import Reader, Reading, Texts
-from dcmpl.tokenizer import Tokenizer, Tokens
+from dcmpl.model.adapter import ImageAdapter
+from dcmpl.model.clip import Clip
+from dcmpl.model.prompt_reader import Reader, Reading, Texts
+from dcmpl.model.prompts import (
+    CoupledPrompts,
+    FreePrompts,
+    Fusion,
+    LayerPrompts,
+    prompts_from_outputs,
+)
+from dcmpl.model.tokenizer import Tokenizer, Tokens
 
 __all__ = [
     "DCMPL",

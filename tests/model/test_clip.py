@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.clip import Clip, Transformer
 from dcmpl.config import EMBEDDED
 from dcmpl.formats import read_config
+from dcmpl.model.clip import Clip, Transformer
 from dcmpl.weights import load_backbone
 
 END = 639  # the highest id: transformers finds the end by argmax or by eos_token_id

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dcmpl.clip import MLP, Attention
 from dcmpl.config import MpaConfig
+from dcmpl.model.clip import MLP, Attention
 
 __all__ = ["CrossModalBlock", "JointBlock", "prompt_attention"]
 

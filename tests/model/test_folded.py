@@ -13,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dcmpl.clip import Clip, ClipConfig, TextTower, TowerConfig
 from dcmpl.config import (
     CLIP_AGIQA_WORDS,
     EMBEDDED,
@@ -23,11 +22,12 @@ from dcmpl.config import (
     MpaConfig,
 )
 from dcmpl.errors import UsageError
-from dcmpl.folded import Folded
-from dcmpl.model import DCMPL
+from dcmpl.model.clip import Clip, ClipConfig, TextTower, TowerConfig
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.folded import Folded
+from dcmpl.model.stem import to_unit_range
+from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import ANTONYMS, PRESETS
-from dcmpl.stem import to_unit_range
-from dcmpl.tokenizer import Tokenizer
 from dcmpl.weights import Backbone, load_backbone
 
 Build = Callable[..., DCMPL]

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.clip import Block, TextTower, TowerConfig
-from dcmpl.tokenizer import Tokens
+from dcmpl.model.clip import Block, TextTower, TowerConfig
+from dcmpl.model.tokenizer import Tokens
 
 __all__ = ["Reader", "Reading", "Texts"]
 

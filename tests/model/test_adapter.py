@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcmpl.adapter import ImageAdapter
 from dcmpl.config import AdapterConfig
+from dcmpl.model.adapter import ImageAdapter
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.clip import MLP, Block, QuickGELU, VisionTower
 from dcmpl.errors import UsageError
-from dcmpl.model import DCMPL
-from dcmpl.reader import Reading
+from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower
+from dcmpl.model.dcmpl import DCMPL
+from dcmpl.model.prompt_reader import Reading
+from dcmpl.model.stem import PatchStem, StatisticsStem, to_unit_range
 from dcmpl.scores import Parts
-from dcmpl.stem import PatchStem, StatisticsStem, to_unit_range
 
 __all__ = ["Folded", "TextReader"]
 
@@ -198,7 +198,7 @@ class TextReader:
         self.tokenizer, self.slots = model.tokenizer, model.slots
 
     def parts(self, text: str, long: str) -> Parts:
-        """Its tokens; see :meth:`dcmpl.tokenizer.Tokenizer.parts`."""
+        """Its tokens; see :meth:`dcmpl.model.tokenizer.Tokenizer.parts`."""
         return self.tokenizer.parts(text, self.slots, long)
 
     def __call__(self, texts: Sequence[tuple[int, ...]]) -> Reading:

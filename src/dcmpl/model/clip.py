@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.stem import PatchStem, StatisticsStem
+from dcmpl.model.stem import PatchStem, StatisticsStem
 
 __all__ = ["VIT_B_32", "Clip", "ClipConfig", "TextTower", "TowerConfig", "VisionTower", "put"]
 

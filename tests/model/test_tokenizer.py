@@ -8,7 +8,7 @@ import torch
 
 from dcmpl.config import EMBEDDED
 from dcmpl.errors import DcmplError, WeightsError
-from dcmpl.tokenizer import END, START, Tokenizer
+from dcmpl.model.tokenizer import END, START, Tokenizer
 
 FILE = EMBEDDED["tiny"] / "tokenizer.json"
 LENGTH = 12

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.clip import TowerConfig
 from dcmpl.config import FusionConfig, ModelConfig, MpaConfig
-from dcmpl.prompts import CoupledPrompts, FreePrompts, Fusion, context_tokens
+from dcmpl.model.clip import TowerConfig
+from dcmpl.model.prompts import CoupledPrompts, FreePrompts, Fusion, context_tokens
 
 Randomise = Callable[[nn.Module, int], None]
 TEXT, VISUAL, SLOTS = 64, 128, 5
