@@ -48,7 +48,7 @@ from dcmpl.runs import Run, save_learned
 from dcmpl.sources import find_entries
 from dcmpl.trained import TorchEngine, load_model
 from dcmpl.views import windows
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 CORES = len(os.sched_getaffinity(0))
 BATCH, PICTURES, SIDE = 16, 64, 512

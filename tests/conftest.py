@@ -17,7 +17,7 @@ from dcmpl.config import EMBEDDED
 if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go unchecked
     from dcmpl.model.dcmpl import DCMPL
     from dcmpl.table import ImageTable
-    from dcmpl.weights import Backbone
+    from dcmpl.weights.backbones import Backbone
 
 # Small tensors gain nothing from a second thread, and on a busy machine two wait for one another.
 torch.set_num_threads(1)
@@ -85,11 +85,11 @@ def made_table(*, mos_scale: tuple[float, float] = (1, 5), **columns: Any) -> "I
 
 @pytest.fixture(scope="session")
 def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random small CLIP, from a seed, as ``dcmpl.weights`` loads it."""
+    """A folder with a random small CLIP, from a seed, as ``dcmpl.weights.backbones`` loads it."""
     from safetensors.torch import save_file
 
-    from dcmpl.formats import read_config
     from dcmpl.model.clip import Clip
+    from dcmpl.weights.layouts import read_config
 
     folder = tmp_path_factory.mktemp("small-clip")
     (folder / "config.json").write_text(json.dumps(SMALL))
@@ -151,7 +151,7 @@ def random_backbone(
     small_backbone: Path, randomise: Callable[[torch.nn.Module, int], None]
 ) -> "Backbone":
     """The small backbone with nothing left at one or zero."""
-    from dcmpl.weights import load_backbone
+    from dcmpl.weights.backbones import load_backbone
 
     backbone = load_backbone(str(small_backbone))
     randomise(backbone.clip, 6)

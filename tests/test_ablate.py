@@ -23,7 +23,7 @@ from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Source, read_run, read_split
 from dcmpl.survey import check_pictures
 from dcmpl.table import MosScale
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 from write_ablations import page
 
 GRID = """

@@ -16,7 +16,7 @@ from dcmpl.cli import main
 from dcmpl.compare import published_rows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 from torch_files import save_clip_agiqa
 
 ROOT = Path(__file__).parents[2]

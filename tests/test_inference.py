@@ -21,7 +21,7 @@ from dcmpl.presets import PRESETS, with_settings
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine
 from dcmpl.views import windows
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 TOLERANCE = 1e-6
 """Batches of other sizes add up in another order: a few float32 roundings of a value < 1."""

@@ -13,7 +13,7 @@ from dcmpl.labels import with_alignment
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
 from dcmpl.table import ImageTable, MosScale
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 CONFIG = TrainConfig(views="center")
 

@@ -20,7 +20,7 @@ from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.scores import LONG_PROMPTS, Ids, Score
 from dcmpl.trained import TorchEngine
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 Build = Callable[..., DCMPL]
 Fill = Callable[[nn.Module, int], None]

@@ -15,7 +15,7 @@ from dcmpl.model.dcmpl import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.trained import TorchEngine
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 from exported import Made
 
 pytest_plugins = ("exported",)

@@ -29,7 +29,7 @@ from dcmpl.runs import (
 from dcmpl.splits import Split
 from dcmpl.table import MosScale
 from dcmpl.trained import load_model
-from dcmpl.weights import Backbone, load_backbone
+from dcmpl.weights.backbones import Backbone, load_backbone
 
 SPLIT = Split("clean", 0, ("a", "b"), ("c",), ("d",))
 RUN = Run(

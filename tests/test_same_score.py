@@ -20,7 +20,7 @@ from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.trained import TorchEngine
 from dcmpl.views import windows
-from dcmpl.weights import Backbone, load_backbone
+from dcmpl.weights.backbones import Backbone, load_backbone
 
 Build = Callable[..., DCMPL]
 TOLERANCE = 1e-5

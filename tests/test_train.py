@@ -35,7 +35,7 @@ from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
 from dcmpl.views import windows
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
 

@@ -26,13 +26,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.formats import read_config
 from dcmpl.metrics import srcc
 from dcmpl.model.clip import Clip
 from dcmpl.model.dcmpl import NORMALIZATION
 from dcmpl.model.stem import StatisticsStem
 from dcmpl.model.tokenizer import END, START
 from dcmpl.model.tokenizer import Tokenizer as Words
+from dcmpl.weights.layouts import read_config
 from defects import degrade, draw_defects, pseudo_mos, words
 from drawings import corrupted, draw_scene, render, to_bytes
 
@@ -270,7 +270,7 @@ def card_figures(student: Student, tokenizer: Words, pool: Pool) -> dict[str, fl
 
 
 def save_backbone(clip: Clip, folder: Path) -> None:
-    """The folder that :mod:`dcmpl.weights` loads; tensors in half precision."""
+    """The folder that :mod:`dcmpl.weights.backbones` loads; tensors in half precision."""
     state = {name: t.detach().half().contiguous() for name, t in clip.state_dict().items()}
     save_file(state, folder / "model.safetensors")
 

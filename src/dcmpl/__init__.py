@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dcmpl.predict import Scorer
     from dcmpl.scores import Score, Scores
     from dcmpl.table import MosScale
-    from dcmpl.weights import load_backbone
+    from dcmpl.weights.backbones import load_backbone
 
 __version__ = "0.1.0"
 

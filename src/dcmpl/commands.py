@@ -24,7 +24,7 @@ from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit
 from dcmpl.trained import TorchEngine, choose_device, load_model
 from dcmpl.usage import warn_of_floor
-from dcmpl.weights import Backbone, load_backbone
+from dcmpl.weights.backbones import Backbone, load_backbone
 
 __all__ = [
     "COMMANDS",

@@ -39,7 +39,7 @@ from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, listed
 from dcmpl.trained import TorchEngine, answers_of, choose_device, load_model, table_of_run
 from dcmpl.usage import warn_of_floor
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 __all__ = ["COMMANDS"]
 

@@ -30,7 +30,7 @@ from dcmpl.splits import Split
 from dcmpl.survey import PictureFacts
 from dcmpl.table import ImageTable
 from dcmpl.train import EpochReport, fit, trains_on_views
-from dcmpl.weights import Backbone
+from dcmpl.weights.backbones import Backbone
 
 __all__ = [
     "RESULT",

@@ -40,7 +40,7 @@ from dcmpl.files import as_json, check_sealed, sealed, sha256_of, write_atomical
 from dcmpl.model.dcmpl import trainable_parameters
 from dcmpl.splits import Split
 from dcmpl.table import ImageTable, MosScale
-from dcmpl.weights import Backbone
+from dcmpl.weights.backbones import Backbone
 
 __all__ = ["Run", "Source", "load_learned", "read_run"]
 

@@ -17,13 +17,13 @@ from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.progress import say
-from dcmpl.published import read_clip_agiqa
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Run, save_learned
 from dcmpl.survey import check_pictures
 from dcmpl.trained import choose_device
 from dcmpl.usage import warn_of_floor
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
+from dcmpl.weights.clip_agiqa import read_clip_agiqa
 
 __all__ = ["COMMANDS"]
 

@@ -24,7 +24,7 @@ from dcmpl.progress import track
 from dcmpl.runs import Run, load_learned, read_run, read_split
 from dcmpl.scores import Ids, Parts
 from dcmpl.table import ImageTable
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 __all__ = [
     "TorchEngine",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dcmpl.config import EMBEDDED
-from dcmpl.formats import read_config
 from dcmpl.model.clip import Clip, Transformer
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
+from dcmpl.weights.layouts import read_config
 
 END = 639  # the highest id: transformers finds the end by argmax or by eos_token_id
 BASE = {"width": (768, 512), "layers": 12, "heads": (12, 8), "hidden": (3072, 2048)}

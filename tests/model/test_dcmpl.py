@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL, is_trainable, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
-from dcmpl.weights import Backbone
+from dcmpl.weights.backbones import Backbone
 
 Build = Callable[..., DCMPL]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -28,7 +28,7 @@ from dcmpl.model.folded import Folded
 from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import ANTONYMS, PRESETS
-from dcmpl.weights import Backbone, load_backbone
+from dcmpl.weights.backbones import Backbone, load_backbone
 
 Build = Callable[..., DCMPL]
 Fill = Callable[[nn.Module, int], None]

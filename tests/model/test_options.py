@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dcmpl.config import AdapterConfig, FusionConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
-from dcmpl.weights import Backbone
+from dcmpl.weights.backbones import Backbone
 from naive import close, image_embedding, leave_gradients, linear, score, text_embeddings
 
 Build = Callable[..., DCMPL]

@@ -11,7 +11,7 @@ from dcmpl.config import AdapterConfig, FusionConfig, MpaConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.prompt_attention import prompt_attention
-from dcmpl.weights import Backbone
+from dcmpl.weights.backbones import Backbone
 from naive import all_equal, close, image_embedding, leave_gradients, linear, score, text_embeddings
 
 Build = Callable[..., DCMPL]

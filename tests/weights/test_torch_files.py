@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.archives import read_torch
 from dcmpl.errors import WeightsError
+from dcmpl.weights.torch_files import read_torch
 from torch_files import (
     Trap,
     module,
@@ -153,7 +153,7 @@ CODE = {
     "posix.mkdir": named("posix", "mkdir"),
     "builtins.eval": named("builtins", "eval"),
     "builtins.getattr": named("builtins", "getattr"),
-    "dcmpl.archives.pickle.sys": named("dcmpl.archives", "pickle.sys"),
+    "dcmpl.weights.torch_files.pickle.sys": named("dcmpl.weights.torch_files", "pickle.sys"),
     "torch.load": named("torch", "load"),
     "torch.FloatStorage.mro": named("torch", "FloatStorage.mro"),
     "collections.OrderedDict.fromkeys": named("collections", "OrderedDict.fromkeys"),

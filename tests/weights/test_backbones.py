@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcmpl.errors import UsageError, WeightsError
-from dcmpl.formats import read_config
-from dcmpl.weights import FILES, load_backbone
+from dcmpl.weights.backbones import FILES, load_backbone
+from dcmpl.weights.layouts import read_config
 
 State = dict[str, Tensor]
 
@@ -310,7 +310,7 @@ def test_an_id_that_is_not_cached_is_refused_offline(tmp_path: Path) -> None:
     """In a process of its own: the hub's client reads the environment once."""
     code = (
         "from dcmpl.errors import UsageError, WeightsError\n"
-        "from dcmpl.weights import load_backbone\n"
+        "from dcmpl.weights.backbones import load_backbone\n"
         "try:\n"
         "    load_backbone('some/clip')\n"
         "except WeightsError as error:\n"

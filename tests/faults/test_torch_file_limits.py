@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcmpl import archives
-from dcmpl.archives import read_torch
 from dcmpl.errors import WeightsError
+from dcmpl.weights.backbones import torch_files as archives
+from dcmpl.weights.torch_files import read_torch
 from torch_files import INT_LIST, module, named, plain, save_archive, save_torchscript, tensor
 
 State = dict[str, Tensor]
@@ -210,8 +210,8 @@ def test_a_deeply_nested_name_does_not_end_the_process(tmp_path: Path) -> None:
     name = b"N" + b"\x85" * 10**6
     save_archive(tmp_path / "a.pt", named("__torch__", "M") + b")\x81}(" + name + tensor() + b"ub")
     lines = (
-        "import sys, pathlib, dcmpl.archives",
-        "dcmpl.archives.read_torch(pathlib.Path(sys.argv[1]))",
+        "import sys, pathlib, dcmpl.weights.torch_files",
+        "dcmpl.weights.torch_files.read_torch(pathlib.Path(sys.argv[1]))",
     )
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines), str(tmp_path / "a.pt")],

@@ -16,9 +16,9 @@ from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
-from dcmpl.published import read_clip_agiqa
 from dcmpl.trained import TorchEngine
-from dcmpl.weights import Backbone, load_backbone
+from dcmpl.weights.backbones import Backbone, load_backbone
+from dcmpl.weights.clip_agiqa import read_clip_agiqa
 from torch_files import save_clip_agiqa
 
 State = dict[str, Tensor]

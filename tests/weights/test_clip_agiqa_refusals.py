@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcmpl.cli import main
-from dcmpl.formats import read_config
 from dcmpl.model.clip import Clip
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
+from dcmpl.weights.layouts import read_config
 from torch_files import Trap, save_clip_agiqa
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dcmpl.archives import read_torch
 from dcmpl.config import CLIP_AGIQA_WORDS, ModelConfig
 from dcmpl.errors import RunError, UsageError
 from dcmpl.model.clip import Clip
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS
+from dcmpl.weights.torch_files import read_torch
 
 __all__ = ["read_clip_agiqa"]
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from dcmpl.errors import WeightsError
-from dcmpl.weights import load_backbone
+from dcmpl.weights.backbones import load_backbone
 
 
 @dataclass

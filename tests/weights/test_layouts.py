@@ -15,9 +15,9 @@ from torch import Tensor
 import golden_open_clip
 from dcmpl.config import EMBEDDED
 from dcmpl.errors import UsageError, WeightsError
-from dcmpl.formats import read_config
 from dcmpl.model.clip import Clip
-from dcmpl.weights import Backbone, load_backbone
+from dcmpl.weights.backbones import Backbone, load_backbone
+from dcmpl.weights.layouts import read_config
 from torch_files import Trap, save_torchscript
 
 State = dict[str, Tensor]
