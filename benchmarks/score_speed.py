@@ -38,7 +38,8 @@ from dcmpl.answers import all_scores
 from dcmpl.config import EMBEDDED, MODEL, TrainConfig
 from dcmpl.engines import Engine, open_variant, read_export
 from dcmpl.export import write_export
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
+from dcmpl.images.windows import windows
 from dcmpl.metrics import srcc
 from dcmpl.model.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
 from dcmpl.model.dcmpl import DCMPL
@@ -47,7 +48,6 @@ from dcmpl.presets import PRESETS
 from dcmpl.runs import Run, save_learned
 from dcmpl.sources import find_entries
 from dcmpl.trained import TorchEngine, load_model
-from dcmpl.views import windows
 from dcmpl.weights.backbones import load_backbone
 
 CORES = len(os.sched_getaffinity(0))

@@ -20,13 +20,13 @@ from dcmpl.config import MpaConfig
 from dcmpl.engines import Engine, Exported, open_export, read_export
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
+from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
 from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
 from dcmpl.scores import Ids, Parts
 from dcmpl.trained import TorchEngine
-from dcmpl.views import windows
 from exported import VARIANTS, Made
 
 pytest_plugins = ("exported",)

@@ -23,7 +23,7 @@ from dcmpl.engines import Engine, open_variant, read_export
 from dcmpl.errors import RunError, UsageError
 from dcmpl.export import write_export
 from dcmpl.files import sealed
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.runs import read_run

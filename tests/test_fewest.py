@@ -17,7 +17,7 @@ from dcmpl.config import MODEL
 from dcmpl.engines import Engine, read_export
 from dcmpl.fewest import TOLERANCE, compare_views, fewest_of_run, fewest_views
 from dcmpl.files import sealed
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.packing import lanes
 from dcmpl.predict import Scorer
 from dcmpl.runs import read_run

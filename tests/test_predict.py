@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dcmpl.errors import RunError, UsageError
-from dcmpl.images import decode, read_image
+from dcmpl.images.decode import decode, read_image
 from dcmpl.predict import Scorer
 from dcmpl.scores import Score
 from dcmpl.sources import Request

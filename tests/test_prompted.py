@@ -22,7 +22,7 @@ from dcmpl.cli import main
 from dcmpl.config import TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import UsageError
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.inference import (
     PromptsOf,
     freeze_table,

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcmpl.errors import UsageError
-from dcmpl.inputs import Input
+from dcmpl.images.decode import Input
+from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.trained import TorchEngine
-from dcmpl.views import windows
 from dcmpl.weights.backbones import Backbone, load_backbone
 
 Build = Callable[..., DCMPL]

@@ -22,7 +22,8 @@ from dcmpl.cli import main
 from dcmpl.config import TARGETS, ModelConfig, TrainConfig
 from dcmpl.datasets import load_table
 from dcmpl.errors import DataError, RunError
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
+from dcmpl.images.windows import windows
 from dcmpl.leaks import tied_units
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.stem import to_unit_range
@@ -34,7 +35,6 @@ from dcmpl.splits import Split
 from dcmpl.survey import check_pictures
 from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
-from dcmpl.views import windows
 from dcmpl.weights.backbones import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")

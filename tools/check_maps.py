@@ -17,7 +17,7 @@ import torch
 from dcmpl.calibration import Calibration, read_calibration
 from dcmpl.explain import QualityMap, patch_map, window_map
 from dcmpl.files import as_json, write_atomically
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
 from dcmpl.patches import damaged

@@ -28,7 +28,7 @@ from dcmpl.calibrating import COVERAGES, judged
 from dcmpl.calibration import LABELS, Calibration, Meaning, read_calibration
 from dcmpl.cli import main as dcmpl
 from dcmpl.files import as_json
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.pages import figure_png, markdown_table
 from dcmpl.patches import damaged
 from dcmpl.runs import read_run, read_split

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from dcmpl.engines import BATCH, Engine
-from dcmpl.images import cores
+from dcmpl.images.decode import cores
+from dcmpl.images.windows import windows
 from dcmpl.packing import outputs_of
 from dcmpl.scores import Ids
-from dcmpl.views import windows
 
 __all__ = ["Answer", "Question", "all_answers", "all_scores", "scores_of"]
 

@@ -19,7 +19,7 @@ from dcmpl.calibration import (
     Values,
 )
 from dcmpl.errors import DataError
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.metrics import calibration_error, fit_logistic4
 from dcmpl.model.folded import Folded
 from dcmpl.patches import fit_patches

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from dcmpl.errors import DataError
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.official import DATASETS
 from dcmpl.pages import embedded, figure_png, has_matplotlib, html_page, html_table
 from dcmpl.sources import is_picture

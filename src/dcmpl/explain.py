@@ -20,7 +20,7 @@ from dcmpl.calibration import Calibration, read_calibration
 from dcmpl.engines import Engine
 from dcmpl.errors import UsageError
 from dcmpl.files import write_atomically
-from dcmpl.images import decode, quiet_pillow
+from dcmpl.images.decode import decode, quiet_pillow
 from dcmpl.model.folded import Folded
 from dcmpl.pages import figure_png, has_matplotlib
 from dcmpl.patches import patch_scores

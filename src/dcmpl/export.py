@@ -31,7 +31,8 @@ from dcmpl.engines import MODULES, Engine, Exported, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 from dcmpl.files import sealed, sha256_of, write_atomically
-from dcmpl.images import cores, quiet_pillow
+from dcmpl.images.decode import cores, quiet_pillow
+from dcmpl.images.windows import windows
 from dcmpl.metrics import srcc
 from dcmpl.model.folded import Folded
 from dcmpl.progress import say, track
@@ -39,7 +40,6 @@ from dcmpl.runs import Run
 from dcmpl.scores import EXPORT, PRECISIONS
 from dcmpl.sources import requests
 from dcmpl.trained import MOST_PICTURES, TorchEngine, load_model, validation_pictures
-from dcmpl.views import windows
 
 __all__ = ["COMMANDS", "write_export"]
 

@@ -13,7 +13,7 @@ from dcmpl.answers import all_scores
 from dcmpl.engines import Engine
 from dcmpl.errors import RunError
 from dcmpl.files import check_sealed, sealed, write_atomically
-from dcmpl.views import window_corners
+from dcmpl.images.windows import window_corners
 
 __all__ = [
     "ENOUGH_PICTURES",

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
+from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
@@ -23,7 +24,6 @@ from dcmpl.model.tokenizer import Tokens
 from dcmpl.packing import outputs_of
 from dcmpl.progress import track
 from dcmpl.table import ImageTable, as_group
-from dcmpl.views import windows
 
 __all__ = [
     "FrozenTable",

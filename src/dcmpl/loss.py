@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.errors import UsageError
+from dcmpl.images.windows import window_corners
 from dcmpl.trained import TorchEngine
-from dcmpl.views import window_corners
 
 __all__ = ["ScoreLoss"]
 

@@ -13,8 +13,8 @@ from jaxtyping import Float, Float64, UInt8
 from scipy import ndimage
 
 from dcmpl.calibration import PatchReadout
+from dcmpl.images.windows import random_window
 from dcmpl.model.folded import Folded
-from dcmpl.views import random_window
 
 __all__ = ["damaged", "fit_patches", "patch_scores"]
 

@@ -16,8 +16,7 @@ from dcmpl.calibration import NUMBERS, Calibration, ranked
 from dcmpl.config import check_views
 from dcmpl.engines import BATCH, Engine
 from dcmpl.errors import DataError, UsageError
-from dcmpl.images import Picture, cores
-from dcmpl.inputs import Input, is_tensor, name_of, read_input, text_of
+from dcmpl.images.decode import Input, Picture, cores, is_tensor, name_of, read_input, text_of
 from dcmpl.opening import chosen_targets, open_model
 from dcmpl.packing import ahead
 from dcmpl.rows import RowOf, Taken, of_prompt

@@ -16,7 +16,7 @@ from typing import Any
 from dcmpl import __version__
 from dcmpl.config import TARGETS
 from dcmpl.errors import DataError, RunError
-from dcmpl.images import quiet_pillow
+from dcmpl.images.decode import quiet_pillow
 from dcmpl.lists import read_prompts
 from dcmpl.outputs import (
     COLUMNS,

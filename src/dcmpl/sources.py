@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dcmpl.containers import Archives, TooLargeError, kind_of, read_file
 from dcmpl.errors import DataError, UsageError
-from dcmpl.generators import prompt_in, whole_text
-from dcmpl.images import Picture, decode, read_picture
+from dcmpl.images.archives import Archives, TooLargeError, kind_of, read_file
+from dcmpl.images.decode import Picture, decode, read_picture
+from dcmpl.images.metadata import prompt_in, whole_text
 from dcmpl.lists import LISTS, PROMPT_COLUMNS, read_list
 
 __all__ = [

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dcmpl.errors import DataError
 from dcmpl.files import sha256_of
-from dcmpl.images import cores, decode, quiet_pillow
+from dcmpl.images.decode import cores, decode, quiet_pillow
 from dcmpl.progress import track
 from dcmpl.table import ImageTable
 

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dcmpl.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
 from dcmpl.errors import DataError, RunError
-from dcmpl.images import cores
+from dcmpl.images.decode import cores
 from dcmpl.inference import (
     FrozenTable,
     PromptsOf,

@@ -15,7 +15,7 @@ from dcmpl.config import MODEL
 from dcmpl.datasets import load_table
 from dcmpl.engines import Engine
 from dcmpl.errors import DataError, UsageError
-from dcmpl.images import read_image
+from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded, TextReader
 from dcmpl.model.stem import to_unit_range

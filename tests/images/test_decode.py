@@ -11,7 +11,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dcmpl.errors import DataError
-from dcmpl.images import MAX_PIXELS, MAX_SIDE, Picture, decode, from_pil, read_image, read_picture
+from dcmpl.images.decode import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    Picture,
+    decode,
+    from_pil,
+    read_image,
+    read_picture,
+)
 
 
 def pixel(path: Path) -> list[int]:

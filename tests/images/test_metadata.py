@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcmpl.generators import _followed, prompt_in
+from dcmpl.images.metadata import _followed, prompt_in
 
 SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: sd"
 
@@ -114,14 +114,14 @@ def test_loop_of_links_ends(kind: str) -> None:
 
 
 def test_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcmpl.generators.MAX_NODES", 2)
+    monkeypatch.setattr("dcmpl.images.metadata.MAX_NODES", 2)
     graph = {"1": node(), "2": node(), "3": node(text="a red fox")}
     assert graph_prompt(graph) == ""
 
 
 @pytest.mark.parametrize(("steps", "prompt"), [(4, ""), (5, "a red fox")])
 def test_links_are_counted(monkeypatch: pytest.MonkeyPatch, steps: int, prompt: str) -> None:
-    monkeypatch.setattr("dcmpl.generators.MAX_STEPS", steps)
+    monkeypatch.setattr("dcmpl.images.metadata.MAX_STEPS", steps)
     chain = {str(i): node(conditioning=[str(i + 1), 0]) for i in range(1, 5)}
     graph = {"0": node(positive=["1", 0]), **chain, "5": {"inputs": {"text": "a red fox"}}}
     links = {name: node["inputs"] for name, node in graph.items()}

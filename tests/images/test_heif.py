@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dcmpl.errors import DataError
-from dcmpl.images import decode, read_image, read_picture
+from dcmpl.images.decode import decode, read_image, read_picture
 
 
 def ramp_of_colours() -> np.ndarray:
@@ -63,7 +63,7 @@ def test_large_heif_is_refused_before_it_is_decoded(
     def decoded(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("dcmpl.images.MAX_PIXELS", 40 * 64 - 1)
+    monkeypatch.setattr("dcmpl.images.decode.MAX_PIXELS", 40 * 64 - 1)
     monkeypatch.setattr("pillow_heif.HeifFile.to_pillow", decoded)
     with pytest.raises(DataError, match="expected at most 2559 pixels"):
         read_image(heic)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcmpl.errors import UsageError
-from dcmpl.views import random_window, window_corners, windows
+from dcmpl.images.windows import random_window, window_corners, windows
 
 
 def ramp(height: int, width: int) -> np.ndarray:

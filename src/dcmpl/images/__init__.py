@@ -1,0 +1,1 @@
+"""One image: decoded, cut into windows, read from archives, searched for its prompt."""
