@@ -36,6 +36,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from dcmpl.answers import all_scores
 from dcmpl.config import EMBEDDED, MODEL, TrainConfig
+from dcmpl.data.sources import find_entries
 from dcmpl.engines import Engine, open_variant, read_export
 from dcmpl.export import write_export
 from dcmpl.images.decode import read_image
@@ -46,7 +47,6 @@ from dcmpl.model.dcmpl import DCMPL
 from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
 from dcmpl.runs import Run, save_learned
-from dcmpl.sources import find_entries
 from dcmpl.trained import TorchEngine, load_model
 from dcmpl.weights.backbones import load_backbone
 

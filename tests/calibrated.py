@@ -16,9 +16,9 @@ from PIL import Image
 
 from dcmpl.calibrating import Judged
 from dcmpl.calibration import CALIBRATION, Calibration, Meaning
+from dcmpl.data.table import MosScale
 from dcmpl.packing import lanes
 from dcmpl.scores import Ids, Parts
-from dcmpl.table import MosScale
 
 COUNT, PROMPTS = 120, 30
 SCALE = MosScale(1.0, 5.0)

@@ -15,8 +15,8 @@ from PIL import Image
 from dcmpl.config import EMBEDDED
 
 if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go unchecked
+    from dcmpl.data.table import ImageTable
     from dcmpl.model.dcmpl import DCMPL
-    from dcmpl.table import ImageTable
     from dcmpl.weights.backbones import Backbone
 
 # Small tensors gain nothing from a second thread, and on a busy machine two wait for one another.
@@ -70,7 +70,7 @@ def made_table(*, mos_scale: tuple[float, float] = (1, 5), **columns: Any) -> "I
     import pandas as pd
 
     from dcmpl.config import TARGETS
-    from dcmpl.table import ImageTable, MosScale, as_group
+    from dcmpl.data.table import ImageTable, MosScale, as_group
 
     frame = pd.DataFrame(columns)
     prompts = frame.get("group", pd.Series([f"prompt {i}" for i in frame.index], dtype=str))

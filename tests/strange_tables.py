@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import MosScale
 from dcmpl.errors import DataError, UsageError
-from dcmpl.table import MosScale
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

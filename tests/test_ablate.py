@@ -16,13 +16,13 @@ from dcmpl.ablate import Variant, read_grid, summary, trials_of
 from dcmpl.ablation_report import verdict, write_report
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import check_pictures
+from dcmpl.data.table import MosScale
 from dcmpl.errors import RunError, UsageError
 from dcmpl.presets import PRESETS
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Source, read_run, read_split
-from dcmpl.survey import check_pictures
-from dcmpl.table import MosScale
 from dcmpl.weights.backbones import load_backbone
 from write_ablations import page
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dcmpl.cli import main
 from dcmpl.config import RECORD
+from dcmpl.data.splits import Split
 from dcmpl.runs import as_json
-from dcmpl.splits import Split
 
 SCALE = ["--mos-scale", "1", "5"]
 

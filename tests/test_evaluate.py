@@ -15,7 +15,8 @@ from scipy import stats
 
 from conftest import made_table
 from dcmpl.cli import main
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.evaluate import (
     measure,
     predictions_frame,
@@ -26,7 +27,6 @@ from dcmpl.evaluate import (
 from dcmpl.files import sealed
 from dcmpl.metrics import bootstrap, pairwise_accuracy, plcc_mapped, plcc_mapped5
 from dcmpl.runs import read_run, read_split
-from dcmpl.table import ImageTable, MosScale
 
 TOLERANCE = 1e-9
 """Float64, but predictions go through the text of a CSV."""

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from conftest import made_table
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.floors import FLOORS, predict_floors, statistics_of
 from dcmpl.metrics import srcc
-from dcmpl.table import ImageTable, MosScale
 
 EXACT = 1e-6
 """Opinions in [0, 1] pass through float32."""

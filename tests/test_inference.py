@@ -12,14 +12,14 @@ import torch
 
 from dcmpl.answers import Question, all_scores, scores_of
 from dcmpl.config import TARGETS, ModelConfig, MpaConfig
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS, with_settings
-from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine
 from dcmpl.weights.backbones import load_backbone
 

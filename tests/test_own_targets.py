@@ -16,7 +16,8 @@ from dcmpl.calibrating import calibrate
 from dcmpl.calibration import Calibration, Meaning
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
 from dcmpl.evaluate import predictions_frame
 from dcmpl.measuring import _calibration
@@ -26,7 +27,6 @@ from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS, with_targets
 from dcmpl.runs import read_run, read_split
 from dcmpl.scores import Score
-from dcmpl.table import MosScale
 from dcmpl.train import task_loss
 from dcmpl.trained import TorchEngine
 

@@ -20,7 +20,8 @@ from dcmpl.batches import EpochWindows, epoch_loader
 from dcmpl.calibrating import judged
 from dcmpl.cli import main
 from dcmpl.config import TrainConfig
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
 from dcmpl.images.decode import read_image
 from dcmpl.inference import (
@@ -37,7 +38,6 @@ from dcmpl.outputs import Row
 from dcmpl.parts import Part
 from dcmpl.predict import Scorer
 from dcmpl.runs import read_run
-from dcmpl.table import MosScale
 from dcmpl.train import EpochReport
 from dcmpl.trained import TorchEngine, answers_of, load_model
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from dcmpl import __version__
 from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
+from dcmpl.data.splits import Split
+from dcmpl.data.table import MosScale
 from dcmpl.errors import RunError
 from dcmpl.files import as_json, sealed, sha256_of
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
@@ -26,8 +28,6 @@ from dcmpl.runs import (
     save_learned,
     write_split,
 )
-from dcmpl.splits import Split
-from dcmpl.table import MosScale
 from dcmpl.trained import load_model
 from dcmpl.weights.backbones import Backbone, load_backbone
 

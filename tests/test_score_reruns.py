@@ -24,11 +24,11 @@ from PIL.PngImagePlugin import PngInfo
 from conftest import Capture, refused
 from dcmpl import predict, scoring, selection
 from dcmpl.cli import main
+from dcmpl.data.sources import Request
 from dcmpl.images.decode import Picture
 from dcmpl.outputs import manifest_of, read_manifest, read_scores
 from dcmpl.parts import part_of
 from dcmpl.predict import Scorer
-from dcmpl.sources import Request
 from dcmpl.trained import TorchEngine
 
 COUNT = 6

@@ -10,8 +10,8 @@ import pytest
 
 from conftest import Capture, refused
 from dcmpl.cli import main
+from dcmpl.data.sources import Entry
 from dcmpl.selection import move
-from dcmpl.sources import Entry
 
 
 @pytest.fixture

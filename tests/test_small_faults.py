@@ -12,15 +12,15 @@ from PIL import Image
 
 from dcmpl.cli import main
 from dcmpl.compare import our_rows, paired_rows
+from dcmpl.data.sources import MAX_SIDECAR_BYTES, find_entries
+from dcmpl.data.splits import Split
+from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
 from dcmpl.files import as_json
 from dcmpl.outputs import read_manifest, read_scores
 from dcmpl.predict import Scorer
 from dcmpl.runs import SPLIT
 from dcmpl.scores import Score, Scores
-from dcmpl.sources import MAX_SIDECAR_BYTES, find_entries
-from dcmpl.splits import Split
-from dcmpl.table import MosScale
 
 
 def test_two_runs_are_compared_where_one_has_a_target_of_its_own(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_shards_of_a_run_that_was_renamed_fit_together(
 
 
 def test_kind_of_a_path_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dcmpl import sources
+    from dcmpl.data import sources
 
     for i in range(5):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")

@@ -20,20 +20,18 @@ from safetensors.torch import load_file, save_file
 
 from dcmpl.cli import main
 from dcmpl.config import TARGETS, ModelConfig, TrainConfig
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import check_pictures, tied_units
+from dcmpl.data.splits import Split, draw_split
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DataError, RunError
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
-from dcmpl.leaks import tied_units
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS
-from dcmpl.protocols import draw_split
 from dcmpl.ridge import STRENGTHS
 from dcmpl.runs import Run, Source, read_run
-from dcmpl.splits import Split
-from dcmpl.survey import check_pictures
-from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights.backbones import load_backbone
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from dcmpl.table import ImageTable
+from dcmpl.data.table import ImageTable
 from defects import degrade, draw_defects, pseudo_mos
 from drawings import PARTS, Scene, draw_scene, render, to_bytes, with_faults
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dcmpl.config import ModelConfig, TrainConfig
-    from dcmpl.datasets import load_table
+    from dcmpl.data.datasets import load_table
+    from dcmpl.data.table import MosScale
     from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
     from dcmpl.model.dcmpl import DCMPL
     from dcmpl.predict import Scorer
     from dcmpl.scores import Score, Scores
-    from dcmpl.table import MosScale
     from dcmpl.weights.backbones import load_backbone
 
 __version__ = "0.1.0"

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dcmpl.config import TrainConfig
+from dcmpl.data.table import ImageTable
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import random_window
 from dcmpl.inference import FrozenTable, PromptsOf
 from dcmpl.model.stem import to_unit_range
-from dcmpl.table import ImageTable
 
 __all__ = ["Batch", "EpochWindows", "epoch_loader", "mismatched"]
 

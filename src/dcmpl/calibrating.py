@@ -18,6 +18,8 @@ from dcmpl.calibration import (
     PatchReadout,
     Values,
 )
+from dcmpl.data.splits import Split
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DataError
 from dcmpl.images.decode import read_image
 from dcmpl.metrics import calibration_error, fit_logistic4
@@ -25,8 +27,6 @@ from dcmpl.model.folded import Folded
 from dcmpl.patches import fit_patches
 from dcmpl.progress import say, track
 from dcmpl.runs import Run
-from dcmpl.splits import Split
-from dcmpl.table import ImageTable, MosScale
 from dcmpl.trained import TorchEngine, answers_of
 
 __all__ = [

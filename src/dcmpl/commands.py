@@ -10,17 +10,15 @@ from typing import Any
 from dcmpl.calibrating import calibrate
 from dcmpl.calibration import read_calibration
 from dcmpl.config import LAST, MODEL, RECORD, ModelConfig, TrainConfig
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import Facts, check_leaks, check_pictures, tied_units
+from dcmpl.data.splits import PARTS, PROTOCOLS, Split, draw_split
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DataError, RunError
-from dcmpl.leaks import Facts, check_leaks, tied_units
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
-from dcmpl.protocols import PROTOCOLS, draw_split
 from dcmpl.runs import Run, Source, read_run, read_split, write_split
-from dcmpl.splits import PARTS, Split
-from dcmpl.survey import check_pictures
-from dcmpl.table import ImageTable, MosScale
 from dcmpl.train import EpochReport, fit
 from dcmpl.trained import TorchEngine, choose_device, load_model
 from dcmpl.usage import warn_of_floor

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dcmpl.config import TARGETS
+from dcmpl.data.sheets import read_sheet
 from dcmpl.errors import RunError
 from dcmpl.evaluate import measured
 from dcmpl.files import write_atomically
@@ -29,7 +30,6 @@ from dcmpl.pages import (
     number_cell,
 )
 from dcmpl.repeats import RESULT
-from dcmpl.sheets import read_sheet
 
 __all__ = ["compare", "our_rows", "paired_rows", "published_rows", "write_comparison"]
 

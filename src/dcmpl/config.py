@@ -73,7 +73,7 @@ PROTOCOLS = (
     "official",
     "official-disjoint",
 )
-"""Ways to deal pictures out; ``dcmpl.protocols`` says what they do."""
+"""Ways to deal pictures out; ``dcmpl.data.splits`` says what they do."""
 
 RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
 """The files of a run folder; ``dcmpl.runs`` says what is in them."""

@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dcmpl.commands import mos_scale, read_data
-from dcmpl.data_report import check_table, data_page
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import check_leaks, check_pictures, survey, tied_units
+from dcmpl.data.report import check_table, data_page
+from dcmpl.data.splits import PARTS, PROTOCOLS, draw_split
 from dcmpl.files import as_json, write_atomically
-from dcmpl.leaks import check_leaks, tied_units
 from dcmpl.progress import say
-from dcmpl.protocols import PROTOCOLS, draw_split
-from dcmpl.splits import PARTS
-from dcmpl.survey import check_pictures, survey
 
 __all__ = ["COMMANDS"]
 

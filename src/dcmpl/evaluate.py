@@ -10,6 +10,7 @@ import pandas as pd
 from rich.table import Table
 
 from dcmpl import __version__
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.files import as_json, write_atomically
 from dcmpl.floors import FLOORS
 from dcmpl.metrics import (
@@ -24,7 +25,6 @@ from dcmpl.metrics import (
     within,
 )
 from dcmpl.pages import figure_png, has_matplotlib
-from dcmpl.table import ImageTable, MosScale
 
 __all__ = [
     "measure",

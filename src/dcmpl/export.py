@@ -27,6 +27,7 @@ from torch import nn
 from dcmpl import __version__
 from dcmpl.answers import all_scores
 from dcmpl.calibration import Calibration, read_calibration
+from dcmpl.data.sources import requests
 from dcmpl.engines import MODULES, Engine, Exported, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
@@ -38,7 +39,6 @@ from dcmpl.model.folded import Folded
 from dcmpl.progress import say, track
 from dcmpl.runs import Run
 from dcmpl.scores import EXPORT, PRECISIONS
-from dcmpl.sources import requests
 from dcmpl.trained import MOST_PICTURES, TorchEngine, load_model, validation_pictures
 
 __all__ = ["COMMANDS", "write_export"]

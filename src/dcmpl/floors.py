@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dcmpl.data.table import ImageTable
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
 from dcmpl.model.stem import cell_statistics, dct_kernels, to_unit_range
 from dcmpl.progress import track
-from dcmpl.table import ImageTable
 
 __all__ = ["FLOORS", "Statistics", "predict_floors", "statistics_of"]
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from dcmpl.data.table import ImageTable, as_group
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
@@ -23,7 +24,6 @@ from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Tokens
 from dcmpl.packing import outputs_of
 from dcmpl.progress import track
-from dcmpl.table import ImageTable, as_group
 
 __all__ = [
     "FrozenTable",

@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from dcmpl.config import TrainConfig
+from dcmpl.data.table import ImageTable
 from dcmpl.inference import FrozenTable, freeze_table
 from dcmpl.model.dcmpl import DCMPL
-from dcmpl.table import ImageTable
 
 __all__ = ["with_alignment"]
 

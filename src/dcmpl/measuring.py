@@ -20,23 +20,21 @@ from dcmpl.compare import compare as compare_runs
 from dcmpl.compare import paired_rows, write_comparison
 from dcmpl.config import TrainConfig
 from dcmpl.cross import run_cross, write_cross
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import check_pictures, find_leaks
+from dcmpl.data.splits import PROTOCOLS, Split
+from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.evaluate import metrics_table, write_plots, write_results
 from dcmpl.floors import predict_floors, statistics_of
 from dcmpl.inference import by_target, shuffled_prompts
-from dcmpl.leaks import find_leaks
 from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import has_matplotlib
 from dcmpl.progress import say
 from dcmpl.protocol_report import protocol_summary, write_protocol_report
-from dcmpl.protocols import PROTOCOLS
 from dcmpl.repeats import Trial, Workbench, run_trials
 from dcmpl.runs import Run, Source, read_run, read_split
-from dcmpl.splits import Split
-from dcmpl.survey import check_pictures
-from dcmpl.table import ImageTable, listed
 from dcmpl.trained import TorchEngine, answers_of, choose_device, load_model, table_of_run
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights.backbones import load_backbone

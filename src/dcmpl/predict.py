@@ -14,6 +14,7 @@ from PIL import Image
 from dcmpl.answers import Question, scores_of
 from dcmpl.calibration import NUMBERS, Calibration, ranked
 from dcmpl.config import check_views
+from dcmpl.data.sources import Request
 from dcmpl.engines import BATCH, Engine
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.decode import Input, Picture, cores, is_tensor, name_of, read_input, text_of
@@ -21,7 +22,6 @@ from dcmpl.opening import chosen_targets, open_model
 from dcmpl.packing import ahead
 from dcmpl.rows import RowOf, Taken, of_prompt
 from dcmpl.scores import LONG_PROMPTS, Parts, Score, Scores
-from dcmpl.sources import Request
 
 if TYPE_CHECKING:
     from torch import Tensor

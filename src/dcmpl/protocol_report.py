@@ -10,11 +10,11 @@ import pandas as pd
 from scipy import stats
 
 from dcmpl.config import TARGETS
+from dcmpl.data.splits import PROTOCOLS
 from dcmpl.evaluate import measured
 from dcmpl.files import as_json, write_atomically
 from dcmpl.floors import FLOORS
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
-from dcmpl.protocols import PROTOCOLS
 from dcmpl.repeats import flat_numbers, spread
 
 __all__ = ["protocol_summary", "write_protocol_report"]

@@ -18,17 +18,15 @@ import torch
 from scipy import stats
 
 from dcmpl.config import TrainConfig
+from dcmpl.data.leaks import PictureFacts, check_leaks, tied_units
+from dcmpl.data.splits import PROTOCOLS, Split, draw_split
+from dcmpl.data.table import ImageTable
 from dcmpl.errors import RunError
 from dcmpl.evaluate import measured, plain_numbers, write_results
 from dcmpl.floors import predict_floors, statistics_of
 from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
-from dcmpl.leaks import check_leaks, tied_units
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
-from dcmpl.protocols import PROTOCOLS, draw_split
 from dcmpl.runs import Run, write_split
-from dcmpl.splits import Split
-from dcmpl.survey import PictureFacts
-from dcmpl.table import ImageTable
 from dcmpl.train import EpochReport, fit, trains_on_views
 from dcmpl.weights.backbones import Backbone
 

@@ -6,10 +6,10 @@ Solved at once instead of stepwise; how much to shrink is chosen on validation.
 import numpy as np
 import torch
 
+from dcmpl.data.table import ImageTable
 from dcmpl.inference import FrozenTable
 from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
-from dcmpl.table import ImageTable
 
 __all__ = ["fit_ridge"]
 

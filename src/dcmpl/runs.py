@@ -35,11 +35,11 @@ from dcmpl.config import (
     MpaConfig,
     TrainConfig,
 )
+from dcmpl.data.splits import Split
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.files import as_json, check_sealed, sealed, sha256_of, write_atomically
 from dcmpl.model.dcmpl import trainable_parameters
-from dcmpl.splits import Split
-from dcmpl.table import ImageTable, MosScale
 from dcmpl.weights.backbones import Backbone
 
 __all__ = ["Run", "Source", "load_learned", "read_run"]

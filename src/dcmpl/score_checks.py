@@ -69,7 +69,7 @@ def check_score(arguments: Namespace) -> None:
             raise UsageError(f"expected --{name} of at least 1, got {arguments[name]}")
     _read_shard(arguments)
     _read_selection(arguments)
-    from dcmpl.sources import find_entries  # imports numpy and Pillow
+    from dcmpl.data.sources import find_entries  # imports numpy and Pillow
 
     try:
         arguments.entries = find_entries(arguments.paths, arguments.prompt_from == "sidecar")
@@ -161,7 +161,7 @@ def check_export(arguments: Namespace) -> None:
     if Path(arguments.out).exists() and not is_empty(Path(arguments.out)):
         raise UsageError(f"expected a new folder at -o {arguments.out}, found something there")
     if arguments.pictures is not None:
-        from dcmpl.sources import find_entries  # imports numpy and Pillow
+        from dcmpl.data.sources import find_entries  # imports numpy and Pillow
 
         arguments.entries = find_entries(arguments.pictures)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from dcmpl import __version__
 from dcmpl.config import TARGETS
+from dcmpl.data.sources import Entry, read_prompts, requests, with_prompts
 from dcmpl.errors import DataError, RunError
 from dcmpl.images.decode import quiet_pillow
-from dcmpl.lists import read_prompts
 from dcmpl.outputs import (
     COLUMNS,
     Row,
@@ -34,7 +34,6 @@ from dcmpl.predict import CHUNK, Scorer
 from dcmpl.progress import say, track
 from dcmpl.scores import Score
 from dcmpl.selection import copy_best, move
-from dcmpl.sources import Entry, requests, with_prompts
 from dcmpl.usage import warn_of_floor
 
 __all__ = ["COMMANDS"]

@@ -8,9 +8,9 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from dcmpl.data.sources import Entry
 from dcmpl.errors import DataError
 from dcmpl.files import put_in_place, write_whole
-from dcmpl.sources import Entry
 
 __all__ = ["copy_best", "move"]
 

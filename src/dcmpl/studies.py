@@ -12,6 +12,7 @@ from dcmpl.ablate import read_grid, summary, trials_of
 from dcmpl.ablation_report import write_report
 from dcmpl.commands import read_data, source_of
 from dcmpl.config import EMBEDDED, MODEL, ModelConfig, TrainConfig, recipe_for
+from dcmpl.data.leaks import check_pictures
 from dcmpl.model.clip import VIT_B_32, Clip
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
@@ -19,7 +20,6 @@ from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.progress import say
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Run, save_learned
-from dcmpl.survey import check_pictures
 from dcmpl.trained import choose_device
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights.backbones import load_backbone

@@ -23,6 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dcmpl.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
+from dcmpl.data.splits import TrainPart, ValidationPart
+from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError
 from dcmpl.images.decode import cores
 from dcmpl.inference import (
@@ -41,8 +43,6 @@ from dcmpl.model.tokenizer import Tokens
 from dcmpl.progress import progress_bar
 from dcmpl.ridge import fit_ridge
 from dcmpl.runs import History, Run, load_learned, save_learned
-from dcmpl.splits import TrainPart, ValidationPart
-from dcmpl.table import ImageTable
 
 __all__ = ["EpochReport", "fit"]
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dcmpl.answers import Question, all_answers
 from dcmpl.config import MODEL
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import ImageTable
 from dcmpl.engines import Engine
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.decode import read_image
@@ -23,7 +24,6 @@ from dcmpl.packing import lanes
 from dcmpl.progress import track
 from dcmpl.runs import Run, load_learned, read_run, read_split
 from dcmpl.scores import Ids, Parts
-from dcmpl.table import ImageTable
 from dcmpl.weights.backbones import load_backbone
 
 __all__ = [

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcmpl.data.sources import Entry, find_entries, requests
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.archives import Archives
-from dcmpl.sources import Entry, find_entries, requests
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 

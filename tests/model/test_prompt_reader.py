@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from conftest import made_table
 from dcmpl.batches import Batch, mismatched
 from dcmpl.config import WORDS, AdapterConfig, FusionConfig, ModelConfig, MpaConfig, TrainConfig
+from dcmpl.data.table import ImageTable
 from dcmpl.errors import UsageError
 from dcmpl.inference import PromptsOf, by_target, shuffled_prompts, texts_of
 from dcmpl.labels import with_alignment
@@ -24,7 +25,6 @@ from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import ANTONYMS, PRESETS, with_settings, with_targets
-from dcmpl.table import ImageTable
 from dcmpl.train import task_loss, train_step
 from dcmpl.trained import TorchEngine
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dcmpl.data.table import listed
 from dcmpl.errors import DataError
-from dcmpl.table import listed
 
 __all__ = ["SHEETS", "first_file", "need", "read_mat", "read_numbers", "read_sheet"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dcmpl.data.sources import LISTS, read_list, read_prompts
 from dcmpl.errors import DataError
-from dcmpl.lists import LISTS, read_list, read_prompts
 
 ROWS = [
     {"image": "a.png", "prompt": "a red fox"},

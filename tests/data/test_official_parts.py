@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcmpl.data_report import check_table
-from dcmpl.datasets import load_table
-from dcmpl.survey import PictureFacts
-from dcmpl.table import MosScale
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import PictureFacts
+from dcmpl.data.report import check_table
+from dcmpl.data.table import MosScale
 from strange_tables import picture, real, sheet, told
 
 # AIGIQA-20K

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import MosScale
 from dcmpl.errors import DataError
-from dcmpl.table import MosScale
 from strange_tables import picture, real, sheet, told
 
 FOLDERS = ("img", "image", "images", "file", "all", "AGIQA-3K", "ACGIQA-3K", "")

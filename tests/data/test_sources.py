@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dcmpl.data.sources import Entry, find_entries, is_picture, requests, with_prompts
 from dcmpl.errors import DataError, UsageError
-from dcmpl.sources import Entry, find_entries, is_picture, requests, with_prompts
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_prompt_of_other_bytes_raises_nothing(pair: Path) -> None:
 
 
 def test_prompt_is_read_so_far_and_no_further(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcmpl.sources.MAX_SIDECAR_BYTES", 5)
+    monkeypatch.setattr("dcmpl.data.sources.MAX_SIDECAR_BYTES", 5)
     assert prompts(found_in(pair / "b.png", pair / "a.png", sidecar=True)) == ["", "a"]
 
 

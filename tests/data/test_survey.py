@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from conftest import made_table
+from dcmpl.data.leaks import ALIKE_BITS, PictureFacts, check_pictures, look_of, survey
 from dcmpl.errors import DataError
-from dcmpl.survey import ALIKE_BITS, PictureFacts, check_pictures, look_of, survey
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev" / "img"
 BITS = 255
@@ -258,7 +258,7 @@ def test_links_to_one_file_are_looked_at_once(
     (tmp_path / "b.png").symlink_to("a.png")
     looked: list[str] = []
     facts = PictureFacts(sha256="x")
-    monkeypatch.setattr("dcmpl.survey._facts", lambda path: looked.append(path) or facts)
+    monkeypatch.setattr("dcmpl.data.leaks._facts", lambda path: looked.append(path) or facts)
     paths = [str(tmp_path / name) for name in ("b.png", "a.png")]
     assert survey(paths) == dict.fromkeys(paths, facts)
     assert looked == [paths[0]]

@@ -11,13 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import made_table
-from dcmpl import splits
+from dcmpl.data import splits
+from dcmpl.data.leaks import PictureFacts, tied_units
+from dcmpl.data.splits import Split, draw_split
+from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError
-from dcmpl.leaks import tied_units
-from dcmpl.protocols import draw_split
-from dcmpl.splits import Split
-from dcmpl.survey import PictureFacts
-from dcmpl.table import ImageTable
 
 
 def table_of(groups: Sequence[str]) -> ImageTable:

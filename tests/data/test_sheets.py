@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import savemat
 
-from dcmpl import sheets
-from dcmpl.datasets import load_table
-from dcmpl.sheets import SHEETS, first_file, need, read_mat, read_numbers, read_sheet
-from dcmpl.table import MosScale
+from dcmpl.data import sheets
+from dcmpl.data.datasets import load_table
+from dcmpl.data.sheets import SHEETS, first_file, need, read_mat, read_numbers, read_sheet
+from dcmpl.data.table import MosScale
 from strange_tables import refusal as told
 
 NAMES = ["image", "prompt", "mos_quality"]

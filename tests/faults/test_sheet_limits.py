@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.io import savemat
 
-from dcmpl import sheets
-from dcmpl.sheets import SHEETS, read_mat, read_numbers, read_sheet
+from dcmpl.data import sheets
+from dcmpl.data.sheets import SHEETS, read_mat, read_numbers, read_sheet
 from strange_tables import refusal as told
 
 MAIN = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'

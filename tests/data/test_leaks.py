@@ -11,14 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import made_table
-from dcmpl import leaks
-from dcmpl.datasets import load_table
+from dcmpl.data import leaks
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import (
+    ALIKE_BITS,
+    Leak,
+    PictureFacts,
+    check_leaks,
+    find_leaks,
+    survey,
+    tied_units,
+)
+from dcmpl.data.splits import PARTS, Split, draw_split
+from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, UsageError
-from dcmpl.leaks import Leak, check_leaks, find_leaks, tied_units
-from dcmpl.protocols import draw_split
-from dcmpl.splits import PARTS, Split
-from dcmpl.survey import ALIKE_BITS, PictureFacts, survey
-from dcmpl.table import ImageTable
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev"
 BITS = 255

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.table import MosScale
 from dcmpl.errors import DataError
-from dcmpl.table import MosScale
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "aigciqa2023-labels"
 

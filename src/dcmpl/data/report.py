@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from dcmpl.data.datasets import DATASETS
+from dcmpl.data.leaks import PictureFacts
+from dcmpl.data.sources import is_picture
+from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError
 from dcmpl.images.decode import read_image
-from dcmpl.official import DATASETS
 from dcmpl.pages import embedded, figure_png, has_matplotlib, html_page, html_table
-from dcmpl.sources import is_picture
-from dcmpl.survey import PictureFacts
-from dcmpl.table import ImageTable, listed
 
 __all__ = ["Findings", "check_table", "data_page"]
 

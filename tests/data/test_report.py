@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl import data_report
 from dcmpl.cli import main
-from dcmpl.data_report import Findings, check_table, data_page
-from dcmpl.datasets import load_table
-from dcmpl.official import DATASETS
-from dcmpl.survey import PictureFacts, survey
-from dcmpl.table import ImageTable, MosScale, image_table
+from dcmpl.data import report as data_report
+from dcmpl.data.datasets import DATASETS, load_table
+from dcmpl.data.leaks import PictureFacts, survey
+from dcmpl.data.report import Findings, check_table, data_page
+from dcmpl.data.table import ImageTable, MosScale, image_table
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

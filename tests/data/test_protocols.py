@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 from conftest import made_table
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import PictureFacts, check_leaks, tied_units
+from dcmpl.data.splits import PARTS, PROTOCOLS, Split, draw_split
+from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, UsageError
-from dcmpl.leaks import check_leaks, tied_units
-from dcmpl.protocols import PROTOCOLS, draw_split
-from dcmpl.splits import PARTS, Split
-from dcmpl.survey import PictureFacts
-from dcmpl.table import ImageTable
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 AGIQA_3K, AGIQA_1K = DATA / "agiqa-3k-dev", DATA / "agiqa-1k-labels"

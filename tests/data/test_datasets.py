@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.datasets import load_table
+from dcmpl.data.datasets import load_table
+from dcmpl.data.leaks import check_pictures
+from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DataError, UsageError
-from dcmpl.survey import check_pictures
-from dcmpl.table import ImageTable, MosScale
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dcmpl.data.sheets import first_file, need, read_mat, read_numbers, read_sheet
+from dcmpl.data.table import ImageTable, MosScale, image_table
 from dcmpl.errors import DataError
-from dcmpl.sheets import first_file, need, read_mat, read_numbers, read_sheet
-from dcmpl.table import ImageTable, MosScale, image_table
 
 __all__ = ["MODELS", "PER_MODEL", "SCALE", "read_aigciqa2023", "tells_aigciqa2023"]
 

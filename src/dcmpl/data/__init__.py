@@ -1,0 +1,1 @@
+"""Tables of images and opinions: read, split, checked for leaks."""
