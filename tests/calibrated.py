@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from dcmpl.calibrating import Judged
-from dcmpl.calibration import CALIBRATION, Calibration, Meaning
 from dcmpl.data.table import MosScale
-from dcmpl.packing import lanes
-from dcmpl.scores import Ids, Parts
+from dcmpl.scoring.batching import lanes
+from dcmpl.scoring.calibration import CALIBRATION, Calibration, Meaning
+from dcmpl.scoring.results import Ids, Parts
 
 COUNT, PROMPTS = 120, 30
 SCALE = MosScale(1.0, 5.0)

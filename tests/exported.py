@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, trained_run: Path, picture_da
     Ranks of 4 pictures that a run of three epochs hardly tells apart are no reason to leave out
     8 bits here, as they would be on one processor and not on another.
     """
-    from dcmpl import export
+    from dcmpl.scoring.job import export
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "INT8_SRCC", -1.0)
@@ -74,7 +74,7 @@ def many_windows() -> np.ndarray:
 @pytest.fixture(scope="session")
 def by_torch(trained_run: Path, many_windows: np.ndarray) -> np.ndarray:
     """What torch says of them, (33, 2)."""
-    from dcmpl.trained import TorchEngine, load_model
+    from dcmpl.scoring.torch_engine import TorchEngine, load_model
 
     run, model = load_model(trained_run, device="cpu")
     return TorchEngine(model, run.learned)(many_windows)
@@ -83,7 +83,7 @@ def by_torch(trained_run: Path, many_windows: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def copied_models(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Nothing is computed for a while: models are copied. Returns how many calibrate int8."""
-    from dcmpl import export
+    from dcmpl.scoring.job import export
 
     calibrated: list[int] = []
 

@@ -19,12 +19,12 @@ from PIL import Image
 from calibrated import PROMPTS, SCALE, drawn, judged_of, plain_meaning
 from conftest import Capture, made_table, refused
 from dcmpl.calibrating import Judged, _some, fit_meaning, judged, measure_calibration
-from dcmpl.calibration import CALIBRATION, CLOSE, Calibration, Meaning, read_calibration
 from dcmpl.cli import main
 from dcmpl.errors import DataError
 from dcmpl.metrics import fit_logistic4, logistic4
-from dcmpl.predict import Scorer
 from dcmpl.runs import read_run, read_split
+from dcmpl.scoring.calibration import CALIBRATION, CLOSE, Calibration, Meaning, read_calibration
+from dcmpl.scoring.scorer import Scorer
 
 pytest_plugins = ("calibrated",)
 

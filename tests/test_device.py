@@ -15,12 +15,12 @@ from dcmpl.calibrating import calibrate
 from dcmpl.cli import main
 from dcmpl.config import LAST, MODEL, TrainConfig
 from dcmpl.errors import UsageError
-from dcmpl.explain import word_gains
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import _folded_blocks
-from dcmpl.predict import Scorer
 from dcmpl.runs import read_run, read_split
-from dcmpl.trained import TorchEngine, choose_device, load_model, table_of_run
+from dcmpl.scoring.explain import word_gains
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine, choose_device, load_model, table_of_run
 from second_device import ELSEWHERE
 
 Build = Callable[..., DCMPL]

@@ -77,7 +77,9 @@ def test_commands_and_python_of_the_readme_run(
     readers_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(readers_folder)
-    monkeypatch.setattr("dcmpl.export.INT8_SRCC", -1.0)  # four pictures have no ranks to speak of
+    monkeypatch.setattr(
+        "dcmpl.scoring.export.INT8_SRCC", -1.0
+    )  # four pictures have no ranks to speak of
     run = commands()
     told = [" ".join(words[:2]) if words[0] == "data" else words[0] for words in run]
     assert told == [

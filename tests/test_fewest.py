@@ -14,15 +14,15 @@ import torch
 from conftest import Capture, refused
 from dcmpl import fewest
 from dcmpl.config import MODEL
-from dcmpl.engines import Engine, read_export
 from dcmpl.fewest import TOLERANCE, compare_views, fewest_of_run, fewest_views
 from dcmpl.files import sealed
 from dcmpl.images.decode import read_image
-from dcmpl.packing import lanes
-from dcmpl.predict import Scorer
 from dcmpl.runs import read_run
-from dcmpl.scores import Ids, Parts
-from dcmpl.trained import TorchEngine, load_model, validation_pictures
+from dcmpl.scoring.batching import lanes
+from dcmpl.scoring.engines import Engine, read_export
+from dcmpl.scoring.results import Ids, Parts
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine, load_model, validation_pictures
 from exported import Made
 
 pytest_plugins = ("exported",)

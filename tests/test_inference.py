@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from dcmpl.answers import Question, all_scores, scores_of
 from dcmpl.config import TARGETS, ModelConfig, MpaConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
@@ -20,7 +19,8 @@ from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_t
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS, with_settings
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.engines import Question, all_scores, scores_of
+from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights.backbones import load_backbone
 
 TOLERANCE = 1e-6

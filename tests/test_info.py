@@ -9,10 +9,10 @@ import pytest
 
 from calibrated import plain_meaning
 from conftest import Capture, refused
-from dcmpl.calibration import CALIBRATION, Calibration, Cut, PatchReadout, read_calibration
 from dcmpl.cli import main
 from dcmpl.config import AuxConfig
 from dcmpl.runs import Run, read_run
+from dcmpl.scoring.calibration import CALIBRATION, Calibration, Cut, PatchReadout, read_calibration
 
 pytest_plugins = ("calibrated",)
 

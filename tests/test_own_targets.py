@@ -13,7 +13,6 @@ import torch
 
 from conftest import Capture, made_table, refused
 from dcmpl.calibrating import calibrate
-from dcmpl.calibration import Calibration, Meaning
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig
 from dcmpl.data.datasets import load_table
@@ -23,12 +22,13 @@ from dcmpl.evaluate import predictions_frame
 from dcmpl.measuring import _calibration
 from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import Scores
-from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS, with_targets
 from dcmpl.runs import read_run, read_split
-from dcmpl.scores import Score
+from dcmpl.scoring.calibration import Calibration, Meaning
+from dcmpl.scoring.results import Score
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.train import task_loss
-from dcmpl.trained import TorchEngine
 
 Words = list[str]
 TASKS = '{"realism": ["realistic photo", "fake photo"]}'

@@ -28,7 +28,7 @@ from dcmpl.runs import (
     save_learned,
     write_split,
 )
-from dcmpl.trained import load_model
+from dcmpl.scoring.torch_engine import load_model
 from dcmpl.weights.backbones import Backbone, load_backbone
 
 SPLIT = Split("clean", 0, ("a", "b"), ("c",), ("d",))

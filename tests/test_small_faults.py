@@ -17,10 +17,10 @@ from dcmpl.data.splits import Split
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
 from dcmpl.files import as_json
-from dcmpl.outputs import read_manifest, read_scores
-from dcmpl.predict import Scorer
 from dcmpl.runs import SPLIT
-from dcmpl.scores import Score, Scores
+from dcmpl.scoring.files import read_manifest, read_scores
+from dcmpl.scoring.results import Score, Scores
+from dcmpl.scoring.scorer import Scorer
 
 
 def test_two_runs_are_compared_where_one_has_a_target_of_its_own(tmp_path: Path) -> None:

@@ -14,16 +14,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dcmpl.calibration import Calibration, read_calibration
-from dcmpl.explain import QualityMap, patch_map, window_map
 from dcmpl.files import as_json, write_atomically
 from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
-from dcmpl.patches import damaged
 from dcmpl.progress import track
 from dcmpl.runs import read_run, read_split
-from dcmpl.trained import TorchEngine, load_model, table_of_run
+from dcmpl.scoring.calibration import Calibration, read_calibration
+from dcmpl.scoring.explain import QualityMap, damaged, patch_map, window_map
+from dcmpl.scoring.torch_engine import TorchEngine, load_model, table_of_run
 from draw_scenes import each_once
 
 BLUR, NOISE = 4.0, 40.0

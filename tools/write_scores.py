@@ -25,15 +25,15 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from dcmpl.calibrating import COVERAGES, judged
-from dcmpl.calibration import LABELS, Calibration, Meaning, read_calibration
 from dcmpl.cli import main as dcmpl
 from dcmpl.data.table import ImageTable
 from dcmpl.files import as_json
 from dcmpl.images.decode import read_image
 from dcmpl.pages import figure_png, markdown_table
-from dcmpl.patches import damaged
 from dcmpl.runs import read_run, read_split
-from dcmpl.trained import TorchEngine, answers_of, load_model, table_of_run
+from dcmpl.scoring.calibration import LABELS, Calibration, Meaning, read_calibration
+from dcmpl.scoring.explain import damaged
+from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model, table_of_run
 from draw_scenes import each_once
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dcmpl.data.table import MosScale
     from dcmpl.errors import DataError, DcmplError, RunError, UsageError, WeightsError
     from dcmpl.model.dcmpl import DCMPL
-    from dcmpl.predict import Scorer
-    from dcmpl.scores import Score, Scores
+    from dcmpl.scoring.results import Score, Scores
+    from dcmpl.scoring.scorer import Scorer
     from dcmpl.weights.backbones import load_backbone
 
 __version__ = "0.1.0"

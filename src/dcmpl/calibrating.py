@@ -8,7 +8,15 @@ import pandas as pd
 from scipy import optimize
 from scipy.stats import norm
 
-from dcmpl.calibration import (
+from dcmpl.data.splits import Split
+from dcmpl.data.table import ImageTable, MosScale
+from dcmpl.errors import DataError
+from dcmpl.images.decode import read_image
+from dcmpl.metrics import calibration_error, fit_logistic4
+from dcmpl.model.folded import Folded
+from dcmpl.progress import say, track
+from dcmpl.runs import Run
+from dcmpl.scoring.calibration import (
     CLOSE,
     COVERAGE,
     LABELS,
@@ -18,16 +26,8 @@ from dcmpl.calibration import (
     PatchReadout,
     Values,
 )
-from dcmpl.data.splits import Split
-from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.errors import DataError
-from dcmpl.images.decode import read_image
-from dcmpl.metrics import calibration_error, fit_logistic4
-from dcmpl.model.folded import Folded
-from dcmpl.patches import fit_patches
-from dcmpl.progress import say, track
-from dcmpl.runs import Run
-from dcmpl.trained import TorchEngine, answers_of
+from dcmpl.scoring.explain import fit_patches
+from dcmpl.scoring.torch_engine import TorchEngine, answers_of
 
 __all__ = [
     "Judged",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dcmpl.calibrating import calibrate
-from dcmpl.calibration import read_calibration
 from dcmpl.config import LAST, MODEL, RECORD, ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import Facts, check_leaks, check_pictures, tied_units
@@ -19,8 +18,9 @@ from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
 from dcmpl.runs import Run, Source, read_run, read_split, write_split
+from dcmpl.scoring.calibration import read_calibration
+from dcmpl.scoring.torch_engine import TorchEngine, choose_device, load_model
 from dcmpl.train import EpochReport, fit
-from dcmpl.trained import TorchEngine, choose_device, load_model
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights.backbones import Backbone, load_backbone
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from dcmpl import __version__
-from dcmpl.answers import all_scores
-from dcmpl.engines import Engine
 from dcmpl.errors import RunError
 from dcmpl.files import check_sealed, sealed, write_atomically
 from dcmpl.images.windows import window_corners
+from dcmpl.scoring.engines import Engine, all_scores
 
 __all__ = [
     "ENOUGH_PICTURES",

@@ -22,8 +22,8 @@ from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Tokens
-from dcmpl.packing import outputs_of
 from dcmpl.progress import track
+from dcmpl.scoring.batching import outputs_of
 
 __all__ = [
     "FrozenTable",

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dcmpl.calibrating import uncalibrated
-from dcmpl.calibration import COVERAGE, Calibration, Meaning, read_calibration
 from dcmpl.runs import Run, read_run
+from dcmpl.scoring.calibration import COVERAGE, Calibration, Meaning, read_calibration
 from dcmpl.usage import warn_of_floor
 
 __all__ = ["COMMANDS"]

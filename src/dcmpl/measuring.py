@@ -8,7 +8,6 @@ import numpy as np
 from rich.console import Console
 
 from dcmpl.calibrating import judged, measure_calibration, uncalibrated
-from dcmpl.calibration import read_calibration
 from dcmpl.commands import (
     model_of,
     mos_scale,
@@ -35,7 +34,14 @@ from dcmpl.progress import say
 from dcmpl.protocol_report import protocol_summary, write_protocol_report
 from dcmpl.repeats import Trial, Workbench, run_trials
 from dcmpl.runs import Run, Source, read_run, read_split
-from dcmpl.trained import TorchEngine, answers_of, choose_device, load_model, table_of_run
+from dcmpl.scoring.calibration import read_calibration
+from dcmpl.scoring.torch_engine import (
+    TorchEngine,
+    answers_of,
+    choose_device,
+    load_model,
+    table_of_run,
+)
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights.backbones import load_backbone
 

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from dcmpl.config import TARGETS, check_views, target_of
 from dcmpl.errors import UsageError
-from dcmpl.scores import FORMATS, PROMPTS_FROM
+from dcmpl.scoring.results import FORMATS, PROMPTS_FROM
 from dcmpl.usage import flag, nearest
 
 __all__ = [

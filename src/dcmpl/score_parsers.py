@@ -5,7 +5,7 @@ from typing import Any, Literal, Optional
 
 from jsonargparse import ArgumentParser
 
-from dcmpl.scores import ENGINES, LONG_PROMPTS, PRECISIONS, PROMPTS_FROM
+from dcmpl.scoring.results import ENGINES, LONG_PROMPTS, PRECISIONS, PROMPTS_FROM
 
 __all__ = [
     "add_common",

@@ -20,7 +20,7 @@ from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.progress import say
 from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Run, save_learned
-from dcmpl.trained import choose_device
+from dcmpl.scoring.torch_engine import choose_device
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights.backbones import load_backbone
 from dcmpl.weights.clip_agiqa import read_clip_agiqa

@@ -25,8 +25,8 @@ from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import ANTONYMS, PRESETS, with_settings, with_targets
+from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.train import task_loss, train_step
-from dcmpl.trained import TorchEngine
 
 Build = Callable[..., DCMPL]
 PROMPTED = PRESETS["dcmpl-prompted"].model

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from dcmpl.cli import main
 from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
-from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights.backbones import Backbone, load_backbone
 from dcmpl.weights.clip_agiqa import read_clip_agiqa
 from torch_files import save_clip_agiqa

@@ -20,7 +20,7 @@ from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Reading
 from dcmpl.model.stem import PatchStem, StatisticsStem, to_unit_range
-from dcmpl.scores import Parts
+from dcmpl.scoring.results import Parts
 
 __all__ = ["Folded", "TextReader"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dcmpl.errors import UsageError, WeightsError
-from dcmpl.scores import Parts
+from dcmpl.scoring.results import Parts
 
 __all__ = ["Tokenizer", "Tokens"]
 

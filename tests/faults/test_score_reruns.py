@@ -22,14 +22,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from conftest import Capture, refused
-from dcmpl import predict, scoring, selection
+from dcmpl import selection
 from dcmpl.cli import main
 from dcmpl.data.sources import Request
 from dcmpl.images.decode import Picture
-from dcmpl.outputs import manifest_of, read_manifest, read_scores
-from dcmpl.parts import part_of
-from dcmpl.predict import Scorer
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.files import manifest_of, read_manifest, read_scores
+from dcmpl.scoring.job import job as scoring
+from dcmpl.scoring.job import part_of
+from dcmpl.scoring.job import scorer as predict
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 
 COUNT = 6
 Patch = pytest.MonkeyPatch

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL
-from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights.backbones import load_backbone
 from exported import Made
 

@@ -14,19 +14,18 @@ import pytest
 import torch
 
 from conftest import Capture, refused
-from dcmpl import engines
-from dcmpl.answers import Question, scores_of
 from dcmpl.config import MpaConfig
-from dcmpl.engines import Engine, Exported, open_export, read_export
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
 from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
-from dcmpl.packing import lanes
-from dcmpl.predict import Scorer
-from dcmpl.scores import Ids, Parts
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.batching import lanes
+from dcmpl.scoring.engines import Engine, Exported, Question, open_export, read_export, scores_of
+from dcmpl.scoring.job import engines
+from dcmpl.scoring.results import Ids, Parts
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 from exported import VARIANTS, Made
 
 pytest_plugins = ("exported",)
@@ -186,8 +185,8 @@ def test_export_scores_pictures_as_its_run(
 ALONE = """
 import json, sys
 from dcmpl.cli import main
-from dcmpl.predict import Scorer
-from dcmpl.scores import Ids, Parts
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.results import Ids, Parts
 folder, picture, out = sys.argv[1:]
 found = [
     Scorer.from_pretrained(folder, engine=engine, precision=precision).score([picture])[0].quality

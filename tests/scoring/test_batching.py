@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcmpl.packing import ahead, lanes, outputs_of
+from dcmpl.scoring.batching import ahead, lanes, outputs_of
 
 PICTURES = st.lists(st.lists(st.integers(), max_size=6), max_size=20)
 

@@ -18,8 +18,8 @@ from PIL import Image
 from conftest import Capture
 from dcmpl.cli import main
 from dcmpl.config import TARGETS
-from dcmpl.predict import Scorer
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 
 TOLERANCE = 1e-6
 """Batches of other sizes add up in another order: a few float32 roundings of a value < 1."""

@@ -18,8 +18,8 @@ import pytest
 
 from conftest import Capture, refused
 from dcmpl.cli import main
-from dcmpl.outputs import Row
-from dcmpl.parts import Part, open_part, part_of
+from dcmpl.scoring.files import Row
+from dcmpl.scoring.job import Part, open_part, part_of
 
 COUNT, LONG = 200, 1000  # three chunks and a part of one; fifteen, which take some seconds
 CHUNK = 64
@@ -43,7 +43,9 @@ Start = Callable[..., ForkServerProcess]
 def start() -> Start:
     """Start ``dcmpl`` in a process of its own, which need not import torch once more."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dcmpl.scoring", "dcmpl.trained", "test_score_resume"])
+    context.set_forkserver_preload(
+        ["dcmpl.scoring.job", "dcmpl.scoring.torch_engine", "test_score_resume"]
+    )
 
     def start(words: Words, told: Path) -> ForkServerProcess:
         process = context.Process(target=_run, args=(words, str(told)), daemon=True)

@@ -17,9 +17,9 @@ from dcmpl.images.decode import Input
 from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
-from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights.backbones import Backbone, load_backbone
 
 Build = Callable[..., DCMPL]

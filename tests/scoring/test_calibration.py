@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 from calibrated import SCALE, drawn, judged_of, plain_calibration, plain_meaning
 from dcmpl.calibrating import fit_meaning
-from dcmpl.calibration import (
+from dcmpl.errors import RunError, UsageError
+from dcmpl.files import sealed
+from dcmpl.metrics import calibration_error, fit_logistic4, logistic4, logistic_mapped
+from dcmpl.scoring.calibration import (
     CALIBRATION,
     LABELS,
     Calibration,
@@ -26,9 +29,6 @@ from dcmpl.calibration import (
     ranked,
     read_calibration,
 )
-from dcmpl.errors import RunError, UsageError
-from dcmpl.files import sealed
-from dcmpl.metrics import calibration_error, fit_logistic4, logistic4, logistic_mapped
 
 EXACT = 1e-12
 """Float64 sums of a few terms, added in another order."""
@@ -422,7 +422,7 @@ BROKEN = {
 READ = """
 import sys
 from pathlib import Path
-from dcmpl.calibration import read_calibration
+from dcmpl.scoring.calibration import read_calibration
 for folder in sys.argv[1:]:
     try:
         found = read_calibration(Path(folder), "0" * 64)

@@ -2,33 +2,242 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 
-from dcmpl.answers import Question, scores_of
-from dcmpl.calibration import NUMBERS, Calibration, ranked
-from dcmpl.config import check_views
+from dcmpl.config import RECORD, TARGETS, check_views
 from dcmpl.data.sources import Request
-from dcmpl.engines import BATCH, Engine
 from dcmpl.errors import DataError, UsageError
+from dcmpl.fewest import fewest_of_run
 from dcmpl.images.decode import Input, Picture, cores, is_tensor, name_of, read_input, text_of
-from dcmpl.opening import chosen_targets, open_model
-from dcmpl.packing import ahead
-from dcmpl.rows import RowOf, Taken, of_prompt
-from dcmpl.scores import LONG_PROMPTS, Parts, Score, Scores
+from dcmpl.scoring.batching import ahead
+from dcmpl.scoring.calibration import NUMBERS, Calibration, ranked, read_calibration
+from dcmpl.scoring.engines import (
+    BATCH,
+    Answer,
+    Engine,
+    Question,
+    open_export,
+    read_export,
+    scores_of,
+)
+from dcmpl.scoring.results import ENGINES, EXPORT, LONG_PROMPTS, PRECISIONS, Parts, Score, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dcmpl.loss import ScoreLoss
+    from dcmpl.scoring.torch_engine import ScoreLoss
 
-__all__ = ["CHUNK", "Scorer"]
+__all__ = [
+    "CHUNK",
+    "Opened",
+    "RowOf",
+    "Scorer",
+    "Taken",
+    "chosen_targets",
+    "of_prompt",
+    "open_model",
+]
+
+
+class Taken(NamedTuple):
+    """What a row says of a picture beside its scores."""
+
+    name: str
+    prompt: str
+    fault: str
+    note: str
+    dropped: int
+
+
+def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
+    """What a row should say of how its prompt was read."""
+    if not prompt.strip():
+        return [f"no prompt to judge {target} by"]
+    notes = []
+    if parts.dropped:
+        notes.append(f"{parts.dropped} tokens of the prompt were dropped")
+    elif len(parts.ids) > 1:
+        notes.append(f"the prompt was read in {len(parts.ids)} parts")
+    letters = sum(not letter.isspace() for letter in prompt)
+    if parts.count > letters + len(prompt.split()):  # a token may be the blank before a word
+        notes.append("the model has no words for the letters of the prompt")
+    return notes
+
+
+class RowOf:
+    """Makes the rows of a scorer; ``against`` is a generator to rank each picture among."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        targets: Sequence[str],
+        calibration: Calibration | None,
+        against: str | None,
+    ) -> None:
+        self.tasks, self.targets, self.against = engine.tasks, tuple(targets), against
+        self.known = calibration.targets if calibration else {}
+        self.reads = engine.reads if engine.reads in self.targets else None
+        calibrated = calibration.columns(self.targets, against) if calibration else ()
+        own = (target for target in self.targets if target not in TARGETS)
+        self.columns = (*own, *calibrated, *(["tokens_dropped"] if self.reads else []))
+        """The names in ``more`` of every score."""
+
+    def score(self, taken: Taken, answer: Answer | None, index: int) -> Score:
+        """The row of what was ``taken``; ``answer`` is None where it could not be read."""
+        fault, more = taken.fault, dict[str, Any].fromkeys(self.columns)
+        found: dict[str, float] = {}
+        if answer is not None and np.isfinite(answer.scores).all():
+            found = dict(zip(self.tasks, answer.scores.tolist(), strict=True))
+        elif answer is not None:
+            fault = f"expected finite scores of {taken.name}, the model gave others"
+        if self.reads and not taken.prompt.strip():
+            found.pop(self.reads, None)
+        if self.reads and found:
+            more["tokens_dropped"] = taken.dropped
+        if answer is not None:
+            spread = dict(zip(self.tasks, answer.spread.tolist(), strict=True))
+            for target in (t for t in found if t in self.targets and t in self.known):
+                more |= self.known[target].row(target, found[target], spread[target], self.against)
+        scores = {target: found.get(target) for target in self.targets}
+        more |= {target: value for target, value in scores.items() if target not in TARGETS}
+        return Score(
+            taken.name,
+            taken.prompt,
+            quality=scores.get("quality"),
+            alignment=scores.get("alignment"),
+            authenticity=scores.get("authenticity"),
+            reason=fault,
+            note=taken.note,
+            more=more,
+            index=index,
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine, the targets asked of it, its views, and what tells its model from all others.
+
+    ``uncalibrated`` says why there is no calibration, as a part of a sentence.
+    """
+
+    engine: Engine
+    targets: tuple[str, ...]
+    views: str
+    about: dict[str, Any]
+    calibration: Calibration | None
+    uncalibrated: str
+
+
+def open_model(
+    folder: Path,
+    engine: str,
+    precision: str,
+    views: str | None,
+    targets: Sequence[str] | None,
+    backbone: str | None,
+    device: str,
+    lanes: int,
+) -> Opened:
+    """As :meth:`dcmpl.scoring.scorer.Scorer.from_pretrained` says."""
+    if engine not in ("auto", *ENGINES) or precision not in PRECISIONS:
+        raise UsageError(
+            f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
+            f"{', '.join(PRECISIONS)}, got {engine} and {precision}"
+        )
+    if (folder / EXPORT).is_file():
+        if device not in ("auto", "cpu"):
+            raise UsageError(
+                f"expected the device cpu for an exported model, got {device}: score with the run "
+                "itself, or leave the device out"
+            )
+        return _exported(folder, engine, precision, views, targets, lanes)
+    return _trained(folder, engine, precision, views, targets, backbone, device)
+
+
+def _exported(
+    folder: Path,
+    engine: str,
+    precision: str,
+    views: str | None,
+    targets: Sequence[str] | None,
+    lanes: int,
+) -> Opened:
+    exported = read_export(folder)
+    chosen_targets(targets, exported.tasks, folder)
+    record = exported.record
+    if views == "auto":
+        views = record.get("fewest_views")
+        if not isinstance(views, str):
+            raise UsageError(
+                f"expected views that {folder} was measured with, it was exported without "
+                "pictures: name --views"
+            )
+    opened = open_export(exported, engine, precision, lanes)
+    return Opened(
+        opened,
+        chosen_targets(targets, opened.tasks, folder),
+        views or str(record["views"]),
+        {"model": folder.name, **exported.about},
+        exported.calibration,
+        "its run was not calibrated when it was exported",
+    )
+
+
+def _trained(
+    folder: Path,
+    engine: str,
+    precision: str,
+    views: str | None,
+    targets: Sequence[str] | None,
+    backbone: str | None,
+    device: str,
+) -> Opened:
+    if engine not in ("auto", "torch") and (folder / RECORD).is_file():
+        raise UsageError(
+            f"expected an exported model for the engine {engine}, got the run {folder}: "
+            f"dcmpl export {folder} -o DIR, then --model DIR"
+        )
+    from dcmpl.calibrating import uncalibrated
+    from dcmpl.scoring.torch_engine import (  # import torch
+        TorchEngine,
+        load_model,
+        validation_pictures,
+    )
+
+    run, network = load_model(folder, backbone, device)
+    opened = TorchEngine(network, chosen_targets(targets, run.learned, folder), precision)
+    if views == "auto":
+        key = " ".join([run.identity, precision, *opened.tasks])
+        views = fewest_of_run(folder, key, opened, lambda: validation_pictures(folder, run))
+    return Opened(
+        opened,
+        opened.tasks,
+        views or run.train.views,
+        {"model": folder.name, **run.about(), "device": opened.device.type},
+        read_calibration(folder, run.weights_sha256),
+        uncalibrated(run),
+    )
+
+
+def chosen_targets(
+    targets: Sequence[str] | None, known: Sequence[str], folder: Path
+) -> tuple[str, ...]:
+    """``targets`` where all are ``known``; raises :class:`UsageError` where not."""
+    if not targets:
+        return tuple(known)
+    if unknown := [target for target in targets if target not in known]:
+        raise UsageError(
+            f"expected targets that {folder} predicts ({', '.join(known)}), got {unknown[0]}"
+        )
+    return tuple(targets)
+
 
 CHUNK = 64
 """Pictures: no batch holds windows of two chunks, so a job that goes on at the beginning of a
@@ -186,7 +395,7 @@ class Scorer:
     def places(
         self, scores: Sequence[float | None], spreads: Sequence[float | None], target: str
     ) -> Iterator[dict[str, Any]]:
-        """What :func:`dcmpl.calibration.ranked` says of scores that come best first."""
+        """What :func:`dcmpl.scoring.calibration.ranked` says of scores that come best first."""
         meaning = self.calibration.targets.get(target) if self.calibration else None
         return ranked(meaning, scores, spreads)
 
@@ -278,8 +487,7 @@ class Scorer:
 
         Raises :class:`UsageError` for an exported model, which has no gradients.
         """
-        from dcmpl.loss import ScoreLoss
-        from dcmpl.trained import TorchEngine
+        from dcmpl.scoring.torch_engine import ScoreLoss, TorchEngine
 
         if not isinstance(self.engine, TorchEngine):
             raise UsageError("expected a run folder for a loss, got an exported model")

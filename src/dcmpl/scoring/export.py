@@ -25,10 +25,7 @@ import torch
 from torch import nn
 
 from dcmpl import __version__
-from dcmpl.answers import all_scores
-from dcmpl.calibration import Calibration, read_calibration
 from dcmpl.data.sources import requests
-from dcmpl.engines import MODULES, Engine, Exported, open_variant
 from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 from dcmpl.files import sealed, sha256_of, write_atomically
@@ -38,8 +35,10 @@ from dcmpl.metrics import srcc
 from dcmpl.model.folded import Folded
 from dcmpl.progress import say, track
 from dcmpl.runs import Run
-from dcmpl.scores import EXPORT, PRECISIONS
-from dcmpl.trained import MOST_PICTURES, TorchEngine, load_model, validation_pictures
+from dcmpl.scoring.calibration import Calibration, read_calibration
+from dcmpl.scoring.engines import MODULES, Engine, Exported, all_scores, open_variant
+from dcmpl.scoring.results import EXPORT, PRECISIONS
+from dcmpl.scoring.torch_engine import MOST_PICTURES, TorchEngine, load_model, validation_pictures
 
 __all__ = ["COMMANDS", "write_export"]
 

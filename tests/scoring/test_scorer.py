@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from dcmpl.data.sources import Request
 from dcmpl.errors import RunError, UsageError
 from dcmpl.images.decode import decode, read_image
-from dcmpl.predict import Scorer
-from dcmpl.scores import Score
+from dcmpl.scoring.results import Score
+from dcmpl.scoring.scorer import Scorer
 
 TOLERANCE = 1e-6
 """Batches of other sizes add up in another order: a few float32 roundings of a value < 1."""

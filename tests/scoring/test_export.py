@@ -16,18 +16,18 @@ import onnxruntime
 import pytest
 
 from conftest import Capture, refused
-from dcmpl import export
 from dcmpl.cli import main
 from dcmpl.config import MpaConfig
-from dcmpl.engines import Engine, open_variant, read_export
 from dcmpl.errors import RunError, UsageError
-from dcmpl.export import write_export
 from dcmpl.files import sealed
 from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import DCMPL
-from dcmpl.predict import Scorer
 from dcmpl.runs import read_run
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.engines import Engine, open_variant, read_export
+from dcmpl.scoring.export import write_export
+from dcmpl.scoring.job import export
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 from exported import VARIANTS, Made
 
 pytest_plugins = ("exported",)

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from dcmpl.calibration import Calibration, PatchReadout
-from dcmpl.explain import patch_map
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
-from dcmpl.patches import BATCH, RIDGE, _box, damaged, fit_patches, patch_features, patch_scores
+from dcmpl.scoring.calibration import Calibration, PatchReadout
+from dcmpl.scoring.explain import (
+    BATCH,
+    RIDGE,
+    _box,
+    damaged,
+    fit_patches,
+    patch_features,
+    patch_map,
+    patch_scores,
+)
 
 Build = Callable[..., DCMPL]
 Box = tuple[int, int, int, int]
@@ -84,7 +92,7 @@ class Pasted:
 @pytest.fixture
 def pasted(monkeypatch: pytest.MonkeyPatch) -> Pasted:
     found = Pasted()
-    monkeypatch.setattr("dcmpl.patches.damaged", found)
+    monkeypatch.setattr("dcmpl.scoring.explain.damaged", found)
     return found
 
 
@@ -212,7 +220,7 @@ def calibration_of(network: Folded, monkeypatch: pytest.MonkeyPatch) -> Calibrat
         assert {window.shape for window in windows} == {(32, 32, 3)}
         return np.stack([w.reshape(4, 8, 4, 8, 3).mean((1, 3, 4)) for w in windows])
 
-    monkeypatch.setattr("dcmpl.explain.patch_scores", bright)
+    monkeypatch.setattr("dcmpl.scoring.explain.patch_scores", bright)
     return Calibration("made", "center", "0" * 64, {}, PatchReadout((0.0,)))
 
 
@@ -302,7 +310,7 @@ def test_opinions_of_whole_pictures_alone_teach_nothing(
     network: Folded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bright pictures are good and dark ones bad, but nothing is damaged."""
-    monkeypatch.setattr("dcmpl.patches._box", lambda *_: (0, 0, 0, 0))
+    monkeypatch.setattr("dcmpl.scoring.explain._box", lambda *_: (0, 0, 0, 0))
     levels = np.linspace(20, 230, 8)
     pictures = [(noisy(i, 40, 40) // 10 + level).astype(np.uint8) for i, level in enumerate(levels)]
     found = fit_patches(network, pictures, levels / 255, 0)

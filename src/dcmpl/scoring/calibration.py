@@ -179,7 +179,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class PatchReadout:
-    """``weights`` . the features of a patch (``dcmpl.patches``).
+    """``weights`` . the features of a patch (``dcmpl.scoring.explain``).
 
     How that differs from the rest of a picture says where the picture is good or bad.
     """

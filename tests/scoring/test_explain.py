@@ -11,14 +11,14 @@ from PIL import Image
 
 from calibrated import Brightness, plain_meaning
 from conftest import Capture, refused
-from dcmpl.answers import Question, all_answers
-from dcmpl.calibration import read_calibration
 from dcmpl.cli import main
-from dcmpl.explain import patch_map, window_map, word_gains
 from dcmpl.model.folded import Folded
-from dcmpl.predict import Scorer
 from dcmpl.runs import read_run
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.calibration import read_calibration
+from dcmpl.scoring.engines import Question, all_answers
+from dcmpl.scoring.explain import patch_map, window_map, word_gains
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 
 pytest_plugins = ("calibrated",)
 

@@ -16,10 +16,10 @@ from dcmpl.model.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
 from dcmpl.model.tokenizer import Tokenizer
-from dcmpl.predict import Scorer
 from dcmpl.presets import PRESETS
-from dcmpl.scores import LONG_PROMPTS, Ids, Score
-from dcmpl.trained import TorchEngine
+from dcmpl.scoring.results import LONG_PROMPTS, Ids, Score
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights.backbones import load_backbone
 
 Build = Callable[..., DCMPL]

@@ -17,17 +17,15 @@ from PIL import Image
 
 from calibrated import PROMPTS, Brightness, grey, plain_calibration, plain_meaning
 from conftest import Capture, refused
-from dcmpl import engines, export
-from dcmpl.calibration import LABELS, Calibration, read_calibration
 from dcmpl.cli import main
-from dcmpl.engines import Exported, read_export
 from dcmpl.errors import UsageError
-from dcmpl.opening import Opened
-from dcmpl.outputs import COLUMNS, Row, read_manifest, read_scores
-from dcmpl.parts import Part, part_of
-from dcmpl.predict import Scorer
 from dcmpl.runs import read_run, read_split
-from dcmpl.trained import TorchEngine, load_model
+from dcmpl.scoring.calibration import LABELS, Calibration, read_calibration
+from dcmpl.scoring.engines import Exported, read_export
+from dcmpl.scoring.files import COLUMNS, Row, read_manifest, read_scores
+from dcmpl.scoring.job import Part, engines, export, part_of
+from dcmpl.scoring.scorer import Opened, Scorer
+from dcmpl.scoring.torch_engine import TorchEngine, load_model
 
 pytest_plugins = ("calibrated",)
 
@@ -515,7 +513,7 @@ def opens(patch: pytest.MonkeyPatch, made: Scorer) -> None:
     """Any folder is the model of that scorer."""
     about = {"model": "made", "backbone": "made"}
     opened = Opened(made.engine, made.targets, "grid-2", about, made.calibration, "")
-    patch.setattr("dcmpl.predict.open_model", lambda *_: opened)
+    patch.setattr("dcmpl.scoring.scorer.open_model", lambda *_: opened)
 
 
 def test_command_ranks_by_a_target_of_two_words(

@@ -15,8 +15,8 @@ import pytest
 from conftest import Capture, refused
 from dcmpl.cli import main
 from dcmpl.config import TARGETS
-from dcmpl.outputs import COLUMNS, Row, manifest_of, read_manifest, read_scores, write_scores
-from dcmpl.parts import Part
+from dcmpl.scoring.files import COLUMNS, Row, manifest_of, read_manifest, read_scores, write_scores
+from dcmpl.scoring.job import Part
 
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
 COUNT = 200  # three whole chunks and a part of one

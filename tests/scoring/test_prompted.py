@@ -34,12 +34,12 @@ from dcmpl.inference import (
 from dcmpl.measuring import _prompts_matter
 from dcmpl.metrics import bootstrap, srcc
 from dcmpl.model.prompt_reader import Reader
-from dcmpl.outputs import Row
-from dcmpl.parts import Part
-from dcmpl.predict import Scorer
 from dcmpl.runs import read_run
+from dcmpl.scoring.files import Row
+from dcmpl.scoring.job import Part
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model
 from dcmpl.train import EpochReport
-from dcmpl.trained import TorchEngine, answers_of, load_model
 
 TOLERANCE = 1e-6
 """Other batches add up in another order: a few float32 roundings of a value below 1."""
@@ -610,8 +610,8 @@ def test_export_leaves_alignment_out_and_says_so(
         return {"variants": []}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.export.write_export", made)
-        patch.setattr("dcmpl.export._calibration", lambda *_: [])
+        patch.setattr("dcmpl.scoring.export.write_export", made)
+        patch.setattr("dcmpl.scoring.export._calibration", lambda *_: [])
         assert main(["export", str(prompted_run), "-o", str(tmp_path / "new")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "alignment" in line]
     assert line.startswith("note: alignment reads the prompt, which only torch does")
@@ -627,8 +627,8 @@ def test_export_leaves_alignment_out_and_says_so(
 def test_export_tells_in_words_what_is_exported(
     capsys: Capture, prompted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dcmpl.export.write_export", lambda *_: {"variants": []})
-    monkeypatch.setattr("dcmpl.export._calibration", lambda *_: [])
+    monkeypatch.setattr("dcmpl.scoring.export.write_export", lambda *_: {"variants": []})
+    monkeypatch.setattr("dcmpl.scoring.export._calibration", lambda *_: [])
     assert main(["export", str(prompted_run), "-o", str(tmp_path / "new")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "alignment" in line]
     assert line.endswith("exported: quality")

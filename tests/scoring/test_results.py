@@ -6,8 +6,8 @@ import pytest
 
 from dcmpl.config import TARGETS
 from dcmpl.errors import UsageError
-from dcmpl.predict import Scorer
-from dcmpl.scores import Score, Scores
+from dcmpl.scoring.results import Score, Scores
+from dcmpl.scoring.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
