@@ -24,14 +24,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.batches import Batch
 from dcmpl.config import TrainConfig
 from dcmpl.model.clip import VIT_B_32, Clip, QuickGELU
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.prompts import context_tokens
 from dcmpl.model.tokenizer import Tokens
 from dcmpl.presets import PRESETS
-from dcmpl.train import fast_float32, train_step
+from dcmpl.training.batches import Batch
+from dcmpl.training.loop import fast_float32, train_step
 
 LAYERS, N, JOINT = 12, 8, 512
 Step = Callable[[Tensor, Tensor], float]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.calibrating import Judged
 from dcmpl.data.table import MosScale
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.calibration import CALIBRATION, Calibration, Meaning
 from dcmpl.scoring.results import Ids, Parts
+from dcmpl.training.calibrate import Judged
 
 COUNT, PROMPTS = 120, 30
 SCALE = MosScale(1.0, 5.0)

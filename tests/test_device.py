@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from dcmpl.batches import EpochWindows, epoch_loader
-from dcmpl.calibrating import calibrate
 from dcmpl.cli import main
 from dcmpl.config import LAST, MODEL, TrainConfig
 from dcmpl.errors import UsageError
@@ -21,6 +19,8 @@ from dcmpl.runs import read_run, read_split
 from dcmpl.scoring.explain import word_gains
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine, choose_device, load_model, table_of_run
+from dcmpl.training.batches import EpochWindows, epoch_loader
+from dcmpl.training.calibrate import calibrate
 from second_device import ELSEWHERE
 
 Build = Callable[..., DCMPL]

@@ -18,7 +18,7 @@ from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.prompt_attention import prompt_attention
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS
-from dcmpl.train import task_loss
+from dcmpl.training.loop import task_loss
 from dcmpl.weights.clip_agiqa import read_clip_agiqa
 
 GOLDEN = Path(__file__).parent

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from conftest import Capture, made_table, refused
-from dcmpl.calibrating import calibrate
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig
 from dcmpl.data.datasets import load_table
@@ -28,7 +27,8 @@ from dcmpl.scoring.calibration import Calibration, Meaning
 from dcmpl.scoring.results import Score
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine
-from dcmpl.train import task_loss
+from dcmpl.training.calibrate import calibrate
+from dcmpl.training.loop import task_loss
 
 Words = list[str]
 TASKS = '{"realism": ["realistic photo", "fake photo"]}'
@@ -425,7 +425,7 @@ def test_target_with_few_opinions_leaves_the_others_calibrated(
     split = read_split(own_run, run)
     assert split is not None
     assert isinstance(scorer.engine, TorchEngine)
-    monkeypatch.setattr("dcmpl.calibrating.FEWEST", len(split.val))
+    monkeypatch.setattr("dcmpl.training.calibrate.FEWEST", len(split.val))
     few = table.frame["name"].isin(split.val[1:])
     table.frame.loc[few, "mos_realism"] = np.nan
     found = calibrate(run, scorer.engine, table, split)

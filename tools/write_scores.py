@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from dcmpl.calibrating import COVERAGES, judged
 from dcmpl.cli import main as dcmpl
 from dcmpl.data.table import ImageTable
 from dcmpl.files import as_json
@@ -34,6 +33,7 @@ from dcmpl.runs import read_run, read_split
 from dcmpl.scoring.calibration import LABELS, Calibration, Meaning, read_calibration
 from dcmpl.scoring.explain import damaged
 from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model, table_of_run
+from dcmpl.training.calibrate import COVERAGES, judged
 from draw_scenes import each_once
 
 DOCS = Path(__file__).parents[1] / "docs"

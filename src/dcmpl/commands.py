@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dcmpl.calibrating import calibrate
 from dcmpl.config import LAST, MODEL, RECORD, ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import Facts, check_leaks, check_pictures, tied_units
@@ -20,7 +19,8 @@ from dcmpl.progress import say
 from dcmpl.runs import Run, Source, read_run, read_split, write_split
 from dcmpl.scoring.calibration import read_calibration
 from dcmpl.scoring.torch_engine import TorchEngine, choose_device, load_model
-from dcmpl.train import EpochReport, fit
+from dcmpl.training.calibrate import calibrate
+from dcmpl.training.loop import EpochReport, fit
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights.backbones import Backbone, load_backbone
 

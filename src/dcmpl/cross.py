@@ -13,11 +13,11 @@ from dcmpl.data.table import listed
 from dcmpl.errors import DataError
 from dcmpl.evaluate import measured, write_results
 from dcmpl.files import write_atomically
-from dcmpl.inference import predict_table
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
 from dcmpl.repeats import RESULT, Trial, Workbench, read_result, run_trial
 from dcmpl.runs import load_learned, read_run
+from dcmpl.training.features import predict_table
 
 __all__ = ["cross_matrix", "run_cross", "write_cross"]
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dcmpl.calibrating import uncalibrated
 from dcmpl.runs import Run, read_run
 from dcmpl.scoring.calibration import COVERAGE, Calibration, Meaning, read_calibration
+from dcmpl.training.calibrate import uncalibrated
 from dcmpl.usage import warn_of_floor
 
 __all__ = ["COMMANDS"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dcmpl.calibrating import judged, measure_calibration, uncalibrated
 from dcmpl.commands import (
     model_of,
     mos_scale,
@@ -26,7 +25,6 @@ from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.evaluate import metrics_table, write_plots, write_results
 from dcmpl.floors import predict_floors, statistics_of
-from dcmpl.inference import by_target, shuffled_prompts
 from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import has_matplotlib
@@ -42,6 +40,8 @@ from dcmpl.scoring.torch_engine import (
     load_model,
     table_of_run,
 )
+from dcmpl.training.calibrate import judged, measure_calibration, uncalibrated
+from dcmpl.training.features import by_target, shuffled_prompts
 from dcmpl.usage import warn_of_floor
 from dcmpl.weights.backbones import load_backbone
 

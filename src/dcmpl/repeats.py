@@ -24,10 +24,10 @@ from dcmpl.data.table import ImageTable
 from dcmpl.errors import RunError
 from dcmpl.evaluate import measured, plain_numbers, write_results
 from dcmpl.floors import predict_floors, statistics_of
-from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.runs import Run, write_split
-from dcmpl.train import EpochReport, fit, trains_on_views
+from dcmpl.training.features import FrozenTable, freeze_table, predict_frozen, predict_table
+from dcmpl.training.loop import EpochReport, fit, trains_on_views
 from dcmpl.weights.backbones import Backbone
 
 __all__ = [

@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import made_table
-from dcmpl.batches import Batch, mismatched
 from dcmpl.config import WORDS, AdapterConfig, FusionConfig, ModelConfig, MpaConfig, TrainConfig
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import UsageError
-from dcmpl.inference import PromptsOf, by_target, shuffled_prompts, texts_of
-from dcmpl.labels import with_alignment
 from dcmpl.model.clip import put
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import ANTONYMS, PRESETS, with_settings, with_targets
 from dcmpl.scoring.torch_engine import TorchEngine
-from dcmpl.train import task_loss, train_step
+from dcmpl.training.batches import Batch, mismatched
+from dcmpl.training.features import PromptsOf, by_target, shuffled_prompts, texts_of
+from dcmpl.training.labels import with_alignment
+from dcmpl.training.loop import task_loss, train_step
 
 Build = Callable[..., DCMPL]
 PROMPTED = PRESETS["dcmpl-prompted"].model

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrated import SCALE, drawn, judged_of, plain_calibration, plain_meaning
-from dcmpl.calibrating import fit_meaning
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
 from dcmpl.metrics import calibration_error, fit_logistic4, logistic4, logistic_mapped
@@ -29,6 +28,7 @@ from dcmpl.scoring.calibration import (
     ranked,
     read_calibration,
 )
+from dcmpl.training.calibrate import fit_meaning
 
 EXACT = 1e-12
 """Float64 sums of a few terms, added in another order."""

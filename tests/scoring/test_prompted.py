@@ -16,21 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import Capture, refused
-from dcmpl.batches import EpochWindows, epoch_loader
-from dcmpl.calibrating import judged
 from dcmpl.cli import main
 from dcmpl.config import TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
 from dcmpl.images.decode import read_image
-from dcmpl.inference import (
-    PromptsOf,
-    freeze_table,
-    predict_frozen,
-    predict_table,
-    shuffled_prompts,
-)
 from dcmpl.measuring import _prompts_matter
 from dcmpl.metrics import bootstrap, srcc
 from dcmpl.model.prompt_reader import Reader
@@ -39,7 +30,16 @@ from dcmpl.scoring.files import Row
 from dcmpl.scoring.job import Part
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model
-from dcmpl.train import EpochReport
+from dcmpl.training.batches import EpochWindows, epoch_loader
+from dcmpl.training.calibrate import judged
+from dcmpl.training.features import (
+    PromptsOf,
+    freeze_table,
+    predict_frozen,
+    predict_table,
+    shuffled_prompts,
+)
+from dcmpl.training.loop import EpochReport
 
 TOLERANCE = 1e-6
 """Other batches add up in another order: a few float32 roundings of a value below 1."""

@@ -1,6 +1,6 @@
 """What a score means: its MOS, its rank in a population, its label, and how sure it is.
 
-Fitted once for a run (``dcmpl.calibrating``), kept beside it, and applied row by row:
+Fitted once for a run (``dcmpl.training.calibrate``), kept beside it, and applied row by row:
 
     calibration.json   curves, populations, cut-offs and widths of each target
 """

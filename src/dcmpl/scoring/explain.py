@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from scipy import ndimage
 
-from dcmpl.calibrating import uncalibrated
 from dcmpl.errors import UsageError
 from dcmpl.files import write_atomically
 from dcmpl.images.decode import decode, quiet_pillow
@@ -27,6 +26,7 @@ from dcmpl.progress import say, track
 from dcmpl.scoring.calibration import Calibration, PatchReadout, read_calibration
 from dcmpl.scoring.engines import Answer, Engine, Question, all_answers
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
+from dcmpl.training.calibrate import uncalibrated
 from dcmpl.usage import warn_of_floor
 
 __all__ = [

@@ -27,7 +27,6 @@ from torch import nn
 from dcmpl import __version__
 from dcmpl.data.sources import requests
 from dcmpl.errors import DcmplError, RunError, UsageError
-from dcmpl.fewest import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 from dcmpl.files import sealed, sha256_of, write_atomically
 from dcmpl.images.decode import cores, quiet_pillow
 from dcmpl.images.windows import windows
@@ -39,6 +38,7 @@ from dcmpl.scoring.calibration import Calibration, read_calibration
 from dcmpl.scoring.engines import MODULES, Engine, Exported, all_scores, open_variant
 from dcmpl.scoring.results import EXPORT, PRECISIONS
 from dcmpl.scoring.torch_engine import MOST_PICTURES, TorchEngine, load_model, validation_pictures
+from dcmpl.training.calibrate import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 
 __all__ = ["COMMANDS", "write_export"]
 

@@ -14,7 +14,6 @@ from PIL import Image
 from dcmpl.config import RECORD, TARGETS, check_views
 from dcmpl.data.sources import Request
 from dcmpl.errors import DataError, UsageError
-from dcmpl.fewest import fewest_of_run
 from dcmpl.images.decode import Input, Picture, cores, is_tensor, name_of, read_input, text_of
 from dcmpl.scoring.batching import ahead
 from dcmpl.scoring.calibration import NUMBERS, Calibration, ranked, read_calibration
@@ -28,6 +27,7 @@ from dcmpl.scoring.engines import (
     scores_of,
 )
 from dcmpl.scoring.results import ENGINES, EXPORT, LONG_PROMPTS, PRECISIONS, Parts, Score, Scores
+from dcmpl.training.calibrate import fewest_of_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,12 +204,12 @@ def _trained(
             f"expected an exported model for the engine {engine}, got the run {folder}: "
             f"dcmpl export {folder} -o DIR, then --model DIR"
         )
-    from dcmpl.calibrating import uncalibrated
     from dcmpl.scoring.torch_engine import (  # import torch
         TorchEngine,
         load_model,
         validation_pictures,
     )
+    from dcmpl.training.calibrate import uncalibrated
 
     run, network = load_model(folder, backbone, device)
     opened = TorchEngine(network, chosen_targets(targets, run.learned, folder), precision)

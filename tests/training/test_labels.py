@@ -9,10 +9,10 @@ import pytest
 from dcmpl.config import TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.inference import freeze_table
-from dcmpl.labels import with_alignment
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
+from dcmpl.training.features import freeze_table
+from dcmpl.training.labels import with_alignment
 from dcmpl.weights.backbones import load_backbone
 
 CONFIG = TrainConfig(views="center")

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from conftest import Capture, refused
-from dcmpl import fewest
 from dcmpl.config import MODEL
-from dcmpl.fewest import TOLERANCE, compare_views, fewest_of_run, fewest_views
 from dcmpl.files import sealed
 from dcmpl.images.decode import read_image
 from dcmpl.runs import read_run
@@ -23,6 +21,8 @@ from dcmpl.scoring.engines import Engine, read_export
 from dcmpl.scoring.results import Ids, Parts
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine, load_model, validation_pictures
+from dcmpl.training import calibrate as fewest
+from dcmpl.training.calibrate import TOLERANCE, compare_views, fewest_of_run, fewest_views
 from exported import Made
 
 pytest_plugins = ("exported",)

@@ -21,13 +21,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dcmpl.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
 from dcmpl.data.splits import TrainPart, ValidationPart
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError
 from dcmpl.images.decode import cores
-from dcmpl.inference import (
+from dcmpl.metrics import plcc, srcc
+from dcmpl.model.dcmpl import DCMPL, Scores, trainable_parameters
+from dcmpl.model.tokenizer import Tokens
+from dcmpl.progress import progress_bar
+from dcmpl.runs import History, Run, load_learned, save_learned
+from dcmpl.training.batches import Batch, EpochWindows, epoch_loader, mismatched
+from dcmpl.training.features import (
     FrozenTable,
     PromptsOf,
     freeze_table,
@@ -36,13 +41,8 @@ from dcmpl.inference import (
     predict_table,
     texts_of,
 )
-from dcmpl.labels import with_alignment
-from dcmpl.metrics import plcc, srcc
-from dcmpl.model.dcmpl import DCMPL, Scores, trainable_parameters
-from dcmpl.model.tokenizer import Tokens
-from dcmpl.progress import progress_bar
-from dcmpl.ridge import fit_ridge
-from dcmpl.runs import History, Run, load_learned, save_learned
+from dcmpl.training.labels import with_alignment
+from dcmpl.training.linear_probe import fit_ridge
 
 __all__ = ["EpochReport", "fit"]
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from dcmpl.config import TrainConfig
 from dcmpl.data.table import ImageTable
-from dcmpl.inference import FrozenTable, freeze_table
 from dcmpl.model.dcmpl import DCMPL
+from dcmpl.training.features import FrozenTable, freeze_table
 
 __all__ = ["with_alignment"]
 

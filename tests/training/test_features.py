@@ -15,12 +15,12 @@ from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
-from dcmpl.inference import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS, with_settings
 from dcmpl.scoring.engines import Question, all_scores, scores_of
 from dcmpl.scoring.torch_engine import TorchEngine
+from dcmpl.training.features import FrozenTable, freeze_table, predict_frozen, predict_table
 from dcmpl.weights.backbones import load_backbone
 
 TOLERANCE = 1e-6

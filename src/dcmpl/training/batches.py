@@ -13,8 +13,8 @@ from dcmpl.config import TrainConfig
 from dcmpl.data.table import ImageTable
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import random_window
-from dcmpl.inference import FrozenTable, PromptsOf
 from dcmpl.model.stem import to_unit_range
+from dcmpl.training.features import FrozenTable, PromptsOf
 
 __all__ = ["Batch", "EpochWindows", "epoch_loader", "mismatched"]
 

@@ -18,13 +18,13 @@ from PIL import Image
 
 from calibrated import PROMPTS, SCALE, drawn, judged_of, plain_meaning
 from conftest import Capture, made_table, refused
-from dcmpl.calibrating import Judged, _some, fit_meaning, judged, measure_calibration
 from dcmpl.cli import main
 from dcmpl.errors import DataError
 from dcmpl.metrics import fit_logistic4, logistic4
 from dcmpl.runs import read_run, read_split
 from dcmpl.scoring.calibration import CALIBRATION, CLOSE, Calibration, Meaning, read_calibration
 from dcmpl.scoring.scorer import Scorer
+from dcmpl.training.calibrate import Judged, _some, fit_meaning, judged, measure_calibration
 
 pytest_plugins = ("calibrated",)
 
@@ -491,7 +491,7 @@ def test_run_of_too_few_opinions_is_finished_all_the_same(
     capsys: Capture, copied: Path, calibrated_words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copied / CALIBRATION).unlink()
-    monkeypatch.setattr("dcmpl.calibrating.FEWEST", 13)
+    monkeypatch.setattr("dcmpl.training.calibrate.FEWEST", 13)
     assert main([*calibrated_words, "--out", str(copied), "--resume"]) == 0
     told = capsys.readouterr().err.splitlines()
     for target in ("quality", "alignment"):

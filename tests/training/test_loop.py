@@ -30,16 +30,16 @@ from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS
-from dcmpl.ridge import STRENGTHS
 from dcmpl.runs import Run, Source, read_run
-from dcmpl.train import EpochReport, fit, learning_rate, task_loss
+from dcmpl.training.linear_probe import STRENGTHS
+from dcmpl.training.loop import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights.backbones import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
 
 NAN = float("nan")
 
-READERS = ("dcmpl.batches.read_image", "dcmpl.inference.read_image")
+READERS = ("dcmpl.training.batches.read_image", "dcmpl.training.features.read_image")
 """Where training and validation read their pictures."""
 
 
@@ -439,7 +439,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, float]]], 
 
     def tell(found: list[dict[str, float]]) -> None:
         entries: Iterator[dict[str, float]] = iter(found)
-        monkeypatch.setattr("dcmpl.train.validate", lambda *_: next(entries))
+        monkeypatch.setattr("dcmpl.training.loop.validate", lambda *_: next(entries))
 
     return tell
 

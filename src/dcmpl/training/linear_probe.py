@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from dcmpl.data.table import ImageTable
-from dcmpl.inference import FrozenTable
 from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
+from dcmpl.training.features import FrozenTable
 
 __all__ = ["fit_ridge"]
 

@@ -1,0 +1,1 @@
+"""One training loop for every preset; calibration at its end."""
