@@ -336,7 +336,7 @@ def test_evaluation_prints_its_table_and_its_files(
     kind: str,
 ) -> None:
     few = partial(bootstrap, draws=5)
-    monkeypatch.setattr("dcmpl.evaluate.bootstrap", lambda *words: few(*words[:4]))
+    monkeypatch.setattr("dcmpl.evaluation.results.bootstrap", lambda *words: few(*words[:4]))
     assert main(["evaluate", str(trained_run), "--split", part, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     title = f"scores, {part} part, {count} pictures; protocol: {kind}"

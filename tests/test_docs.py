@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dcmpl.cli import main
-from dcmpl.compare import published_rows
+from dcmpl.evaluation.compare import published_rows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
 from dcmpl.weights.backbones import load_backbone

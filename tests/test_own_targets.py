@@ -17,7 +17,7 @@ from dcmpl.config import ModelConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
-from dcmpl.evaluate import predictions_frame
+from dcmpl.evaluation.results import predictions_frame
 from dcmpl.measuring import _calibration
 from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import Scores
@@ -380,7 +380,7 @@ def metrics(own_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         return bootstrap(metric, predicted, opinion, groups, 2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.evaluate.bootstrap", quick)
+        patch.setattr("dcmpl.evaluation.results.bootstrap", quick)
         patch.setattr("dcmpl.measuring.write_plots", lambda *_: True)
         patch.setattr("dcmpl.measuring._floors", lambda *_: {})
         assert main(["evaluate", str(own_run), "--split", "all", "--out", str(folder)]) == 0

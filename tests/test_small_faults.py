@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from dcmpl.cli import main
-from dcmpl.compare import our_rows, paired_rows
 from dcmpl.data.sources import MAX_SIDECAR_BYTES, find_entries
 from dcmpl.data.splits import Split
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
+from dcmpl.evaluation.compare import our_rows, paired_rows
 from dcmpl.files import as_json
 from dcmpl.runs import SPLIT
 from dcmpl.scoring.files import read_manifest, read_scores

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dcmpl.ablation_report import verdict
 from dcmpl.config import TARGETS
+from dcmpl.evaluation.summary import verdict
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dcmpl.floors import FLOORS
+from dcmpl.evaluation.baselines import FLOORS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -14,23 +14,22 @@ from dcmpl.commands import (
     say_leaks,
     source_of,
 )
-from dcmpl.compare import compare as compare_runs
-from dcmpl.compare import paired_rows, write_comparison
 from dcmpl.config import TrainConfig
-from dcmpl.cross import run_cross, write_cross
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import check_pictures, find_leaks
 from dcmpl.data.splits import PROTOCOLS, Split
 from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
-from dcmpl.evaluate import metrics_table, write_plots, write_results
-from dcmpl.floors import predict_floors, statistics_of
+from dcmpl.evaluation.baselines import predict_floors, statistics_of
+from dcmpl.evaluation.compare import compare as compare_runs
+from dcmpl.evaluation.compare import paired_rows, write_comparison
+from dcmpl.evaluation.results import metrics_table, write_plots, write_results
+from dcmpl.evaluation.summary import protocol_summary, run_cross, write_cross, write_protocol_report
+from dcmpl.evaluation.trials import Trial, Workbench, run_trials
 from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import has_matplotlib
 from dcmpl.progress import say
-from dcmpl.protocol_report import protocol_summary, write_protocol_report
-from dcmpl.repeats import Trial, Workbench, run_trials
 from dcmpl.runs import Run, Source, read_run, read_split
 from dcmpl.scoring.calibration import read_calibration
 from dcmpl.scoring.torch_engine import (

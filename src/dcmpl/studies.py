@@ -8,17 +8,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dcmpl.ablate import read_grid, summary, trials_of
-from dcmpl.ablation_report import write_report
 from dcmpl.commands import read_data, source_of
 from dcmpl.config import EMBEDDED, MODEL, ModelConfig, TrainConfig, recipe_for
 from dcmpl.data.leaks import check_pictures
+from dcmpl.evaluation.summary import write_report
+from dcmpl.evaluation.trials import Workbench, read_grid, run_trials, summary, trials_of
 from dcmpl.model.clip import VIT_B_32, Clip
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.progress import say
-from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Run, save_learned
 from dcmpl.scoring.torch_engine import choose_device
 from dcmpl.usage import warn_of_floor

@@ -516,7 +516,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     def quick(metric: Any, predicted: Any, opinion: Any, groups: Any, _: int) -> Any:
         return bootstrap(metric, predicted, opinion, groups, 2)
 
-    monkeypatch.setattr("dcmpl.evaluate.bootstrap", quick)
+    monkeypatch.setattr("dcmpl.evaluation.results.bootstrap", quick)
     monkeypatch.setattr("dcmpl.measuring.write_plots", lambda *_: True)
     monkeypatch.setattr("dcmpl.measuring._floors", lambda *_: {})
 

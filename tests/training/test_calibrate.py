@@ -548,7 +548,8 @@ def test_every_command_refuses_a_damaged_calibration_in_one_sentence(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """``dcmpl evaluate`` with two bootstrap draws and without plots and floors."""
-    from dcmpl import evaluate, measuring
+    from dcmpl import measuring
+    from dcmpl.evaluation import results as evaluate
 
     monkeypatch.setattr(evaluate, "FITTED_DRAWS", 1)
     monkeypatch.setattr(measuring, "write_results", partial(evaluate.write_results, draws=2))

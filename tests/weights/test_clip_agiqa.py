@@ -50,7 +50,9 @@ def files(learned: DCMPL, backbone: Backbone, tmp_path: Path) -> tuple[Path, Pat
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are tested elsewhere; here a few draws do."""
-    monkeypatch.setattr("dcmpl.evaluate.bootstrap", lambda *given: bootstrap(*given[:4], 5))
+    monkeypatch.setattr(
+        "dcmpl.evaluation.results.bootstrap", lambda *given: bootstrap(*given[:4], 5)
+    )
 
 
 @pytest.fixture(scope="module")

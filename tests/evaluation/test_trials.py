@@ -12,16 +12,15 @@ import pytest
 import torch
 from scipy import stats
 
-from dcmpl.ablate import Variant, read_grid, summary, trials_of
-from dcmpl.ablation_report import verdict, write_report
 from dcmpl.cli import main
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import check_pictures
 from dcmpl.data.table import MosScale
 from dcmpl.errors import RunError, UsageError
+from dcmpl.evaluation.summary import verdict, write_report
+from dcmpl.evaluation.trials import Variant, Workbench, read_grid, run_trials, summary, trials_of
 from dcmpl.presets import PRESETS
-from dcmpl.repeats import Workbench, run_trials
 from dcmpl.runs import Source, read_run, read_split
 from dcmpl.weights.backbones import load_backbone
 from write_ablations import page
@@ -165,7 +164,7 @@ def test_what_is_finished_is_not_run_again(
     finished: Finished, ablate: Ablate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, variants, results = finished
-    monkeypatch.setattr("dcmpl.repeats.fit", None)
+    monkeypatch.setattr("dcmpl.evaluation.trials.fit", None)
     assert ablate(out, variants, range(2)) == results
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from conftest import made_table
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.floors import FLOORS, predict_floors, statistics_of
+from dcmpl.evaluation.baselines import FLOORS, predict_floors, statistics_of
 from dcmpl.metrics import srcc
 
 EXACT = 1e-6

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dcmpl.protocol_report import protocol_summary
+from dcmpl.evaluation.summary import protocol_summary
 
 EXACT = 1e-9
 CLEAN, LEAKY = [0.70, 0.74, 0.69, 0.75], [0.80, 0.83, 0.85]

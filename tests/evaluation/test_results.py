@@ -17,7 +17,7 @@ from conftest import made_table
 from dcmpl.cli import main
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.evaluate import (
+from dcmpl.evaluation.results import (
     measure,
     predictions_frame,
     scatter_plots,
@@ -43,7 +43,7 @@ def few_draws() -> Iterator[None]:
         return bootstrap(metric, predicted, opinion, groups, 5)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.evaluate.bootstrap", quick)
+        patch.setattr("dcmpl.evaluation.results.bootstrap", quick)
         yield
 
 

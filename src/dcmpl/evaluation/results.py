@@ -11,8 +11,8 @@ from rich.table import Table
 
 from dcmpl import __version__
 from dcmpl.data.table import ImageTable, MosScale
+from dcmpl.evaluation.baselines import FLOORS
 from dcmpl.files import as_json, write_atomically
-from dcmpl.floors import FLOORS
 from dcmpl.metrics import (
     bootstrap,
     krcc,

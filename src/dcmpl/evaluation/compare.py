@@ -16,9 +16,10 @@ import pandas as pd
 from dcmpl.config import TARGETS
 from dcmpl.data.sheets import read_sheet
 from dcmpl.errors import RunError
-from dcmpl.evaluate import measured
+from dcmpl.evaluation.baselines import FLOORS
+from dcmpl.evaluation.results import measured
+from dcmpl.evaluation.trials import RESULT
 from dcmpl.files import write_atomically
-from dcmpl.floors import FLOORS
 from dcmpl.metrics import compare_paired, srcc
 from dcmpl.pages import (
     embedded,
@@ -29,7 +30,6 @@ from dcmpl.pages import (
     markdown_table,
     number_cell,
 )
-from dcmpl.repeats import RESULT
 
 __all__ = ["compare", "our_rows", "paired_rows", "published_rows", "write_comparison"]
 

@@ -1,0 +1,1 @@
+"""Predictions held against opinions, over runs, protocols and data sets."""
