@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from train_step import PlainBlock
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from dcmpl.config import EMBEDDED, MODEL, TrainConfig
+from dcmpl.config import TrainConfig
 from dcmpl.data.sources import find_entries
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
@@ -42,11 +42,12 @@ from dcmpl.metrics import srcc
 from dcmpl.model.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
-from dcmpl.runs import Run, save_learned
+from dcmpl.runs import MODEL, Run, save_learned
 from dcmpl.scoring.engines import Engine, all_scores, open_variant, read_export
 from dcmpl.scoring.export import write_export
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
+from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
 
 CORES = len(os.sched_getaffinity(0))

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from dcmpl.data.table import MosScale
+from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.calibration import CALIBRATION, Calibration, Meaning
-from dcmpl.scoring.results import Ids, Parts
 from dcmpl.training.calibrate import Judged
 
 COUNT, PROMPTS = 120, 30

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcmpl.config import EMBEDDED
+from dcmpl.weights import EMBEDDED
 
 if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go unchecked
     from dcmpl.data.table import ImageTable

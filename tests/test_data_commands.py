@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from dcmpl.cli import main
-from dcmpl.config import RECORD
 from dcmpl.data.splits import Split
-from dcmpl.runs import as_json
+from dcmpl.runs import RECORD, as_json
 
 SCALE = ["--mos-scale", "1", "5"]
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from dcmpl.cli import main
-from dcmpl.config import LAST, MODEL, TrainConfig
+from dcmpl.config import TrainConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import _folded_blocks
-from dcmpl.runs import read_run, read_split
+from dcmpl.runs import LAST, MODEL, read_run, read_split, table_of_run
 from dcmpl.scoring.explain import word_gains
 from dcmpl.scoring.scorer import Scorer
-from dcmpl.scoring.torch_engine import TorchEngine, choose_device, load_model, table_of_run
+from dcmpl.scoring.torch_engine import TorchEngine, choose_device, load_model
 from dcmpl.training.batches import EpochWindows, epoch_loader
 from dcmpl.training.calibrate import calibrate
 from second_device import ELSEWHERE

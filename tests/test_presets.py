@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcmpl.config import EMBEDDED, AdapterConfig, FusionConfig, ModelConfig, MpaConfig
+from dcmpl.config import AdapterConfig, FusionConfig, ModelConfig, MpaConfig
 from dcmpl.model.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.tokenizer import Tokenizer, Tokens
 from dcmpl.presets import PRESETS, differences
+from dcmpl.weights import EMBEDDED
 from naive import leave_gradients
 
 Build = Callable[..., DCMPL]

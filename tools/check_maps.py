@@ -19,10 +19,10 @@ from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
 from dcmpl.progress import track
-from dcmpl.runs import read_run, read_split
+from dcmpl.runs import read_run, read_split, table_of_run
 from dcmpl.scoring.calibration import Calibration, read_calibration
 from dcmpl.scoring.explain import QualityMap, damaged, patch_map, window_map
-from dcmpl.scoring.torch_engine import TorchEngine, load_model, table_of_run
+from dcmpl.scoring.torch_engine import TorchEngine, load_model
 from draw_scenes import each_once
 
 BLUR, NOISE = 4.0, 40.0

@@ -14,8 +14,8 @@ import pandas as pd
 
 from dcmpl.files import as_json, write_atomically
 from dcmpl.metrics import srcc
-from dcmpl.runs import read_run, read_split
-from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model, table_of_run
+from dcmpl.runs import read_run, read_split, table_of_run
+from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model
 from draw_scenes import each_once
 
 

@@ -29,10 +29,10 @@ from dcmpl.data.table import ImageTable
 from dcmpl.files import as_json
 from dcmpl.images.decode import read_image
 from dcmpl.pages import figure_png, markdown_table
-from dcmpl.runs import read_run, read_split
+from dcmpl.runs import read_run, read_split, table_of_run
 from dcmpl.scoring.calibration import LABELS, Calibration, Meaning, read_calibration
 from dcmpl.scoring.explain import damaged
-from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model, table_of_run
+from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model
 from dcmpl.training.calibrate import COVERAGES, judged
 from draw_scenes import each_once
 

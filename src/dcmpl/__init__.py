@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DCMPL": "model",
+    "DCMPL": "model.dcmpl",
     "ModelConfig": "config",
-    "MosScale": "table",
-    "Score": "scores",
-    "Scorer": "predict",
-    "Scores": "scores",
-    "TrainConfig": "recipes",
-    "load_backbone": "weights",
-    "load_table": "datasets",
+    "MosScale": "data.table",
+    "Score": "scoring.results",
+    "Scorer": "scoring.scorer",
+    "Scores": "scoring.results",
+    "TrainConfig": "config",
+    "load_backbone": "weights.backbones",
+    "load_table": "data.datasets",
 }
 
 

@@ -6,18 +6,10 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from dcmpl.config import (
-    COLUMNS,
-    PROTOCOLS,
-    RECORD,
-    TARGETS,
-    TrainConfig,
-    check_backbone,
-    recipe_for,
-    target_of,
-)
-from dcmpl.errors import UsageError
+from dcmpl.config import COLUMNS, PROTOCOLS, TARGETS, TrainConfig, recipe_for, target_of
+from dcmpl.errors import UsageError, nearest
 from dcmpl.presets import PRESETS, with_settings, with_targets
+from dcmpl.runs import RECORD
 from dcmpl.score_checks import (
     check_explain,
     check_export,
@@ -26,7 +18,8 @@ from dcmpl.score_checks import (
     check_score,
     is_empty,
 )
-from dcmpl.usage import flag, nearest
+from dcmpl.usage import flag
+from dcmpl.weights import check_backbone
 
 __all__ = ["CHECKS"]
 

@@ -14,10 +14,10 @@ from importlib import import_module
 from jsonargparse import Namespace
 
 from dcmpl.checks import CHECKS
-from dcmpl.errors import DcmplError, UsageError
+from dcmpl.errors import DcmplError, UsageError, nearest
 from dcmpl.parsers import COMMANDS, GROUPS, POSITIONAL, build_parser
 from dcmpl.score_checks import check_device
-from dcmpl.usage import Words, explain, nearest
+from dcmpl.usage import Words, explain
 
 __all__ = ["main"]
 

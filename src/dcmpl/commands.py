@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dcmpl.config import LAST, MODEL, RECORD, ModelConfig, TrainConfig
+from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import Facts, check_leaks, check_pictures, tied_units
 from dcmpl.data.splits import PARTS, PROTOCOLS, Split, draw_split
@@ -16,12 +16,12 @@ from dcmpl.errors import DataError, RunError
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
-from dcmpl.runs import Run, Source, read_run, read_split, write_split
+from dcmpl.runs import LAST, MODEL, RECORD, Run, Source, read_run, read_split, write_split
 from dcmpl.scoring.calibration import read_calibration
 from dcmpl.scoring.torch_engine import TorchEngine, choose_device, load_model
 from dcmpl.training.calibrate import calibrate
 from dcmpl.training.loop import EpochReport, fit
-from dcmpl.usage import warn_of_floor
+from dcmpl.weights import warn_of_floor
 from dcmpl.weights.backbones import Backbone, load_backbone
 
 __all__ = [

@@ -5,14 +5,12 @@
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dcmpl.errors import UsageError
 
 __all__ = [
     "COLUMNS",
-    "EMBEDDED",
     "PROTOCOLS",
     "RECIPES",
     "TARGETS",
@@ -28,9 +26,6 @@ __all__ = [
     "target_of",
 ]
 
-
-EMBEDDED = {"tiny": Path(__file__).parent / "backbones" / "tiny"}
-"""Backbones that come with the package."""
 
 TARGETS = ("quality", "alignment", "authenticity")
 """What people are mostly asked of a picture; scores and opinions have these names everywhere.
@@ -74,21 +69,6 @@ PROTOCOLS = (
     "official-disjoint",
 )
 """Ways to deal pictures out; ``dcmpl.data.splits`` says what they do."""
-
-RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
-"""The files of a run folder; ``dcmpl.runs`` says what is in them."""
-
-
-def check_backbone(name: str) -> str:
-    """``name`` itself where it may be a backbone's; raises :class:`UsageError` where not."""
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
-    is_file = Path(name).suffix in (".pt", ".pth") and Path(name).is_file()
-    if not (name in EMBEDDED or is_id or Path(name).is_dir() or is_file):
-        raise UsageError(
-            f"expected a backbone ({', '.join(EMBEDDED)}), a folder, a .pt file of OpenAI's or a "
-            f"Hugging Face id such as openai/clip-vit-base-patch32, got {name!r}"
-        )
-    return name
 
 
 def option(default: Any, text: str) -> Any:

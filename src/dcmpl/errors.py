@@ -9,7 +9,10 @@
 A message is one sentence: what was expected, what came, what to do.
 """
 
-__all__ = ["DataError", "DcmplError", "RunError", "UsageError", "WeightsError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["DataError", "DcmplError", "RunError", "UsageError", "WeightsError", "nearest"]
 
 
 class DcmplError(Exception):
@@ -34,3 +37,9 @@ class WeightsError(DcmplError):
 
 class RunError(DcmplError):
     """A run folder is missing, damaged, or made with something else."""
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A question with the nearest of ``known``, or ``otherwise`` where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else otherwise

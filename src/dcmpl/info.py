@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dcmpl.runs import Run, read_run
+from dcmpl.runs import Run, read_run, uncalibrated
 from dcmpl.scoring.calibration import COVERAGE, Calibration, Meaning, read_calibration
-from dcmpl.training.calibrate import uncalibrated
-from dcmpl.usage import warn_of_floor
+from dcmpl.weights import warn_of_floor
 
 __all__ = ["COMMANDS"]
 

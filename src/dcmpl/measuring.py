@@ -23,25 +23,19 @@ from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.evaluation.baselines import predict_floors, statistics_of
 from dcmpl.evaluation.compare import compare as compare_runs
 from dcmpl.evaluation.compare import paired_rows, write_comparison
-from dcmpl.evaluation.results import metrics_table, write_plots, write_results
+from dcmpl.evaluation.results import measure_calibration, metrics_table, write_plots, write_results
 from dcmpl.evaluation.summary import protocol_summary, run_cross, write_cross, write_protocol_report
 from dcmpl.evaluation.trials import Trial, Workbench, run_trials
 from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import has_matplotlib
 from dcmpl.progress import say
-from dcmpl.runs import Run, Source, read_run, read_split
+from dcmpl.runs import Run, Source, read_run, read_split, table_of_run, uncalibrated
 from dcmpl.scoring.calibration import read_calibration
-from dcmpl.scoring.torch_engine import (
-    TorchEngine,
-    answers_of,
-    choose_device,
-    load_model,
-    table_of_run,
-)
-from dcmpl.training.calibrate import judged, measure_calibration, uncalibrated
+from dcmpl.scoring.torch_engine import TorchEngine, answers_of, choose_device, load_model
+from dcmpl.training.calibrate import judged
 from dcmpl.training.features import by_target, shuffled_prompts
-from dcmpl.usage import warn_of_floor
+from dcmpl.weights import warn_of_floor
 from dcmpl.weights.backbones import load_backbone
 
 __all__ = ["COMMANDS"]

@@ -18,8 +18,7 @@ from dcmpl.config import (
     WordPairs,
     target_of,
 )
-from dcmpl.errors import UsageError
-from dcmpl.usage import nearest
+from dcmpl.errors import UsageError, nearest
 
 __all__ = ["PRESETS", "Preset", "differences", "model_fields", "with_settings", "with_targets"]
 

@@ -19,30 +19,46 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dcmpl import __version__
-from dcmpl.config import (
-    MODEL,
-    RECORD,
-    SPLIT,
-    AdapterConfig,
-    AuxConfig,
-    FusionConfig,
-    ModelConfig,
-    MpaConfig,
-    TrainConfig,
-)
+from dcmpl.config import AdapterConfig, AuxConfig, FusionConfig, ModelConfig, MpaConfig, TrainConfig
+from dcmpl.data.datasets import load_table
 from dcmpl.data.splits import Split
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.errors import DcmplError, RunError
+from dcmpl.errors import DataError, DcmplError, RunError
 from dcmpl.files import as_json, check_sealed, sealed, sha256_of, write_atomically
+from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import trainable_parameters
+from dcmpl.progress import track
 from dcmpl.weights.backbones import Backbone
 
-__all__ = ["Run", "Source", "load_learned", "read_run"]
+__all__ = [
+    "LAST",
+    "MODEL",
+    "MOST_PICTURES",
+    "RECORD",
+    "SPLIT",
+    "History",
+    "Run",
+    "Source",
+    "load_learned",
+    "read_run",
+    "read_split",
+    "save_learned",
+    "table_of_run",
+    "uncalibrated",
+    "validation_pictures",
+    "write_split",
+]
+
+RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
+"""The files of a run folder; ``dcmpl.runs`` says what is in them."""
+
+MOST_PICTURES = 256
 
 
 History = tuple[dict[str, float], ...]
@@ -286,3 +302,31 @@ def _check_unchanged(path: Path, content: bytes, run: Run) -> None:
             f"expected {path} as dcmpl wrote it, {RECORD} beside it names another SHA-256: "
             "the file was changed, train again"
         )
+
+
+def table_of_run(run: Run) -> ImageTable:
+    """The opinions a run was made of; raises an error where they are not as they were then."""
+    if run.source is None:
+        raise DataError("expected the data of the run, an imported one has none")
+    source = run.source
+    table = load_table(source.path, source.scale, source.columns)
+    if table.digest != source.sha256:
+        raise DataError(f"expected the table the run was made with at {source.path}, got another")
+    return table
+
+
+def validation_pictures(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Up to 256 pictures that chose the run's epoch and taught it nothing else, evenly spread."""
+    table, split = table_of_run(run), read_split(folder, run)
+    if split is None:
+        raise DataError("expected the split of the run, an imported one has none")
+    paths = list(split.validation_part(table).table.frame["image"])
+    chosen = paths[:: -(-len(paths) // MOST_PICTURES)]
+    return [read_image(path) for path in track(chosen, "reading validation pictures")]
+
+
+def uncalibrated(run: Run) -> str:
+    """Why a run has no calibration, as a part of a sentence."""
+    if run.source is None:
+        return "it was imported, so there is no validation part to calibrate on"
+    return "it was not calibrated (dcmpl train --resume does that)"

@@ -8,9 +8,10 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from dcmpl.config import TARGETS, check_views, target_of
-from dcmpl.errors import UsageError
-from dcmpl.scoring.results import FORMATS, PROMPTS_FROM
-from dcmpl.usage import flag, nearest
+from dcmpl.data.sources import PROMPTS_FROM
+from dcmpl.errors import UsageError, nearest
+from dcmpl.scoring.files import FORMATS
+from dcmpl.usage import flag
 
 __all__ = [
     "check_device",

@@ -5,7 +5,9 @@ from typing import Any, Literal, Optional
 
 from jsonargparse import ArgumentParser
 
-from dcmpl.scoring.results import ENGINES, LONG_PROMPTS, PRECISIONS, PROMPTS_FROM
+from dcmpl.data.sources import PROMPTS_FROM
+from dcmpl.model.tokenizer import LONG_PROMPTS
+from dcmpl.scoring.engines import ENGINES, PRECISIONS
 
 __all__ = [
     "add_common",

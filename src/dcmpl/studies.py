@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dcmpl.commands import read_data, source_of
-from dcmpl.config import EMBEDDED, MODEL, ModelConfig, TrainConfig, recipe_for
+from dcmpl.config import ModelConfig, TrainConfig, recipe_for
 from dcmpl.data.leaks import check_pictures
 from dcmpl.evaluation.summary import write_report
 from dcmpl.evaluation.trials import Workbench, read_grid, run_trials, summary, trials_of
@@ -18,9 +18,9 @@ from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS, differences, model_fields
 from dcmpl.progress import say
-from dcmpl.runs import Run, save_learned
+from dcmpl.runs import MODEL, Run, save_learned
 from dcmpl.scoring.torch_engine import choose_device
-from dcmpl.usage import warn_of_floor
+from dcmpl.weights import EMBEDDED, warn_of_floor
 from dcmpl.weights.backbones import load_backbone
 from dcmpl.weights.clip_agiqa import read_clip_agiqa
 

@@ -3,15 +3,13 @@
 jsonargparse and argparse tell a mistake in several forms; each has one entry in ``MISTAKES``.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dcmpl.config import EMBEDDED
-from dcmpl.progress import say
+from dcmpl.errors import nearest
 
-__all__ = ["Words", "explain", "nearest", "warn_of_floor"]
+__all__ = ["Words", "explain"]
 
 KINDS = {"int": "a whole number", "float": "a finite number"}
 COUNTS = {"one": "a value", "at least one": "one or more values"}
@@ -29,12 +27,6 @@ class Words:
     @property
     def help(self) -> str:
         return f"see dcmpl {self.command} --help"
-
-
-def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A question with the nearest of ``known``, or ``otherwise`` where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def flag(name: str) -> str:
@@ -96,12 +88,3 @@ def explain(told: str, words: Words) -> str:
         if found := re.search(pattern, told):
             return sentence(found, words)
     return f"expected other arguments for dcmpl {words.command}: {told}"
-
-
-def warn_of_floor(backbone: str) -> None:
-    """Say what the embedded backbone's scores are worth."""
-    if backbone in EMBEDDED:
-        say(
-            f"note: {backbone} is a small backbone trained on drawings; its scores of real "
-            "pictures are a floor, a pretrained CLIP (--backbone) judges better"
-        )

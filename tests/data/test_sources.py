@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dcmpl.data.sources import Entry, find_entries, is_picture, requests, with_prompts
+from dcmpl.data.sources import Entry, find_entries, requests, with_prompts
 from dcmpl.errors import DataError, UsageError
+from dcmpl.images.decode import is_picture
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.config import EMBEDDED
 from dcmpl.model.clip import Clip, Transformer
+from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
 from dcmpl.weights.layouts import read_config
 

@@ -13,14 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dcmpl.config import (
-    CLIP_AGIQA_WORDS,
-    EMBEDDED,
-    WORDS,
-    AdapterConfig,
-    FusionConfig,
-    MpaConfig,
-)
+from dcmpl.config import CLIP_AGIQA_WORDS, WORDS, AdapterConfig, FusionConfig, MpaConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.clip import Clip, ClipConfig, TextTower, TowerConfig
 from dcmpl.model.dcmpl import DCMPL
@@ -28,6 +21,7 @@ from dcmpl.model.folded import Folded
 from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import ANTONYMS, PRESETS
+from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import Backbone, load_backbone
 
 Build = Callable[..., DCMPL]

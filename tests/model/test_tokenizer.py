@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcmpl.config import EMBEDDED
 from dcmpl.errors import DcmplError, WeightsError
 from dcmpl.model.tokenizer import END, START, Tokenizer
+from dcmpl.weights import EMBEDDED
 
 FILE = EMBEDDED["tiny"] / "tokenizer.json"
 LENGTH = 12

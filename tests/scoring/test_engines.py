@@ -20,10 +20,10 @@ from dcmpl.files import sealed
 from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
+from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.engines import Engine, Exported, Question, open_export, read_export, scores_of
 from dcmpl.scoring.job import engines
-from dcmpl.scoring.results import Ids, Parts
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine
 from exported import VARIANTS, Made

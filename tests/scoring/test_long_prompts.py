@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from dcmpl.config import EMBEDDED
 from dcmpl.errors import UsageError
 from dcmpl.model.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
-from dcmpl.model.tokenizer import Tokenizer
+from dcmpl.model.tokenizer import LONG_PROMPTS, Ids, Tokenizer
 from dcmpl.presets import PRESETS
-from dcmpl.scoring.results import LONG_PROMPTS, Ids, Score
+from dcmpl.scoring.results import Score
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine
+from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
 
 Build = Callable[..., DCMPL]

@@ -20,11 +20,12 @@ from calibrated import PROMPTS, SCALE, drawn, judged_of, plain_meaning
 from conftest import Capture, made_table, refused
 from dcmpl.cli import main
 from dcmpl.errors import DataError
+from dcmpl.evaluation.results import measure_calibration
 from dcmpl.metrics import fit_logistic4, logistic4
 from dcmpl.runs import read_run, read_split
 from dcmpl.scoring.calibration import CALIBRATION, CLOSE, Calibration, Meaning, read_calibration
 from dcmpl.scoring.scorer import Scorer
-from dcmpl.training.calibrate import Judged, _some, fit_meaning, judged, measure_calibration
+from dcmpl.training.calibrate import Judged, _some, fit_meaning, judged
 
 pytest_plugins = ("calibrated",)
 

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from conftest import Capture, refused
-from dcmpl.config import MODEL
 from dcmpl.files import sealed
 from dcmpl.images.decode import read_image
-from dcmpl.runs import read_run
+from dcmpl.model.tokenizer import Ids, Parts
+from dcmpl.runs import MODEL, read_run, validation_pictures
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.engines import Engine, read_export
-from dcmpl.scoring.results import Ids, Parts
 from dcmpl.scoring.scorer import Scorer
-from dcmpl.scoring.torch_engine import TorchEngine, load_model, validation_pictures
+from dcmpl.scoring.torch_engine import TorchEngine, load_model
 from dcmpl.training import calibrate as fewest
 from dcmpl.training.calibrate import TOLERANCE, compare_views, fewest_of_run, fewest_views
 from exported import Made

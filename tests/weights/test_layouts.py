@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import golden_open_clip
-from dcmpl.config import EMBEDDED
 from dcmpl.errors import UsageError, WeightsError
 from dcmpl.model.clip import Clip
+from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import Backbone, load_backbone
 from dcmpl.weights.layouts import read_config
 from torch_files import Trap, save_torchscript

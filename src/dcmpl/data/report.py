@@ -12,10 +12,9 @@ from PIL import Image
 
 from dcmpl.data.datasets import DATASETS
 from dcmpl.data.leaks import PictureFacts
-from dcmpl.data.sources import is_picture
 from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError
-from dcmpl.images.decode import read_image
+from dcmpl.images.decode import is_picture, read_image
 from dcmpl.pages import embedded, figure_png, has_matplotlib, html_page, html_table
 
 __all__ = ["Findings", "check_table", "data_page"]

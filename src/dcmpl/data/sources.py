@@ -10,25 +10,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.archives import Archives, TooLargeError, kind_of, read_file
-from dcmpl.images.decode import Picture, decode, read_picture
+from dcmpl.images.decode import Picture, decode, is_called_image, is_picture, read_picture
 from dcmpl.images.metadata import prompt_in, whole_text
 
 __all__ = [
     "LISTS",
+    "PROMPTS_FROM",
     "PROMPT_COLUMNS",
     "Entry",
     "Request",
     "find_entries",
-    "is_picture",
     "read_list",
     "read_prompts",
     "requests",
     "with_prompts",
 ]
+
+PROMPTS_FROM = ("sidecar", "metadata")
+"""Where prompts stand that are not given as words or as a table."""
 
 
 LISTS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
@@ -98,12 +101,6 @@ def read_prompts(file: Path, pictures: Sequence[str]) -> tuple[dict[str, str], l
     return prompts, strange
 
 
-PICTURES = frozenset(
-    (
-        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"),
-        *(".avif", ".heic", ".heif"),
-    )
-)
 MAX_SIDECAR_BYTES = 64 * 2**10
 
 
@@ -220,16 +217,6 @@ def _of_folder(path: str, sidecar: bool) -> Iterator[Entry]:
         yield Entry(str(error.filename), str(error.filename), fault=fault)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether something that is no folder is called like a picture; it may be a broken link."""
-    return _is_called_picture(path.name) and os.path.lexists(path) and not os.path.isdir(path)
-
-
-def _is_called_picture(name: str) -> bool:
-    base = PurePosixPath(name).name
-    return PurePosixPath(base).suffix.lower() in PICTURES and not base.startswith("._")
-
-
 def _of_file(path: str, sidecar: bool) -> Entry:
     prompt, note = "", ""
     if sidecar:
@@ -273,7 +260,7 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Entry]:
         with Archives() as archives:
             for name in archives.members(path):
                 stem, suffix = os.path.splitext(name)
-                if _is_called_picture(name):
+                if is_called_image(name):
                     entries.append(Entry(f"{path}/{name}", path, name))
                 elif sidecar and suffix in (".txt", ".json"):
                     try:

@@ -33,7 +33,7 @@ from dcmpl.pages import (
 
 __all__ = ["compare", "our_rows", "paired_rows", "published_rows", "write_comparison"]
 
-PUBLISHED = Path(__file__).parent / "results" / "published.csv"
+PUBLISHED = Path(__file__).parent / "published.csv"
 MEASURED = ("metrics.json", RESULT)
 MAX_BYTES = 64 * 2**20
 

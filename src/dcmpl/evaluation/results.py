@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.table import Table
+from scipy.stats import norm
 
 from dcmpl import __version__
 from dcmpl.data.table import ImageTable, MosScale
@@ -15,6 +16,7 @@ from dcmpl.evaluation.baselines import FLOORS
 from dcmpl.files import as_json, write_atomically
 from dcmpl.metrics import (
     bootstrap,
+    calibration_error,
     krcc,
     pairwise_accuracy,
     plcc,
@@ -25,9 +27,12 @@ from dcmpl.metrics import (
     within,
 )
 from dcmpl.pages import figure_png, has_matplotlib
+from dcmpl.scoring.calibration import CLOSE, Meaning
+from dcmpl.training.calibrate import COVERAGES, Judged, pairs_of
 
 __all__ = [
     "measure",
+    "measure_calibration",
     "measure_floors",
     "measured",
     "metrics_table",
@@ -250,3 +255,38 @@ def write_plots(folder: Path, table: ImageTable, predicted: np.ndarray) -> bool:
         else:  # one of earlier results would pass for one of these
             (folder / name).unlink(missing_ok=True)
     return bool(plots)
+
+
+def measure_calibration(meaning: Meaning, tested: Judged) -> dict[str, float]:
+    """How true what a run says of its scores is of pictures it has never seen.
+
+    Errors in MOS units. ``called``: the share of pairs of one prompt that are not too close to
+    call; ``called_right`` how many of those are right, ``close_right`` of the others;
+    ``pair_error`` how far probabilities are from what came true.
+    """
+    mos = meaning.mos(tested.scores)
+    scaled = meaning.low + tested.scores * (meaning.high - meaning.low)
+    found = {
+        "calibration_error": calibration_error(mos, tested.mos),
+        "calibration_error_before": calibration_error(scaled, tested.mos),
+        "mean_error": float(np.abs(mos - tested.mos).mean()),
+    }
+    for coverage in COVERAGES:
+        low, high = meaning.interval(tested.scores, tested.spread, coverage)
+        inside = (tested.mos >= low) & (tested.mos <= high)
+        found[f"coverage_{coverage:g}"] = float(inside.mean())
+        found[f"width_{coverage:g}"] = float((high - low).mean())
+    a, b = pairs_of(tested)
+    if not len(a):
+        return found
+    deviation = meaning.deviation(tested.scores, tested.spread)
+    z = (mos[a] - mos[b]) / (meaning.pairs * np.hypot(deviation[a], deviation[b]))
+    probability = norm.cdf(np.abs(z))
+    agreed = np.sign(mos[a] - mos[b]) * np.sign(tested.mos[a] - tested.mos[b])
+    won = 0.5 + 0.5 * agreed  # of equal scores either may be the better
+    called = probability >= CLOSE
+    found["called"] = float(called.mean())
+    found["called_right"] = float(won[called].mean()) if called.any() else float("nan")
+    found["close_right"] = float(won[~called].mean()) if (~called).any() else float("nan")
+    found["pair_error"] = calibration_error(probability, won)
+    return found

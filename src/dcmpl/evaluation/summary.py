@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dcmpl.config import MODEL, TARGETS
+from dcmpl.config import TARGETS
 from dcmpl.data.leaks import find_leaks
 from dcmpl.data.splits import PROTOCOLS
 from dcmpl.data.table import listed
@@ -29,7 +29,7 @@ from dcmpl.evaluation.trials import (
 from dcmpl.files import as_json, write_atomically
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
-from dcmpl.runs import load_learned, read_run
+from dcmpl.runs import MODEL, load_learned, read_run
 from dcmpl.training.features import predict_table
 
 __all__ = [

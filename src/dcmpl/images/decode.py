@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Union
 
@@ -33,6 +33,8 @@ __all__ = [
     "cores",
     "decode",
     "from_pil",
+    "is_called_image",
+    "is_picture",
     "is_tensor",
     "name_of",
     "quiet_pillow",
@@ -255,3 +257,21 @@ def _of_tensor(picture: Any) -> np.ndarray:
     if not (low >= 0 and high <= 1):
         raise DataError(f"expected a tensor of floats in [0, 1], got {low:g} to {high:g}")
     return np.ascontiguousarray(np.rint(values * 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+PICTURES = frozenset(
+    (
+        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"),
+        *(".avif", ".heic", ".heif"),
+    )
+)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether something that is no folder is called like a picture; it may be a broken link."""
+    return is_called_image(path.name) and os.path.lexists(path) and not os.path.isdir(path)
+
+
+def is_called_image(name: str) -> bool:
+    base = PurePosixPath(name).name
+    return PurePosixPath(base).suffix.lower() in PICTURES and not base.startswith("._")

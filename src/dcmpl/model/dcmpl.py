@@ -136,8 +136,8 @@ class DCMPL(nn.Module):
         for task, pairs in config.words.items():
             slots = config.n_context if len(self._branch(task).text) else 0
             tokens = tokenizer([f"{word}." for pair in pairs for word in pair], slots)
-            self.register_buffer(f"{task}_ids", tokens.ids, persistent=False)
-            self.register_buffer(f"{task}_end", tokens.end, persistent=False)
+            self.register_buffer(f"{task}_ids", torch.from_numpy(tokens.ids), persistent=False)
+            self.register_buffer(f"{task}_end", torch.from_numpy(tokens.end), persistent=False)
 
     @property
     def _adapted(self) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ class DCMPL(nn.Module):
 
     def read(self, tokens: Tokens, condition: Condition) -> Reading:
         """Texts as the prompted text tower understands them."""
-        ids, end = (t.to(self.mean.device) for t in (tokens.ids, tokens.end))
+        ids, end = (torch.from_numpy(t).to(self.mean.device) for t in (tokens.ids, tokens.end))
         return Reading.begin(self.clip.text, ids, end, condition.text)
 
     @property

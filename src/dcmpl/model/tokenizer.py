@@ -1,7 +1,7 @@
 """Text to token ids, with the end token always kept.
 
 The vocabulary comes from a ``tokenizer.json`` (the file format of the ``tokenizers``
-library), which lies beside every backbone, or from OpenAI's own list of merges.
+library), which lies beside every backbone, or from OpenAI's own list of merges. Imports no torch.
 """
 
 import gzip
@@ -9,14 +9,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tokenizers
-import torch
-from torch import Tensor
+from jaxtyping import Int64
 
 from dcmpl.errors import UsageError, WeightsError
-from dcmpl.scoring.results import Parts
 
-__all__ = ["Tokenizer", "Tokens"]
+__all__ = ["LONG_PROMPTS", "Ids", "Parts", "Tokenizer", "Tokens"]
+
+LONG_PROMPTS = ("truncate", "window", "error")
+"""What may become of a prompt that does not fit the text tower: its end is dropped, parts that
+overlap are read and their scores averaged, or its row is an error."""
+
+
+Ids = tuple[int, ...]
+"""Tokens of a text, or of a part of it that fits."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A text as the tower can read it: its tokens, in one part or in several that overlap.
+
+    ``count`` tokens are in all of them together and ``dropped`` in none.
+    """
+
+    ids: tuple[Ids, ...]
+    dropped: int = 0
+    count: int = 0
+
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = 49152 - 256 - 2
@@ -29,8 +49,8 @@ MAX_MERGES_CHARACTERS = 16 * 2**20
 class Tokens:
     """``ids`` (texts, length), padded with 0 behind ``end`` (texts,), the end tokens' places."""
 
-    ids: Tensor
-    end: Tensor
+    ids: Int64[np.ndarray, "texts length"]
+    end: Int64[np.ndarray, " texts"]
 
 
 def _from_merges(path: Path) -> tokenizers.Tokenizer:
@@ -139,8 +159,8 @@ class Tokenizer:
     def framed(self, parts: Sequence[Sequence[int]], n_context: int = 0) -> Tokens:
         """Each of ``parts`` between start and end token, behind the slots."""
         rows = [[self.start_id, *[0] * n_context, *words, self.end_id] for words in parts]
-        end = torch.tensor([len(row) - 1 for row in rows])
-        ids = torch.zeros(len(rows), int(end.max()) + 1, dtype=torch.long)
+        end = np.array([len(row) - 1 for row in rows], dtype=np.int64)
+        ids = np.zeros((len(rows), int(end.max()) + 1), dtype=np.int64)
         for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row)
+            ids[index, : len(row)] = row
         return Tokens(ids, end)

@@ -1,1 +1,1 @@
-"""A trained model at work: engines, the scorer, long jobs, files of scores, explanations, export."""
+"""A trained model at work: engines, scorer, long jobs, files, explanations, export."""

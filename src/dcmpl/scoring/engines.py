@@ -27,13 +27,16 @@ from dcmpl.errors import DcmplError, RunError, UsageError
 from dcmpl.files import as_json, check_sealed, sha256_of, write_atomically
 from dcmpl.images.decode import cores
 from dcmpl.images.windows import windows
+from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.scoring.batching import lanes, outputs_of
 from dcmpl.scoring.calibration import UNREADABLE, Calibration, of_record
-from dcmpl.scoring.results import EXPORT, Ids, Parts
 
 __all__ = [
     "BATCH",
+    "ENGINES",
+    "EXPORT",
     "MODULES",
+    "PRECISIONS",
     "Answer",
     "Engine",
     "Exported",
@@ -45,6 +48,13 @@ __all__ = [
     "read_export",
     "scores_of",
 ]
+
+ENGINES, PRECISIONS = ("torch", "onnx", "openvino"), ("fp32", "bf16", "int8")
+"""What computes scores, and in what the towers' products are done."""
+
+
+EXPORT = "export.json"
+"""The record beside exported models."""
 
 
 MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}

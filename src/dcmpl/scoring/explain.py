@@ -23,11 +23,11 @@ from dcmpl.images.windows import random_window
 from dcmpl.model.folded import Folded
 from dcmpl.pages import figure_png, has_matplotlib
 from dcmpl.progress import say, track
+from dcmpl.runs import uncalibrated
 from dcmpl.scoring.calibration import Calibration, PatchReadout, read_calibration
 from dcmpl.scoring.engines import Answer, Engine, Question, all_answers
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
-from dcmpl.training.calibrate import uncalibrated
-from dcmpl.usage import warn_of_floor
+from dcmpl.weights import warn_of_floor
 
 __all__ = [
     "COMMANDS",

@@ -33,11 +33,18 @@ from dcmpl.images.windows import windows
 from dcmpl.metrics import srcc
 from dcmpl.model.folded import Folded
 from dcmpl.progress import say, track
-from dcmpl.runs import Run
+from dcmpl.runs import Run, validation_pictures
 from dcmpl.scoring.calibration import Calibration, read_calibration
-from dcmpl.scoring.engines import MODULES, Engine, Exported, all_scores, open_variant
-from dcmpl.scoring.results import EXPORT, PRECISIONS
-from dcmpl.scoring.torch_engine import MOST_PICTURES, TorchEngine, load_model, validation_pictures
+from dcmpl.scoring.engines import (
+    EXPORT,
+    MODULES,
+    PRECISIONS,
+    Engine,
+    Exported,
+    all_scores,
+    open_variant,
+)
+from dcmpl.scoring.torch_engine import MOST_PICTURES, TorchEngine, load_model
 from dcmpl.training.calibrate import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
 
 __all__ = ["COMMANDS", "write_export"]

@@ -15,6 +15,7 @@ from dcmpl.files import check_sealed, put_in_place, sealed, sha256_of, write_who
 
 __all__ = [
     "COLUMNS",
+    "FORMATS",
     "Row",
     "best_first",
     "columns_of",
@@ -24,6 +25,10 @@ __all__ = [
     "read_scores",
     "write_scores",
 ]
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+"""Of files of scores."""
+
 
 COLUMNS = ("image", "prompt", *TARGETS, "status", "reason", "note")
 """What every file of scores has; a job may have more, which its ``columns`` name."""

@@ -36,7 +36,7 @@ from dcmpl.scoring.files import (
 from dcmpl.scoring.results import Score
 from dcmpl.scoring.scorer import CHUNK, Scorer
 from dcmpl.selection import copy_best, move
-from dcmpl.usage import warn_of_floor
+from dcmpl.weights import warn_of_floor
 
 __all__ = ["COMMANDS", "Part", "open_part", "part_of"]
 

@@ -11,49 +11,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "ENGINES",
-    "EXPORT",
-    "FORMATS",
-    "LONG_PROMPTS",
-    "PRECISIONS",
-    "PROMPTS_FROM",
-    "Ids",
-    "Parts",
     "Score",
     "Scores",
 ]
-
-ENGINES, PRECISIONS = ("torch", "onnx", "openvino"), ("fp32", "bf16", "int8")
-"""What computes scores, and in what the towers' products are done."""
-
-EXPORT = "export.json"
-"""The record beside exported models."""
-
-FORMATS = (".csv", ".jsonl", ".parquet")
-"""Of files of scores."""
-
-PROMPTS_FROM = ("sidecar", "metadata")
-"""Where prompts stand that are not given as words or as a table."""
-
-LONG_PROMPTS = ("truncate", "window", "error")
-"""What may become of a prompt that does not fit the text tower: its end is dropped, parts that
-overlap are read and their scores averaged, or its row is an error."""
-
-
-Ids = tuple[int, ...]
-"""Tokens of a text, or of a part of it that fits."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A text as the tower can read it: its tokens, in one part or in several that overlap.
-
-    ``count`` tokens are in all of them together and ``dropped`` in none.
-    """
-
-    ids: tuple[Ids, ...]
-    dropped: int = 0
-    count: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from dcmpl.config import RECORD, TARGETS, check_views
+from dcmpl.config import TARGETS, check_views
 from dcmpl.data.sources import Request
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.decode import Input, Picture, cores, is_tensor, name_of, read_input, text_of
+from dcmpl.model.tokenizer import LONG_PROMPTS, Parts
+from dcmpl.runs import RECORD
 from dcmpl.scoring.batching import ahead
 from dcmpl.scoring.calibration import NUMBERS, Calibration, ranked, read_calibration
 from dcmpl.scoring.engines import (
     BATCH,
+    ENGINES,
+    EXPORT,
+    PRECISIONS,
     Answer,
     Engine,
     Question,
@@ -26,7 +31,7 @@ from dcmpl.scoring.engines import (
     read_export,
     scores_of,
 )
-from dcmpl.scoring.results import ENGINES, EXPORT, LONG_PROMPTS, PRECISIONS, Parts, Score, Scores
+from dcmpl.scoring.results import Score, Scores
 from dcmpl.training.calibrate import fewest_of_run
 
 if TYPE_CHECKING:
@@ -204,12 +209,8 @@ def _trained(
             f"expected an exported model for the engine {engine}, got the run {folder}: "
             f"dcmpl export {folder} -o DIR, then --model DIR"
         )
-    from dcmpl.scoring.torch_engine import (  # import torch
-        TorchEngine,
-        load_model,
-        validation_pictures,
-    )
-    from dcmpl.training.calibrate import uncalibrated
+    from dcmpl.runs import uncalibrated, validation_pictures
+    from dcmpl.scoring.torch_engine import TorchEngine, load_model
 
     run, network = load_model(folder, backbone, device)
     opened = TorchEngine(network, chosen_targets(targets, run.learned, folder), precision)

@@ -11,20 +11,18 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.config import MODEL
-from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable
-from dcmpl.errors import DataError, UsageError
+from dcmpl.errors import UsageError
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import window_corners
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded, TextReader
 from dcmpl.model.stem import to_unit_range
+from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.progress import track
-from dcmpl.runs import Run, load_learned, read_run, read_split
+from dcmpl.runs import MODEL, Run, load_learned, read_run
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.engines import Engine, Question, all_answers
-from dcmpl.scoring.results import Ids, Parts
 from dcmpl.weights.backbones import load_backbone
 
 __all__ = [
@@ -33,12 +31,7 @@ __all__ = [
     "answers_of",
     "choose_device",
     "load_model",
-    "table_of_run",
-    "validation_pictures",
 ]
-
-
-MOST_PICTURES = 256
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -75,27 +68,6 @@ def load_model(
     model = DCMPL(frozen.clip, frozen.tokenizer, run.model, run.train.seed)
     load_learned(folder / MODEL, model, run)
     return run, model.to(place).eval()
-
-
-def table_of_run(run: Run) -> ImageTable:
-    """The opinions a run was made of; raises an error where they are not as they were then."""
-    if run.source is None:
-        raise DataError("expected the data of the run, an imported one has none")
-    source = run.source
-    table = load_table(source.path, source.scale, source.columns)
-    if table.digest != source.sha256:
-        raise DataError(f"expected the table the run was made with at {source.path}, got another")
-    return table
-
-
-def validation_pictures(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Up to 256 pictures that chose the run's epoch and taught it nothing else, evenly spread."""
-    table, split = table_of_run(run), read_split(folder, run)
-    if split is None:
-        raise DataError("expected the split of the run, an imported one has none")
-    paths = list(split.validation_part(table).table.frame["image"])
-    chosen = paths[:: -(-len(paths) // MOST_PICTURES)]
-    return [read_image(path) for path in track(chosen, "reading validation pictures")]
 
 
 def answers_of(

@@ -19,12 +19,11 @@ from dcmpl.errors import DataError, RunError
 from dcmpl.files import check_sealed, sealed, write_atomically
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import window_corners
-from dcmpl.metrics import calibration_error, fit_logistic4
+from dcmpl.metrics import fit_logistic4
 from dcmpl.model.folded import Folded
 from dcmpl.progress import say, track
 from dcmpl.runs import Run
 from dcmpl.scoring.calibration import (
-    CLOSE,
     COVERAGE,
     LABELS,
     Calibration,
@@ -49,8 +48,6 @@ __all__ = [
     "fewest_views",
     "fit_meaning",
     "judged",
-    "measure_calibration",
-    "uncalibrated",
 ]
 
 
@@ -134,13 +131,6 @@ def _fit_patches(network: Folded, task: str, training: ImageTable, seed: int) ->
     chosen = _some(training.select(training.frame[f"mos_{task}"].notna()), MOST_FITTED, seed)
     paths = track(chosen.frame["image"], "how patches look")
     return fit_patches(network, map(read_image, paths), chosen.targets([task])[:, 0], seed)
-
-
-def uncalibrated(run: Run) -> str:
-    """Why a run has no calibration, as a part of a sentence."""
-    if run.source is None:
-        return "it was imported, so there is no validation part to calibrate on"
-    return "it was not calibrated (dcmpl train --resume does that)"
 
 
 def fit_meaning(
@@ -296,41 +286,6 @@ def _sure(scores: Values, is_so: np.ndarray) -> tuple[float | None, float]:
         return None, 0.0
     last = good[-1]
     return float(scores[order][last]), float(right[last] / max(1, is_so.sum()))
-
-
-def measure_calibration(meaning: Meaning, tested: Judged) -> dict[str, float]:
-    """How true what a run says of its scores is of pictures it has never seen.
-
-    Errors in MOS units. ``called``: the share of pairs of one prompt that are not too close to
-    call; ``called_right`` how many of those are right, ``close_right`` of the others;
-    ``pair_error`` how far probabilities are from what came true.
-    """
-    mos = meaning.mos(tested.scores)
-    scaled = meaning.low + tested.scores * (meaning.high - meaning.low)
-    found = {
-        "calibration_error": calibration_error(mos, tested.mos),
-        "calibration_error_before": calibration_error(scaled, tested.mos),
-        "mean_error": float(np.abs(mos - tested.mos).mean()),
-    }
-    for coverage in COVERAGES:
-        low, high = meaning.interval(tested.scores, tested.spread, coverage)
-        inside = (tested.mos >= low) & (tested.mos <= high)
-        found[f"coverage_{coverage:g}"] = float(inside.mean())
-        found[f"width_{coverage:g}"] = float((high - low).mean())
-    a, b = pairs_of(tested)
-    if not len(a):
-        return found
-    deviation = meaning.deviation(tested.scores, tested.spread)
-    z = (mos[a] - mos[b]) / (meaning.pairs * np.hypot(deviation[a], deviation[b]))
-    probability = norm.cdf(np.abs(z))
-    agreed = np.sign(mos[a] - mos[b]) * np.sign(tested.mos[a] - tested.mos[b])
-    won = 0.5 + 0.5 * agreed  # of equal scores either may be the better
-    called = probability >= CLOSE
-    found["called"] = float(called.mean())
-    found["called_right"] = float(won[called].mean()) if called.any() else float("nan")
-    found["close_right"] = float(won[~called].mean()) if (~called).any() else float("nan")
-    found["pair_error"] = calibration_error(probability, won)
-    return found
 
 
 FULL = "windows"

@@ -95,8 +95,9 @@ def texts_of(
     """Those rows of ``tokens`` that a batch needs, each once."""
     asked = own if other is None else torch.cat([own, other])
     chosen, places = torch.unique(asked.cpu(), return_inverse=True)
+    rows = chosen.numpy()
     return Texts(
-        Tokens(tokens.ids[chosen], tokens.end[chosen]),
+        Tokens(tokens.ids[rows], tokens.end[rows]),
         places[: len(own)],
         None if other is None else places[len(own) :],
     )

@@ -56,7 +56,7 @@ def _similarity(
     prompts = list(table.frame["prompt"].unique())
     with torch.inference_mode():
         texts = [
-            clip.text(*(t.to(device) for t in (tokens.ids, tokens.end)))[0]
+            clip.text(*(torch.from_numpy(t).to(device) for t in (tokens.ids, tokens.end)))[0]
             for tokens in (model.tokenizer([prompt]) for prompt in prompts)
         ]
     rows = [prompts.index(prompt) for prompt in table.frame["prompt"]]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dcmpl.config import LAST, MODEL, ModelConfig, TrainConfig
+from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.splits import TrainPart, ValidationPart
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError
@@ -30,7 +30,7 @@ from dcmpl.metrics import plcc, srcc
 from dcmpl.model.dcmpl import DCMPL, Scores, trainable_parameters
 from dcmpl.model.tokenizer import Tokens
 from dcmpl.progress import progress_bar
-from dcmpl.runs import History, Run, load_learned, save_learned
+from dcmpl.runs import LAST, MODEL, History, Run, load_learned, save_learned
 from dcmpl.training.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.training.features import (
     FrozenTable,

@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dcmpl.config import EMBEDDED, check_backbone
 from dcmpl.errors import WeightsError
 from dcmpl.files import sha256_of
 from dcmpl.model.clip import Clip, ClipConfig
 from dcmpl.model.tokenizer import Tokenizer
+from dcmpl.weights import EMBEDDED, check_backbone
 from dcmpl.weights.layouts import ours, read_config, read_open_clip_config, sizes_of
 from dcmpl.weights.torch_files import read_torch
 
