@@ -263,7 +263,7 @@ def peak_memory(model: Path, folder: Path, links: Path, count: int) -> float:
         os.link(pictures[index % len(pictures)], links / f"{index:06}.jpg")
     # Not ru_maxrss, which begins with what the parent held.
     script = (
-        "import sys; from dcmpl.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from dcmpl.cli.main import main; code = main(sys.argv[1:]); "
         "print([line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line][0]); "
         "sys.exit(code)"
     )

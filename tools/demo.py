@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from dcmpl.cli import main as dcmpl
+from dcmpl.cli.main import main as dcmpl
 from defects import degrade, draw_defects, pseudo_mos
 from drawings import corrupted, draw_scene, render, to_bytes
 

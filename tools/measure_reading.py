@@ -15,7 +15,7 @@ import pandas as pd
 from dcmpl.files import as_json, write_atomically
 from dcmpl.metrics import srcc
 from dcmpl.runs import read_run, read_split, table_of_run
-from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model
+from dcmpl.scoring.torch_engine import TorchEngine, load_model, predict_table
 from draw_scenes import each_once
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     engine = TorchEngine(model, ["alignment"])
 
     def alignment(prompts: list[str], what: str) -> np.ndarray:
-        found: np.ndarray = answers_of(engine, test, run.train.views, what, prompts)[0][:, 0]
+        found: np.ndarray = predict_table(engine, test, run.train.views, what, prompts)[0][:, 0]
         return found
 
     own, right, wrong = (

@@ -9,14 +9,12 @@ PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 def cli_docs() -> str:
     """The page, from the parsers."""
     os.environ["COLUMNS"] = "100"  # argparse wraps to the terminal it finds
-    from dcmpl.parsers import COMMANDS, build_parser
+    from dcmpl.cli.main import COMMANDS, command_of, overview, parser_of
 
     parts = ["# Every flag\n\nWritten by `make docs` from the program; a test keeps it true.\n"]
-    helps = {"dcmpl": build_parser().format_help()}
-    for name, (build, _) in COMMANDS.items():
-        parser = build()
-        parser.prog = f"dcmpl {name}"
-        helps[f"dcmpl {name}"] = parser.format_help()
+    helps = {"dcmpl": overview()}
+    for name in COMMANDS:
+        helps[f"dcmpl {name}"] = parser_of(name, command_of(name)).format_help()
     for name, text in helps.items():
         parts.append(f"## {name}\n\n```text\n{text.rstrip()}\n```\n")
     return "\n".join(parts)

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from dcmpl.cli import main as dcmpl
+from dcmpl.cli.main import main as dcmpl
 from dcmpl.data.table import ImageTable
 from dcmpl.files import as_json
 from dcmpl.images.decode import read_image
@@ -32,7 +32,7 @@ from dcmpl.pages import figure_png, markdown_table
 from dcmpl.runs import read_run, read_split, table_of_run
 from dcmpl.scoring.calibration import LABELS, Calibration, Meaning, read_calibration
 from dcmpl.scoring.explain import damaged
-from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model
+from dcmpl.scoring.torch_engine import TorchEngine, load_model, predict_table
 from dcmpl.training.calibrate import COVERAGES, judged
 from draw_scenes import each_once
 
@@ -68,7 +68,7 @@ def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
     meaning = calibration.targets["quality"]
     _, model = load_model(folder)
     engine = TorchEngine(model, ["quality"])
-    scores, spread = answers_of(engine, test, calibration.views, "scoring")
+    scores, spread = predict_table(engine, test, calibration.views, "scoring")
     seen = judged(test, "quality", scores[:, 0], spread[:, 0])
     figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
     first, second, third = figure.subplots(1, 3)
@@ -110,7 +110,7 @@ def levels(folder: Path, out: Path) -> None:
     test = test.select(pd.Series(np.arange(len(test)) < 1000))
     _, model = load_model(folder)
     engine = TorchEngine(model, ["quality"])
-    scores = answers_of(engine, test, calibration.views, "choosing pictures")[0][:, 0]
+    scores = predict_table(engine, test, calibration.views, "choosing pictures")[0][:, 0]
     labels = np.array(calibration.targets["quality"].labels(scores))
     sheet = Image.new("RGB", (90 + OF_EACH * SIDE, len(LABELS) * SIDE), "white")
     pen = ImageDraw.Draw(sheet)

@@ -4,8 +4,11 @@
 """
 
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from dcmpl.errors import UsageError
 
@@ -15,7 +18,6 @@ __all__ = [
     "RECIPES",
     "TARGETS",
     "AdapterConfig",
-    "AuxConfig",
     "FusionConfig",
     "ModelConfig",
     "MpaConfig",
@@ -99,9 +101,6 @@ class MpaConfig:
         "self-attention over both, or none (free prompts in every layer)",
     )
     share: Literal["shared", "per_layer"] = option("shared", "one block for all layers, or each")
-    source: Literal["input_prompts", "encoder_outputs"] = option(
-        "input_prompts", "it reads the prompts that entered a layer, or what the layer made of them"
-    )
     deep: Literal["generated", "generated_plus_free", "independent"] = option(
         "generated",
         "prompts behind layer 1: made from the last, with free ones added, or made "
@@ -140,17 +139,6 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
-class AuxConfig:
-    """What the auxiliary task knows beside the picture."""
-
-    reads_prompt: bool = option(
-        False,
-        "alignment reads the picture's own prompt; otherwise, as in the paper, it is judged "
-        "from the picture alone",
-    )
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """DCMPL's own sizes and forms; the sizes of the towers are read from the backbone.
 
@@ -173,10 +161,14 @@ class ModelConfig:
         "imagenet", "mean and deviation that pictures are normalised with"
     )
     round_prompts: bool = option(False, "round prompts through float16, as CLIP-AGIQA does")
+    reads_prompt: bool = option(
+        False,
+        "alignment reads the image's own prompt; otherwise, as in the paper, it is judged from "
+        "the image alone",
+    )
     mpa: MpaConfig = field(default_factory=MpaConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    aux: AuxConfig = field(default_factory=AuxConfig)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -194,7 +186,7 @@ class ModelConfig:
         """What of a picture never changes: what enters the first block, the last, or all."""
         if self.has_visual_prompts:
             return "tokens"
-        return "last block" if self.aux.reads_prompt else "embedding"
+        return "last block" if self.reads_prompt else "embedding"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -219,11 +211,6 @@ class ModelConfig:
         _check_count("fusion.depth", self.fusion.depth, 1)
         if type(self.adapter.ratio) is bool or not 0 <= self.adapter.ratio <= 1:
             raise UsageError(f"expected adapter.ratio from 0 to 1, got {self.adapter.ratio}")
-        if self.aux.reads_prompt and self.mpa.source == "encoder_outputs":
-            raise UsageError(
-                "expected mpa.source=input_prompts where alignment reads the prompt, got "
-                "encoder_outputs: what a text becomes would depend on the other pictures"
-            )
         self._check_used()
 
     def _check_used(self) -> None:
@@ -237,14 +224,13 @@ class ModelConfig:
         unread = {
             "words": linear and any(WORDS.get(t, w) != w for t, w in self.words.items()),
             "mpa.directions": mpa.form == "joint" and mpa.directions != "both",
-            "mpa.source": mpa.deep == "independent" and mpa.source != "input_prompts",
             "adapter.shared": adapter.shared and (alone or where != "both"),
             "adapter.where": (where == "aux" and alone) or (where != "none" and linear),
             "n_context": self.n_context != 8 and no_prompts,
             "vision_source": self.vision_source == "text" and no_text_or_visual,
             "text_depth": linear and not no_prompts,
             "round_prompts": self.round_prompts and only_first_text,
-            "aux.reads_prompt": self.aux.reads_prompt and (linear or "alignment" not in self.words),
+            "reads_prompt": self.reads_prompt and (linear or "alignment" not in self.words),
         }
         sections = (
             ("mpa", alone or no_mpa, mpa, MpaConfig(form="none")),
@@ -381,3 +367,63 @@ RECIPES: dict[str, TrainConfig] = {
 def recipe_for(backbone: str) -> TrainConfig:
     """The recipe a backbone is trained with unless told otherwise."""
     return RECIPES.get(backbone, RECIPES["paper"])
+
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a configuration: its type, default and explanation."""
+
+    kind: Any
+    default: Any
+    about: str
+
+    @property
+    def values(self) -> str:
+        """The values it takes, as a few words."""
+        kind = self.kind
+        if get_origin(kind) is Literal:
+            return ", ".join(get_args(kind))
+        named = {bool: "true, false", int: "a whole number", float: "a number", str: "a name"}
+        return named.get(kind, "a whole number or none" if kind == int | None else "a mapping")
+
+    def read(self, name: str, value: Any) -> Any:
+        """``value``, of YAML or of the command line, as the field's type.
+
+        Raises :class:`UsageError` where it does not fit.
+        """
+        if self.kind == int | None and value == "none":
+            return None
+        try:
+            if self.kind is bool and str(value).lower() not in ("true", "false"):
+                raise ValueError("neither true nor false")
+            return msgspec.convert(value, self.kind, strict=False)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise UsageError(f"expected {self.values} for {name}, got {value!r}") from error
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """Every field of a configuration and of its sections, by dotted name."""
+    kinds = get_type_hints(type(config))
+    for entry in fields(config):
+        value, name = getattr(config, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            yield from fields_of(value, f"{name}.")
+        else:
+            yield name, Field(kinds[entry.name], value, entry.metadata["help"])
+
+
+def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:
+    """``config`` with the fields of these dotted names changed, all checked together."""
+    own: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        section, _, rest = name.partition(".")
+        if rest:
+            sections.setdefault(section, {})[rest] = value
+        else:
+            own[name] = value
+    own |= {name: with_fields(getattr(config, name), below) for name, below in sections.items()}
+    return replace(config, **own)  # type: ignore[type-var]  # a dataclass, whichever it is

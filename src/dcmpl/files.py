@@ -4,16 +4,28 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dcmpl import __version__
-from dcmpl.errors import RunError
+from dcmpl.errors import DcmplError, RunError
+
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError),
+    *(OverflowError, ZeroDivisionError),
+)
+"""What a file of another form raises while it is read."""
+
+Record = TypeVar("Record")
 
 __all__ = [
+    "UNREADABLE",
     "as_json",
     "check_sealed",
     "put_in_place",
+    "read_plain",
+    "read_record",
     "sealed",
     "sha256_of",
     "write_atomically",
@@ -102,6 +114,53 @@ def check_sealed(record: dict[str, Any], path: Path) -> None:
             f"expected {path} as dcmpl wrote it, its digest says that it was changed since: "
             "take back the change, or make it again"
         )
+
+
+def read_record(
+    path: Path, what: str, build: Callable[[dict[str, Any]], Record], most: int = 256 * 2**20
+) -> Record:
+    """A JSON record that :func:`sealed` wrote, as ``build`` makes it of a dictionary.
+
+    The one reader of our own records. Raises :class:`RunError` where the file is missing, has
+    more than ``most`` bytes, was changed, or is not ``what`` it should be.
+    """
+    return _read(path, what, build, most, check_sealed)
+
+
+def read_plain(
+    path: Path, what: str, build: Callable[[dict[str, Any]], Record], most: int = 256 * 2**20
+) -> Record:
+    """:func:`read_record` for a record without a seal."""
+    return _read(path, what, build, most, lambda record, path: None)
+
+
+def _read(
+    path: Path,
+    what: str,
+    build: Callable[[dict[str, Any]], Record],
+    most: int,
+    check: Callable[[dict[str, Any], Path], None],
+) -> Record:
+    try:
+        if path.stat().st_size > most:
+            raise ValueError(f"more than {most} bytes")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise TypeError(f"a {type(record).__name__}")
+    except UNREADABLE as error:
+        raise _not_what(path, what, error) from error
+    check(record, path)
+    try:
+        return build(record)
+    except (*UNREADABLE, DcmplError) as error:
+        raise _not_what(path, what, error) from error
+
+
+def _not_what(path: Path, what: str, error: Exception) -> RunError:
+    told = getattr(error, "strerror", None) or " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        told = f"no entry {told}"
+    return RunError(f"expected {what} at {path}, got: {told or type(error).__name__}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 __all__ = [
     "Interval",
@@ -119,6 +118,8 @@ def srcc(predicted: np.ndarray, opinion: np.ndarray) -> float:
     """
     if not _defined(predicted, opinion):
         return float("nan")
+    from scipy import stats  # slow to import, and scoring never ranks
+
     return float(stats.spearmanr(predicted, opinion).statistic)
 
 
@@ -133,6 +134,8 @@ def krcc(predicted: np.ndarray, opinion: np.ndarray) -> float:
     """Kendall's rank correlation, tau-b, in [-1, 1]."""
     if not _defined(predicted, opinion):
         return float("nan")
+    from scipy import stats  # slow to import, and scoring never ranks
+
     return float(stats.kendalltau(predicted, opinion).statistic)
 
 
@@ -294,4 +297,6 @@ def _signed_rank(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> fl
     differences = np.bincount(index, ours - theirs, minlength=len(names)) / counts
     if len(differences) < 2 or not differences.any():
         return float("nan")
+    from scipy import stats  # slow to import, and scoring never ranks
+
     return float(stats.wilcoxon(differences).pvalue)

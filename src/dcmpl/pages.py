@@ -29,7 +29,6 @@ h1, h2 { line-height: 1.2 }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
 th { background: #f5f5f5 } td:first-child, th:first-child { text-align: left }
-tr.ours td { background: #fff6d9; font-weight: 600 }
 img { max-width: 100% }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem }
 figure { margin: 0 } figcaption { font-size: 12px; overflow-wrap: anywhere }
@@ -59,34 +58,25 @@ def number_cell(value: Any, signed: bool = False) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _cells(frame: pd.DataFrame, signed: Sequence[str]) -> list[list[str]]:
-    columns = [
-        [number_cell(value, column in signed) for value in frame[column].tolist()]
-        for column in frame
-    ]
-    return [list(row) for row in zip(*columns, strict=True)]
+def _cells(frame: pd.DataFrame, signed: Sequence[str]) -> pd.DataFrame:
+    """Every value as text."""
+    columns = {
+        str(name): [number_cell(value, name in signed) for value in frame[name].tolist()]
+        for name in frame
+    }
+    return pd.DataFrame(columns, dtype=str)
 
 
 def markdown_table(frame: pd.DataFrame, signed: Sequence[str] = ()) -> str:
     """``frame`` as a Markdown table; columns that are empty throughout are left out."""
-    frame = frame.loc[:, [any(number_cell(v) for v in frame[c].tolist()) for c in frame]]
-    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns), *_cells(frame, signed)]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows
-    )
+    cells = _cells(frame, signed)
+    cells = cells.loc[:, (cells != "").any()].map(lambda cell: cell.replace("|", "\\|"))
+    return str(cells.to_markdown(index=False, disable_numparse=True))
 
 
-def html_table(
-    frame: pd.DataFrame, signed: Sequence[str] = (), marked: Sequence[bool] | None = None
-) -> str:
-    """``frame`` as an HTML table; rows that are ``marked`` stand out."""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in frame.columns)
-    kinds = [' class="ours"' if mark else "" for mark in marked or [False] * len(frame)]
-    body = "\n".join(
-        f"<tr{kind}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-        for kind, row in zip(kinds, _cells(frame, signed), strict=True)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+def html_table(frame: pd.DataFrame, signed: Sequence[str] = ()) -> str:
+    """``frame`` as an HTML table, escaped."""
+    return str(_cells(frame, signed).to_html(index=False, border=0))
 
 
 def embedded(picture: bytes, kind: str, caption: str = "") -> str:

@@ -1,26 +1,38 @@
 """The published variants, each one configuration of the same model."""
 
-from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser
+import yaml
 
 from dcmpl.config import (
     CLIP_AGIQA_WORDS,
+    RECIPES,
     WORDS,
     AdapterConfig,
-    AuxConfig,
     FusionConfig,
     ModelConfig,
     MpaConfig,
+    TrainConfig,
     WordPairs,
+    fields_of,
     target_of,
+    with_fields,
 )
 from dcmpl.errors import UsageError, nearest
 
-__all__ = ["PRESETS", "Preset", "differences", "model_fields", "with_settings", "with_targets"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "differences",
+    "model_fields",
+    "train_fields",
+    "with_settings",
+    "with_targets",
+]
+
+Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ VPT = "Jia et al., arXiv:2203.12119"
 PRESETS: dict[str, Preset] = {
     "dcmpl": Preset(DCMPL, DISPLAYS, "the whole method"),
     "dcmpl-prompted": Preset(
-        replace(DCMPL, aux=AuxConfig(reads_prompt=True)),
+        replace(DCMPL, reads_prompt=True),
         "this package",
         "the whole method, and alignment reads the picture's own prompt",
     ),
@@ -111,93 +123,85 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def with_settings(model: ModelConfig, settings: Sequence[str]) -> ModelConfig:
-    """``model`` with fields changed by ``model.mpa.form=joint`` and the like.
+def with_settings(config: Config, settings: Sequence[str], section: str = "model") -> Config:
+    """``config`` with fields changed by ``model.mpa.form=joint`` and the like.
 
-    Raises :class:`UsageError` for unknown fields, values and fields that nothing reads.
+    ``section`` is what stands before the first dot: model, or train for a recipe. Raises
+    :class:`UsageError` for unknown fields, values, and fields that nothing reads.
     """
-    parser = _parser(model)
-    flags = (name for name in parser._option_string_actions if name.startswith("--model"))
-    known = [name.removeprefix("--") for name in flags if name != "--model.help"]
-    words = []
+    known = {f"{section}.{name}": field for name, field in fields_of(config)}
+    changes: dict[str, Any] = {}
     for setting in settings:
-        name, given, value = setting.partition("=")
+        name, given, text = setting.partition("=")
         if not given or name not in known:
             raise UsageError(
-                f"expected --set model.FIELD=VALUE, as in model.mpa.form=joint, got {setting}: "
+                f"expected --set {section}.FIELD=VALUE, as in model.mpa.form=joint, got {setting}: "
                 f"{nearest(name, known, 'dcmpl presets lists the fields')}"
             )
-        # The depths' help says none, and so do they.
-        words.append(f"--{name}={'null' if name.endswith('depth') and value == 'none' else value}")
-    try:
-        changed: ModelConfig = parser.instantiate(parser.parse_args(words)).model
-    except (ArgumentError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise UsageError(f"expected values that fit after --set, got: {told}") from error
-    return changed
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        changes[name.removeprefix(f"{section}.")] = known[name].read(name, value)
+    return with_fields(config, changes)
 
 
 def with_targets(
-    model: ModelConfig,
-    judged: Sequence[str],
-    chosen: Sequence[str] | None,
-    tasks: Mapping[str, Any] | None = None,
+    model: ModelConfig, judged: Sequence[str], chosen: Sequence[str] | None
 ) -> ModelConfig:
-    """``model`` with the tasks that were ``chosen``, the main one first.
+    """``model`` with the targets that were ``chosen``, the main one first.
 
-    ``tasks`` are further ones, each with its positive and its negative word. Where none were
-    chosen, a model of several tasks takes on authenticity where a data set has been ``judged``
-    for it, and those of ``tasks``; otherwise it keeps its own. Raises :class:`UsageError` for a
-    target that nobody judged or that has no words, and where the model has use for more or
-    fewer tasks.
+    A target is written as its name, or with a positive and a negative class prompt of its own
+    as ``realism=realistic photo/fake photo``. Where none were chosen, a model of several tasks
+    takes on authenticity where a data set has MOS for it (``judged``). Raises
+    :class:`UsageError` for a target without MOS or without class prompts, and where the model
+    has use for more or fewer tasks.
     """
-    pairs: dict[str, WordPairs] = {}
-    for name, words in (tasks or {}).items():
-        given = words if isinstance(words, list) else []
-        texts = [word for word in given if isinstance(word, str) and word.strip()]
-        if not len(given) == len({*texts}) == 2:
-            raise UsageError(
-                f"expected a positive and a negative word for the task {name}, as in "
-                f'--tasks \'{{"{name}": ["good photo", "bad photo"]}}\', got {words}'
-            )
-        if target_of(f"mos_{name}") is None:
-            raise UsageError(
-                f"expected a task of small letters, digits and _ that names nothing else in "
-                f"tables of scores, got {name}: rename it and its column"
-            )
-        if name not in judged:
-            raise UsageError(
-                f"expected a task that the data has opinions on ({', '.join(judged)}), got {name}: "
-                f"its column is mos_{name}"
-            )
-        pairs[name] = ((words[0], words[1]),)
-    known = {**WORDS, **model.words, **pairs}
-    if chosen:
-        if nameless := [target for target in chosen if target not in known]:
-            raise UsageError(
-                f"expected words for the target {nameless[0]}: add --tasks "
-                f'\'{{"{nameless[0]}": ["good photo", "bad photo"]}}\' with its own'
-            )
-        if unjudged := [target for target in chosen if target not in judged]:
-            raise UsageError(
-                f"expected --targets of {', '.join(judged)}, which the data has opinions on, "
-                f"got {unjudged[0]}"
-            )
-        if len(chosen) == 1 and len(model.words) > 1 and model.readout == "words":
-            raise UsageError(
-                f"expected two --targets or more for a preset with an auxiliary task, got "
-                f"{chosen[0]} alone: take dcmpl-no-aux or another preset of one task"
-            )
-        return replace(model, words={target: known[target] for target in chosen})
-    if len(model.words) > 1 and "authenticity" in judged:
-        model = replace(model, words={**model.words, "authenticity": known["authenticity"]})
-    return replace(model, words={**model.words, **pairs}) if pairs else model
+    if not chosen:
+        if len(model.words) > 1 and "authenticity" in judged:
+            added = model.words.get("authenticity", WORDS["authenticity"])
+            return replace(model, words={**model.words, "authenticity": added})
+        return model
+    known = {**WORDS, **model.words}
+    words = dict(_target(text, known) for text in chosen)
+    if len(words) < len(chosen):
+        raise UsageError(f"expected each of --targets once, got {' '.join(chosen)}")
+    if absent := [target for target in words if target not in judged]:
+        raise UsageError(
+            f"expected --targets of {', '.join(judged)}, which the data has opinions on, got "
+            f"{absent[0]}: its column is mos_{absent[0]}"
+        )
+    if len(words) == 1 and len(model.words) > 1 and model.readout == "words":
+        raise UsageError(
+            f"expected two --targets or more for a preset with an auxiliary task, got "
+            f"{next(iter(words))} alone: take dcmpl-no-aux or another preset of one task"
+        )
+    return replace(model, words=words)
 
 
-def _parser(model: ModelConfig) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model", type=ModelConfig, default=model)
-    return parser
+def _target(text: str, known: Mapping[str, WordPairs]) -> tuple[str, WordPairs]:
+    """The name and the class prompts of ``NAME`` or ``NAME=GOOD/BAD``."""
+    name, given, both = text.partition("=")
+    if target_of(f"mos_{name}") is None:
+        raise UsageError(
+            f"expected a target of small letters, digits and _ that names nothing else in tables "
+            f"of scores, got {name}: rename it and its column"
+        )
+    if not given:
+        if name not in known:
+            raise UsageError(
+                f"expected --targets of {', '.join(known)}, or {name} with its two ends, as in "
+                f"'{name}=good photo/bad photo', got {name}: "
+                f"{nearest(name, known, 'name its ends')}"
+            )
+        return name, known[name]
+    ends = [word.strip() for word in both.split("/")]
+    if len(ends) != 2 or not all(ends) or ends[0] == ends[1]:
+        raise UsageError(
+            f"expected a positive and a negative end for the target {name}, as in "
+            f"'{name}=good photo/bad photo', got {both!r}"
+        )
+    return name, ((ends[0], ends[1]),)
 
 
 def differences(model: ModelConfig, base: ModelConfig = DCMPL) -> dict[str, Any]:
@@ -215,19 +219,16 @@ def differences(model: ModelConfig, base: ModelConfig = DCMPL) -> dict[str, Any]
 
 def model_fields() -> Iterator[tuple[str, str, str, str]]:
     """Name, values, default and explanation of every field of :class:`ModelConfig`."""
-    yield from _fields_of(DCMPL, "")
+    yield from _listed(DCMPL, "model")
 
 
-def _fields_of(config: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    kinds = get_type_hints(type(config))
-    for field in fields(config):
-        value, kind = getattr(config, field.name), kinds[field.name]
-        if is_dataclass(value):
-            yield from _fields_of(value, f"{prefix}{field.name}.")
-            continue
-        named = {bool: "true, false", int: "a whole number", float: "a number"}.get(kind)
-        if get_origin(kind) is Literal:
-            named = ", ".join(get_args(kind))
-        told = "none" if value is None else str(value).lower() if kind is bool else str(value)
-        named = named or ("a whole number or none" if value is None else "")
-        yield f"{prefix}{field.name}", named, told, field.metadata["help"]
+def train_fields() -> Iterator[tuple[str, str, str, str]]:
+    """The same of :class:`dcmpl.config.TrainConfig`."""
+    yield from _listed(RECIPES["paper"], "train")
+
+
+def _listed(config: Any, section: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in fields_of(config):
+        value = field.default
+        told = "none" if value is None else str(value).lower() if field.kind is bool else str(value)
+        yield f"{section}.{name}", field.values, told, field.about

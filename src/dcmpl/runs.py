@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -25,12 +26,19 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dcmpl import __version__
-from dcmpl.config import AdapterConfig, AuxConfig, FusionConfig, ModelConfig, MpaConfig, TrainConfig
+from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.splits import Split
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.errors import DataError, DcmplError, RunError
-from dcmpl.files import as_json, check_sealed, sealed, sha256_of, write_atomically
+from dcmpl.errors import DataError, RunError
+from dcmpl.files import (
+    UNREADABLE,
+    as_json,
+    read_record,
+    sealed,
+    sha256_of,
+    write_atomically,
+)
 from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import trainable_parameters
 from dcmpl.progress import track
@@ -42,9 +50,9 @@ __all__ = [
     "MOST_PICTURES",
     "RECORD",
     "SPLIT",
+    "DataSource",
     "History",
     "Run",
-    "Source",
     "load_learned",
     "read_run",
     "read_split",
@@ -66,7 +74,7 @@ History = tuple[dict[str, float], ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Where the opinions came from, enough to read them again; ``sha256`` is the table's."""
 
     path: str
@@ -87,7 +95,7 @@ class Run:
     preset: str
     backbone: str
     backbone_sha256: str
-    source: Source | None
+    source: DataSource | None
     model: ModelConfig
     train: TrainConfig
     split_sha256: str
@@ -102,7 +110,7 @@ class Run:
     def begin(
         preset: str,
         backbone: Backbone,
-        source: Source,
+        source: DataSource,
         model: ModelConfig,
         train: TrainConfig,
         split: Split,
@@ -141,11 +149,6 @@ class Run:
         """The finished run, whose learned tensors lie in ``folder``; not written yet."""
         return replace(self, finished=True, weights_sha256=sha256_of(folder / MODEL))
 
-    def only_learned(self, predicted: np.ndarray, table: ImageTable) -> np.ndarray:
-        """``predicted`` for ``table`` with NaN for tasks whose opinions it never saw."""
-        unknown = [target not in self.learned for target in table.asked]
-        return np.where(unknown, np.nan, predicted)
-
     def check_backbone(self, backbone: Backbone) -> None:
         """Raises :class:`RunError` unless the run was made with just these weights."""
         if backbone.sha256 != self.backbone_sha256:
@@ -156,32 +159,6 @@ class Run:
             )
 
 
-UNREADABLE = ValueError, KeyError, TypeError, AttributeError, RecursionError
-
-
-def read_history(entries: Any) -> History:
-    """Epochs from JSON, where null is nan; raises one of ``UNREADABLE`` for anything else."""
-    return tuple(
-        {str(name): math.nan if value is None else float(value) for name, value in entry.items()}
-        for entry in entries
-    )
-
-
-def _model_config(record: dict[str, Any]) -> ModelConfig:
-    words = {
-        task: tuple((str(good), str(bad)) for good, bad in pairs)
-        for task, pairs in record.pop("words").items()
-    }
-    return ModelConfig(
-        words=words,
-        mpa=MpaConfig(**record.pop("mpa")),
-        fusion=FusionConfig(**record.pop("fusion")),
-        adapter=AdapterConfig(**record.pop("adapter")),
-        aux=AuxConfig(**record.pop("aux")),
-        **record,
-    )
-
-
 def read_run(folder: Path) -> Run:
     """The record in a run folder; raises :class:`RunError` when it is not one."""
     path = folder / RECORD
@@ -189,30 +166,24 @@ def read_run(folder: Path) -> Run:
         raise RunError(
             f"expected a run folder made by dcmpl train at {folder}, found no {RECORD} in it"
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_sealed(record, path)
-        model, source = dict(record.pop("model")), record.pop("source")
-        history, learned = read_history(record.pop("history")), tuple(record.pop("learned"))
-        run = Run(
-            model=_model_config(model),
-            train=TrainConfig(**record.pop("train")),
-            source=source and Source(**{**source, "scale": MosScale(**source["scale"])}),
-            history=history,
-            learned=learned,
-            **record,
-        )
-        if set(learned) - set(run.model.tasks):
-            raise ValueError(f"learned tasks {learned} that the model has not")
-        texts = [run.backbone, run.backbone_sha256, run.split_sha256]
-        texts += [run.source.path, run.source.sha256] if run.source else []
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a backbone, a digest or a path that is no text")
-    except RunError:
-        raise
-    except (*UNREADABLE, DcmplError) as error:
-        raise RunError(f"expected the record of a run at {path}, got: {error}") from error
+    return read_record(path, "the record of a run", _run_of)
+
+
+def _run_of(record: dict[str, Any]) -> Run:
+    run = msgspec.convert({**record, "history": _numbers(record["history"])}, Run)
+    if as_json(asdict(run)) != as_json(record):
+        raise ValueError("fields that no run has")
+    if set(run.learned) - set(run.model.tasks):
+        raise ValueError(f"learned tasks {run.learned} that the model has not")
     return run
+
+
+def _numbers(history: Any) -> list[dict[str, float]]:
+    """Epochs as JSON has them, where null is nan."""
+    return [
+        {str(name): math.nan if value is None else float(value) for name, value in entry.items()}
+        for entry in history
+    ]
 
 
 def read_split(folder: Path, run: Run) -> Split | None:
@@ -265,7 +236,7 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
         tensors = load(content)
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["dcmpl"])
-        identity, history = str(record["run"]), read_history(record["history"])
+        identity, history = str(record["run"]), tuple(_numbers(record["history"]))
     except (OSError, SafetensorError, *UNREADABLE) as error:
         raise RunError(f"expected learned tensors at {path}, got: {error}") from error
     if identity != run.identity:

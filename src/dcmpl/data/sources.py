@@ -6,27 +6,33 @@ Nothing is unpacked to disk. What cannot be read stays in the list, to get its r
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.archives import Archives, TooLargeError, kind_of, read_file
-from dcmpl.images.decode import Picture, decode, is_called_image, is_picture, read_picture
+from dcmpl.images.decode import (
+    DecodedImage,
+    decode,
+    is_called_image,
+    is_picture,
+    read_input,
+    read_picture,
+)
 from dcmpl.images.metadata import prompt_in, whole_text
 
 __all__ = [
     "LISTS",
     "PROMPTS_FROM",
     "PROMPT_COLUMNS",
-    "Entry",
-    "Request",
-    "find_entries",
+    "Source",
+    "find_sources",
     "read_list",
     "read_prompts",
-    "requests",
+    "with_content",
     "with_prompts",
 ]
 
@@ -105,22 +111,40 @@ MAX_SIDECAR_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A picture by the name its row has. ``member``: its name within the archive ``path``.
+class Source:
+    """Where one image is, by the name its row has, and what is known of its prompt.
 
-    ``fault`` says why there is nothing to read, as for a damaged archive; ``note`` what the row
-    should say beside its score, as of a sidecar that was too long to be a prompt.
+    ``member``: its name within the archive ``path``. ``content``: its bytes or the image itself
+    where they are in memory already. ``fault`` says why there is nothing to read, as for a
+    damaged archive; ``note`` what the row should say, as of a sidecar that was too long to be a
+    prompt. ``in_metadata``: the prompt is the one that an image generator wrote into the file.
     """
 
     name: str
-    path: str
+    path: str = ""
     member: str | None = None
     prompt: str = ""
     fault: str = ""
     note: str = ""
+    content: Any = field(default=None, repr=False)
+    in_metadata: bool = False
 
-    def content(self) -> bytes:
-        """The file's bytes; raises :class:`DataError`."""
+    def read(self) -> DecodedImage:
+        """Decode the image; raises :class:`DataError` with the reason where that fails."""
+        if self.fault:
+            raise DataError(self.fault)
+        if isinstance(self.content, bytes):
+            return read_picture(self.content, self.name)
+        if self.content is not None:
+            return read_input(self.content)
+        return decode(self.path)
+
+    def prompt_of(self, image: DecodedImage) -> str:
+        """The prompt of the image, once that was read."""
+        return prompt_in(image.texts) if self.in_metadata else self.prompt
+
+    def file_content(self) -> bytes:
+        """The bytes of the file; raises :class:`DataError`."""
         if self.fault:
             raise DataError(self.fault)
         if self.member is None:
@@ -129,18 +153,7 @@ class Entry:
             return archives.read(self.path, self.member)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A picture that is still to be read. ``prompt_of`` finds the prompt in what was read."""
-
-    name: str
-    prompt: str
-    read: Callable[[], Picture]
-    prompt_of: Callable[[Picture], str] | None = None
-    note: str = ""
-
-
-def find_entries(paths: Sequence[str], sidecar: bool = False) -> list[Entry]:
+def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
     """Pictures of files, folders (all below), globs, zip and tar archives, and lists.
 
     A file that is named is taken as it is; found twice, it is listed once. The rows of a list
@@ -149,7 +162,7 @@ def find_entries(paths: Sequence[str], sidecar: bool = False) -> list[Entry]:
     also from "prompt" or "caption" in ``NAME.json``. Raises :class:`UsageError` where a
     folder or a glob holds no picture, :class:`DataError` for a list that is none.
     """
-    found: list[Entry] = []
+    found: list[Source] = []
     seen: set[tuple[str, str | None]] = set()
     for path in paths:
         if not path:
@@ -176,11 +189,11 @@ def _kind(path: str) -> str:
     return "archive" if kind_of(path) else "file"
 
 
-def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Entry]:
+def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
     if kind == "list":
         for place, prompt in read_list(Path(path)):
             fault = "" if place else f"expected a picture in every row of {path}, got an empty cell"
-            yield Entry(place or path, place or path, prompt=prompt, fault=fault)
+            yield Source(place or path, place or path, prompt=prompt, fault=fault)
     elif kind == "archive":
         yield from _of_archive(path, sidecar)
     elif kind == "folder":
@@ -194,7 +207,7 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Entry]:
         yield _of_file(path, sidecar)
 
 
-def _some(entries: Iterator[Entry], path: str) -> Iterator[Entry]:
+def _some(entries: Iterator[Source], path: str) -> Iterator[Source]:
     first = next(entries, None)
     if first is None:
         raise UsageError(f"expected pictures in {path}, found none: name a folder with some")
@@ -202,7 +215,7 @@ def _some(entries: Iterator[Entry], path: str) -> Iterator[Entry]:
     yield from entries
 
 
-def _of_folder(path: str, sidecar: bool) -> Iterator[Entry]:
+def _of_folder(path: str, sidecar: bool) -> Iterator[Source]:
     """All pictures below it, by name; a folder that cannot be opened has an entry with a fault."""
     closed: list[OSError] = []
     found = [
@@ -214,10 +227,10 @@ def _of_folder(path: str, sidecar: bool) -> Iterator[Entry]:
     yield from (_of_file(name, sidecar) for name in sorted(found, key=Path))
     for error in closed:
         fault = f"expected a folder that can be read at {error.filename}, got: {error.strerror}"
-        yield Entry(str(error.filename), str(error.filename), fault=fault)
+        yield Source(str(error.filename), str(error.filename), fault=fault)
 
 
-def _of_file(path: str, sidecar: bool) -> Entry:
+def _of_file(path: str, sidecar: bool) -> Source:
     prompt, note = "", ""
     if sidecar:
         beside = os.path.splitext(path)[0] + ".txt"
@@ -229,7 +242,7 @@ def _of_file(path: str, sidecar: bool) -> Entry:
                     note = too_long(beside)
                 else:
                     prompt = _as_prompt(beside, content)
-    return Entry(path, path, prompt=prompt, note=note)
+    return Source(path, path, prompt=prompt, note=note)
 
 
 def too_long(sidecar: str) -> str:
@@ -250,18 +263,18 @@ def _as_prompt(name: str, content: bytes) -> str:
     return whole_text(next((value.strip() for value in found if isinstance(value, str)), ""))
 
 
-def _of_archive(path: str, sidecar: bool) -> Iterator[Entry]:
+def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
     """Its pictures, in the archive's order; one entry with a fault where it is damaged."""
     prompts: dict[str, str] = {}
     notes: dict[str, str] = {}
-    entries: list[Entry] = []
+    entries: list[Source] = []
     fault = ""
     try:
         with Archives() as archives:
             for name in archives.members(path):
                 stem, suffix = os.path.splitext(name)
                 if is_called_image(name):
-                    entries.append(Entry(f"{path}/{name}", path, name))
+                    entries.append(Source(f"{path}/{name}", path, name))
                 elif sidecar and suffix in (".txt", ".json"):
                     try:
                         content = archives.read(path, name, MAX_SIDECAR_BYTES)
@@ -279,39 +292,26 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Entry]:
         yield replace(entry, prompt=prompt, note="" if prompt else notes.get(stem, ""))
     if fault or not entries:
         told = fault or f"expected pictures in {path}, found none"
-        yield Entry(path, path, fault=told)
+        yield Source(path, path, fault=told)
 
 
-def requests(entries: Sequence[Entry], metadata: bool = False) -> Iterator[Request]:
-    """The entries as the scorer takes them; archives are read in order, as it gets to them.
+def with_content(sources: Iterable[Source], metadata: bool = False) -> Iterator[Source]:
+    """The sources, members of archives with their bytes: archives are read once, in order.
 
-    ``metadata``: prompts are those that image generators wrote into the pictures.
+    ``metadata``: prompts are those that image generators wrote into the files.
     """
-    prompt_of = _prompt_of if metadata else None
     with Archives() as archives:
-        for entry in entries:
-            read: Callable[[], Picture]
-            if entry.fault:
-                read = partial(_fail, entry.fault)
-            elif entry.member is None:
-                read = partial(decode, entry.path)
-            else:
+        for source in sources:
+            source = replace(source, in_metadata=metadata)
+            if source.member is not None and not source.fault:
                 try:
-                    content = archives.read(entry.path, entry.member)
-                    read = partial(read_picture, content, entry.name)
+                    content = archives.read(source.path, source.member)
+                    source = replace(source, content=content)
                 except DataError as error:
-                    read = partial(_fail, str(error))
-            yield Request(entry.name, entry.prompt, read, prompt_of, entry.note)
+                    source = replace(source, fault=str(error))
+            yield source
 
 
-def _prompt_of(picture: Picture) -> str:
-    return prompt_in(picture.texts)
-
-
-def _fail(reason: str) -> Picture:
-    raise DataError(reason)
-
-
-def with_prompts(entries: Sequence[Entry], prompts: dict[str, str]) -> list[Entry]:
+def with_prompts(sources: Sequence[Source], prompts: dict[str, str]) -> list[Source]:
     """The entries with the prompts of a table, by name."""
-    return [replace(entry, prompt=prompts.get(entry.name, entry.prompt)) for entry in entries]
+    return [replace(entry, prompt=prompts.get(entry.name, entry.prompt)) for entry in sources]

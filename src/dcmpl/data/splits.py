@@ -16,6 +16,7 @@ import numpy as np
 
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError, UsageError
+from dcmpl.files import read_plain
 
 __all__ = [
     "PARTS",
@@ -30,7 +31,6 @@ __all__ = [
 
 
 PARTS = ("train", "val", "test")
-MAX_SPLIT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,13 @@ class Split:
     @staticmethod
     def read(path: Path) -> "Split":
         """Read what :meth:`to_json` gives; raises :class:`RunError` where it was changed."""
-        try:
-            if path.stat().st_size > MAX_SPLIT_BYTES:
-                raise ValueError(f"more than {MAX_SPLIT_BYTES} bytes")
-            record = json.loads(path.read_text(encoding="utf-8"))
+
+        def build(record: dict[str, Any]) -> tuple[Split, bool]:
             parts = [tuple(map(str, record[part])) for part in (*PARTS, "left_out")]
             split = Split(str(record["protocol"]), int(record["repeat"]), *parts)
-            same = split.digest == record["sha256"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            told = " ".join(str(error).split())
-            raise RunError(f"expected a split at {path}, got: {told}") from error
+            return split, split.digest == record["sha256"]
+
+        split, same = read_plain(path, "a split", build)
         if not same:
             raise RunError(f"expected the split its digest names at {path}, got a changed one")
         return split

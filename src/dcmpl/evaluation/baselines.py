@@ -17,11 +17,11 @@ from dcmpl.images.windows import windows
 from dcmpl.model.stem import cell_statistics, dct_kernels, to_unit_range
 from dcmpl.progress import track
 
-__all__ = ["FLOORS", "Statistics", "predict_floors", "statistics_of"]
+__all__ = ["BASELINES", "Statistics", "predict_baselines", "statistics_of"]
 
 SIZE, CELLS = 256, 8
 
-FLOORS = {
+BASELINES = {
     "generator": "generator's mean",
     "statistics": "statistics, support vectors",
 }
@@ -45,10 +45,10 @@ def statistics_of(paths: Iterable[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def predict_floors(
+def predict_baselines(
     training: ImageTable, tested: ImageTable, statistics: Statistics | None
 ) -> dict[str, np.ndarray]:
-    """(rows, targets) of ``tested`` in [0, 1] by each floor; NaN where training has no opinions.
+    """(rows, targets) of ``tested`` in [0, 1] by each baseline; NaN where training has no opinions.
 
     Without ``statistics`` only the generator's mean.
     """
@@ -74,13 +74,15 @@ def predict_floors(
 
 
 def _support_vectors(x: np.ndarray, opinion: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """All in unit deviations of the training part."""
+    """Predictions of an SVR on standardised features for standardised opinions."""
+    from sklearn.compose import TransformedTargetRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVR
 
-    center, scale = x.mean(0), x.std(0)
-    scale[scale < 1e-9] = np.inf  # what never varied says nothing
-    mean, deviation = opinion.mean(), opinion.std() or 1.0
     machine = SVR(C=2.0, gamma=0.3 / x.shape[1], epsilon=0.2)
-    machine.fit((x - center) / scale, (opinion - mean) / deviation)
-    predicted: np.ndarray = mean + deviation * machine.predict((new - center) / scale)
+    model = TransformedTargetRegressor(
+        make_pipeline(StandardScaler(), machine), transformer=StandardScaler()
+    )
+    predicted: np.ndarray = model.fit(x, opinion).predict(new)
     return predicted.clip(0, 1)

@@ -4,8 +4,7 @@
 a number is only ever set beside numbers of its own protocol.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,15 @@ import pandas as pd
 from dcmpl.config import TARGETS
 from dcmpl.data.sheets import read_sheet
 from dcmpl.errors import RunError
-from dcmpl.evaluation.baselines import FLOORS
+from dcmpl.evaluation.baselines import BASELINES
 from dcmpl.evaluation.results import measured
+from dcmpl.evaluation.summary import SUMMARY
 from dcmpl.evaluation.trials import RESULT
-from dcmpl.files import write_atomically
+from dcmpl.files import read_plain, write_atomically
 from dcmpl.metrics import compare_paired, srcc
 from dcmpl.pages import (
-    embedded,
     figure_png,
     has_matplotlib,
-    html_page,
-    html_table,
     markdown_table,
     number_cell,
 )
@@ -61,32 +58,22 @@ def published_rows() -> pd.DataFrame:
 
 
 def our_rows(folder: Path) -> pd.DataFrame:
-    """The same columns for one folder: a measured run, or the repeats of protocols.
+    """The same columns for one folder: a measured run, or a benchmark.
 
     Raises :class:`RunError` where it holds neither.
     """
-    try:
-        if (folder / "protocols.json").is_file():
-            rows = _of_protocols(_read(folder / "protocols.json"), folder)
-        elif file := next((folder / n for n in MEASURED if (folder / n).is_file()), None):
-            rows = _of_run(_read(file), folder)
-        else:
-            raise RunError(
-                f"expected results in {folder}, found neither metrics.json (dcmpl evaluate RUN) "
-                "nor protocols.json (dcmpl evaluate --protocol ...)"
-            )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"expected results in {folder}, got others: {error!r}") from error
+    if (folder / SUMMARY).is_file():
+        read: Callable[[dict[str, Any], Path], list[list[Any]]] = _of_benchmark
+        file = folder / SUMMARY
+    elif found := next((folder / n for n in MEASURED if (folder / n).is_file()), None):
+        read, file = _of_run, found
+    else:
+        raise RunError(
+            f"expected results in {folder}, found neither metrics.json (dcmpl evaluate RUN) "
+            f"nor {SUMMARY} (dcmpl benchmark --out ...)"
+        )
+    rows = read_plain(file, "results", lambda record: read(record, folder), MAX_BYTES)
     return pd.DataFrame(rows, columns=COLUMNS).assign(ours=True)
-
-
-def _read(file: Path) -> Any:
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"expected results at {file}, got: {error}") from error
 
 
 def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
@@ -97,10 +84,10 @@ def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
         count, kind = f"{entry['n']} pictures", _kind(metrics)
         values = [_number(entry[m]["value"]) for m in ("srcc", "plcc")]
         rows.append([name, metrics["data"], target, *values, kind, f"{folder}, {count}"])
-        for floor, of_target in metrics.get("floors", {}).items():
+        for baseline, of_target in metrics.get("baselines", {}).items():
             if target in of_target:
                 values = [_number(of_target[target][m]) for m in ("srcc", "plcc")]
-                told = f"floor: {FLOORS[floor]}"
+                told = f"baseline: {BASELINES[baseline]}"
                 rows.append([told, metrics["data"], target, *values, kind, str(folder)])
     return rows
 
@@ -116,15 +103,17 @@ def _kind(metrics: dict[str, Any]) -> str:
     return KINDS.get(protocol, f"a split of its own, {protocol}")
 
 
-def _of_protocols(found: dict[str, Any], folder: Path) -> list[list[Any]]:
+def _of_benchmark(found: dict[str, Any], folder: Path) -> list[list[Any]]:
     rows = []
     for row in found["rows"]:
-        is_model = row["predictor"] == found["model"]
-        method = row["predictor"] if is_model else f"floor: {row['predictor']}"
-        told = f"{folder}, mean of {int(row['repeats'])} repeats, {found['pictures']} pictures"
+        own = row["trained_on"] == row["tested_on"]
+        method = str(row["variant"])
+        if not method.startswith("baseline: "):
+            method = f"{method} on {found['backbone']}"
+        told = f"{folder}, mean of {int(row['repeats'])} repeats, {int(row['images'])} images each"
         values = _number(row["mean"]), _number(row["plcc"])
-        kind = KINDS[row["protocol"]]
-        rows.append([method, found["data"], row["target"], *values, kind, told])
+        kind = KINDS[row["protocol"]] if own else KINDS["other data"]
+        rows.append([method, row["tested_on"], row["target"], *values, kind, told])
     return rows
 
 
@@ -195,56 +184,55 @@ SHOWN = {"method": "method", "srcc": "SRCC", "plcc": "PLCC", "source": "source"}
 
 
 def write_comparison(frame: pd.DataFrame, paired: pd.DataFrame, out: Path) -> list[str]:
-    """Write ``comparison.md``, ``.csv`` and ``.html``; returns their names."""
-    title = "Ours beside what others published"
-    told = (
+    """Write ``comparison.md``, ``.csv`` and, with matplotlib, ``.png``; returns their names."""
+    markdown = [
+        "# Ours beside what others published",
+        "",
         "Only numbers of one protocol can be compared. Published rows are as printed; most were "
         "measured on the whole data set, which a row of ours need not be: its source says on how "
-        "many pictures."
-    )
-    markdown, parts = [f"# {title}", "", told], [f"<p>{told}</p>"]
+        "many images.",
+    ]
+    panels = {}
     for (dataset, task, protocol), rows in frame.groupby(
         ["dataset", "task", "protocol"], sort=False
     ):
-        if not rows["ours"].any() and protocol != "not known":
-            note = "none of ours was made under it"
-        else:
-            note = ""
-        heading = f"{dataset}, {task}: {protocol}" + (f" ({note})" if note else "")
+        alone = not rows["ours"].any() and protocol != "not known"
+        heading = f"{dataset}, {task}: {protocol}"
+        markdown += ["", f"## {heading}{' (none of ours was made under it)' if alone else ''}", ""]
         # Four digits, as they are printed.
         digits = {m: rows[m].map(lambda v: "" if np.isnan(v) else f"{v:.4f}") for m in METRICS}
         shown = rows[list(SHOWN)].assign(**digits).rename(columns=SHOWN)
-        bold = shown.assign(
-            method=[
-                f"**{m}**" if o else m for m, o in zip(rows["method"], rows["ours"], strict=True)
-            ]
-        )
-        markdown += ["", f"## {heading}", "", markdown_table(bold)]
-        parts += [f"<h2>{heading}</h2>", html_table(shown, marked=rows["ours"].tolist())]
-        if has_matplotlib() and rows["ours"].any():
-            parts.append(embedded(_plot(rows, heading), "png", heading))
+        ours = zip(rows["method"], rows["ours"], strict=True)
+        bold = shown.assign(method=[f"**{m}**" if own else m for m, own in ours])
+        markdown.append(markdown_table(bold))
+        if rows["ours"].any():
+            panels[heading] = rows[rows["srcc"].notna()].iloc[::-1]
     if len(paired):
         told = (
-            "SRCC of the one less that of the other on the same pictures: 95 % interval and p by a "
+            "SRCC of the one minus that of the other on the same images: 95 % interval and p by a "
             "bootstrap over prompts; Wilcoxon's signed-rank test on each prompt's mean error."
         )
         markdown += ["", "## Run against run", "", told, "", markdown_table(paired, ["difference"])]
-        parts += ["<h2>Run against run</h2>", f"<p>{told}</p>", html_table(paired, ["difference"])]
+    names = ["comparison.md", "comparison.csv"]
     write_atomically(out / "comparison.md", ("\n".join(markdown) + "\n").encode())
     write_atomically(out / "comparison.csv", frame.to_csv(index=False).encode())
-    write_atomically(out / "comparison.html", html_page(title, parts))
-    return ["comparison.md", "comparison.csv", "comparison.html"]
+    if has_matplotlib() and panels:
+        write_atomically(out / "comparison.png", _plot(panels))
+        names.append("comparison.png")
+    return names
 
 
-def _plot(rows: pd.DataFrame, title: str) -> bytes:
+def _plot(panels: Mapping[str, pd.DataFrame]) -> bytes:
+    """A bar for every method, ours in another colour; a panel for each set of like numbers."""
     from matplotlib.figure import Figure
 
-    rows = rows[rows["srcc"].notna()].iloc[::-1]
-    figure = Figure(figsize=(8, 1.2 + 0.24 * len(rows)), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    colours = ["#d98f00" if ours else "#9db4c8" for ours in rows["ours"]]
-    axes.barh(range(len(rows)), rows["srcc"], color=colours)
-    axes.set_yticks(range(len(rows)), [str(m)[:60] for m in rows["method"]], fontsize=8)
-    axes.set(xlabel="SRCC", title=title, xlim=(0, 1))
-    axes.margins(y=0.01)
+    heights = [1.2 + 0.24 * len(rows) for rows in panels.values()]
+    figure = Figure(figsize=(8, sum(heights)), dpi=100, layout="constrained")
+    drawn = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, rows) in zip(drawn, panels.items(), strict=True):
+        colours = ["#d98f00" if ours else "#9db4c8" for ours in rows["ours"]]
+        axes.barh(range(len(rows)), rows["srcc"], color=colours)
+        axes.set_yticks(range(len(rows)), [str(m)[:60] for m in rows["method"]], fontsize=8)
+        axes.set(xlabel="SRCC", title=title, xlim=(0, 1))
+        axes.margins(y=0.01)
     return figure_png(figure)

@@ -1,6 +1,6 @@
 """Predictions against opinions: a table of rows, a table of numbers, and plots."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from dcmpl import __version__
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.evaluation.baselines import FLOORS
+from dcmpl.evaluation.baselines import BASELINES, predict_baselines, statistics_of
 from dcmpl.files import as_json, write_atomically
 from dcmpl.metrics import (
     bootstrap,
@@ -26,18 +26,25 @@ from dcmpl.metrics import (
     srcc,
     within,
 )
+from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import figure_png, has_matplotlib
-from dcmpl.scoring.calibration import CLOSE, Meaning
-from dcmpl.training.calibrate import COVERAGES, Judged, pairs_of
+from dcmpl.runs import Run
+from dcmpl.scoring.calibration import CLOSE, Calibration, Meaning
+from dcmpl.scoring.torch_engine import TorchEngine, by_target, predict_table
+from dcmpl.training.calibrate import COVERAGES, Judged, judged, pairs_of
+from dcmpl.training.features import shuffled_prompts
 
 __all__ = [
+    "METRICS",
+    "evaluate_run",
     "measure",
+    "measure_baselines",
     "measure_calibration",
-    "measure_floors",
     "measured",
     "metrics_table",
     "plain_numbers",
     "predictions_frame",
+    "prompts_matter",
     "scatter_plots",
     "write_plots",
     "write_results",
@@ -113,14 +120,14 @@ def measure(frame: pd.DataFrame, scale: MosScale, draws: int = DRAWS) -> dict[st
     return found
 
 
-def measure_floors(
-    table: ImageTable, floors: Mapping[str, np.ndarray]
+def measure_baselines(
+    table: ImageTable, baselines: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """By floor and target, the numbers of predictions that a model must beat."""
+    """By baseline and target, the numbers of predictions that a model must beat."""
     found = {}
-    for floor, predicted in floors.items():
+    for baseline, predicted in baselines.items():
         measured = measure(predictions_frame(table, predicted), table.scale, draws=0)
-        found[floor] = {target: plain_numbers(entry) for target, entry in measured.items()}
+        found[baseline] = {target: plain_numbers(entry) for target, entry in measured.items()}
     return found
 
 
@@ -140,7 +147,7 @@ NAMES = {
 }
 WITHOUT_INTERVAL = {
     "within_generator_srcc": "SRCC within a generator",
-    "pairwise_accuracy": "better of two picked",
+    "pairwise_accuracy": "pairwise accuracy",
 }
 MEANING = {
     "prompts": {
@@ -151,9 +158,9 @@ MEANING = {
         "calibration_error": "calibration error, MOS units",
         "coverage_0.9": "MOS inside the 90 % interval",
         "width_0.9": "its width, MOS units",
-        "called": "pairs of a prompt that are called",
-        "called_right": "of those, right",
-        "close_right": "too close to call, right",
+        "called": "decided pairs",
+        "called_right": "decided pairs, right",
+        "close_right": "near-ties, right",
         "pair_error": "error of their probabilities",
     },
 }
@@ -176,14 +183,14 @@ def metrics_table(metrics: dict[str, Any], title: str) -> Table:
         known = metrics.get(kind, {})
         for name, shown in names.items() if known else ():
             table.add_row(shown, *(_shown(known.get(t, {}).get(name)) for t in targets))
-    for floor, of_target in metrics.get("floors", {}).items():
+    for baseline, of_target in metrics.get("baselines", {}).items():
         cells = [
             f"{_shown(of_target[t]['srcc'])} / {_shown(of_target[t]['plcc'])}"
             if t in of_target
             else ""
             for t in targets
         ]
-        table.add_row(f"floor: {FLOORS[floor]}", *cells)
+        table.add_row(f"baseline: {BASELINES[baseline]}", *cells)
     table.add_row("pictures", *(str(metrics[target]["n"]) for target in targets))
     return table
 
@@ -229,7 +236,7 @@ def write_results(
     table: ImageTable,
     predicted: np.ndarray,
     notes: Mapping[str, Any],
-    floors: Mapping[str, np.ndarray] | None = None,
+    baselines: Mapping[str, np.ndarray] | None = None,
     draws: int = DRAWS,
     name: str = "metrics.json",
 ) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def write_results(
     frame = predictions_frame(table, predicted)
     write_atomically(folder / "predictions.csv", frame.to_csv(index=False).encode())
     metrics = measure(frame, table.scale, draws)
-    metrics["floors"] = measure_floors(table, floors or {})
+    metrics["baselines"] = measure_baselines(table, baselines or {})
     metrics |= {"data": table.name, "data_sha256": table.digest, "version": __version__, **notes}
     write_atomically(folder / name, as_json(metrics))
     return metrics
@@ -290,3 +297,88 @@ def measure_calibration(meaning: Meaning, tested: Judged) -> dict[str, float]:
     found["close_right"] = float(won[~called].mean()) if (~called).any() else float("nan")
     found["pair_error"] = calibration_error(probability, won)
     return found
+
+
+def evaluate_run(
+    run: Run,
+    calibration: Calibration | None,
+    model: DCMPL,
+    table: ImageTable,
+    training: ImageTable | None,
+    out: Path,
+    notes: Mapping[str, Any],
+) -> tuple[dict[str, Any], bool]:
+    """Predict ``table``, measure, and write the results to ``out``; returns the metrics.
+
+    Beside the metrics: how true the ``calibration`` is of these images, what other prompts do
+    to alignment, and the baselines fitted on ``training``. The second value says whether plots
+    were drawn.
+    """
+    engine, views = TorchEngine(model, run.learned), run.train.views
+    scores, spread = predict_table(engine, table, views, "scoring")
+    predicted = by_target(scores, engine.tasks, table)
+    known = {} if calibration is None else calibration.targets
+    found = {
+        "calibration": _calibrations(known, engine.tasks, table, scores, spread),
+        "prompts": prompts_matter(engine, model, table, views, scores),
+        "split_sha256": run.split_sha256,
+        "backbone": run.backbone,
+        "preset": run.preset,
+        "best_epoch": run.best_epoch,
+        **notes,
+    }
+    baselines: dict[str, np.ndarray] = {}
+    if training is not None:
+        paths = [*training.frame["image"], *table.frame["image"]]
+        made = predict_baselines(training, table, statistics_of(paths))
+        # Held against the same images: those that the run has a prediction for.
+        mask = np.isfinite(predicted)
+        baselines = {name: np.where(mask, values, np.nan) for name, values in made.items()}
+    metrics = write_results(out, table, predicted, found, baselines)
+    return metrics, write_plots(out, table, predicted)
+
+
+def _calibrations(
+    known: Mapping[str, Meaning],
+    tasks: Sequence[str],
+    table: ImageTable,
+    scores: np.ndarray,
+    spread: np.ndarray,
+) -> dict[str, dict[str, float]]:
+    """By target, how true what the run says of its scores is of ``table``."""
+    found = {}
+    for i, task in enumerate(tasks):
+        if task not in known:
+            continue
+        meaning, tested = known[task], judged(table, task, scores[:, i], spread[:, i])
+        if len(tested) and (meaning.low, meaning.high) == (table.scale.low, table.scale.high):
+            found[task] = measure_calibration(meaning, tested)
+    return found
+
+
+def prompts_matter(
+    engine: TorchEngine, model: DCMPL, table: ImageTable, views: str, scores: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """What becomes of alignment when each image is given another's prompt.
+
+    ``own_higher``: how often its own gives the higher score, chance 0.5. ``scores`` are those
+    with the own prompts.
+    """
+    if "alignment" not in engine.tasks or "alignment" not in table.judged:
+        return {}
+    opinion = table.targets(["alignment"])[:, 0]
+    own = scores[:, engine.tasks.index("alignment")]
+    if engine.reads is None:  # the image alone decides
+        return {"alignment": {"srcc_drop": 0.0, "mean_drop": 0.0, "own_higher": 0.5}}
+    reading, shuffled = TorchEngine(model, ["alignment"]), shuffled_prompts(table)
+    found, _ = predict_table(reading, table, views, "with other prompts", shuffled)
+    others = found[:, 0]
+    both = np.isfinite(own) & np.isfinite(others)  # images that have a prompt
+    if not both.any():
+        return {}
+    own, others, opinion = own[both], others[both], opinion[both]
+    known = np.isfinite(opinion)
+    drop = srcc(own[known], opinion[known]) - srcc(others[known], opinion[known])
+    higher = (own > others).mean() + 0.5 * (own == others).mean()
+    entry = {"srcc_drop": drop, "mean_drop": float((own - others).mean())}
+    return {"alignment": {**entry, "own_higher": float(higher)}}

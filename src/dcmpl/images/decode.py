@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_PIXELS",
     "MAX_SIDE",
+    "DecodedImage",
     "Input",
-    "Picture",
     "cores",
     "decode",
     "from_pil",
@@ -65,7 +65,7 @@ BACKGROUND = (255, 255, 255)
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """Pixels, what was done to get them, and the texts that stand in the file."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
@@ -89,17 +89,17 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
         return decode(path).pixels
 
 
-def decode(path: str | Path) -> Picture:
+def decode(path: str | Path) -> DecodedImage:
     """:func:`read_image` for threads, whose starter holds :func:`quiet_pillow`."""
     return _opened(str(path), path)
 
 
-def read_picture(content: bytes, what: str) -> Picture:
+def read_picture(content: bytes, what: str) -> DecodedImage:
     """:func:`decode` for a file that is in memory already; ``what`` names it."""
     return _opened(what, io.BytesIO(content))
 
 
-def from_pil(image: Image.Image) -> Picture:
+def from_pil(image: Image.Image) -> DecodedImage:
     """The same for a Pillow image, which may not have been decoded yet."""
     with _unreadable_is_an_error("a Pillow image"):
         return _decoded(image, "a Pillow image")
@@ -126,7 +126,7 @@ def _unreadable_is_an_error(what: str) -> Iterator[None]:
         raise DataError(f"expected a picture that can be decoded, got {what}: {reason}") from error
 
 
-def _opened(what: str, source: str | Path | io.BytesIO) -> Picture:
+def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
     with _unreadable_is_an_error(what):
         if not isinstance(source, io.BytesIO) and not stat.S_ISREG(Path(source).stat().st_mode):
             raise DataError(f"expected a file at {what}, found something else")
@@ -173,7 +173,7 @@ def _check_size(size: tuple[int, int], what: str) -> None:
         )
 
 
-def _decoded(image: Image.Image, what: str) -> Picture:
+def _decoded(image: Image.Image, what: str) -> DecodedImage:
     """RGB: turned upright, 16 bit scaled to 8, laid on white."""
     _check_size(image.size, what)
     notes = []
@@ -196,7 +196,7 @@ def _decoded(image: Image.Image, what: str) -> Picture:
             canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
             image = Image.alpha_composite(canvas, image)
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return Picture(np.array(rgb), tuple(notes), texts)
+    return DecodedImage(np.array(rgb), tuple(notes), texts)
 
 
 Input = Union[str, Path, Image.Image, np.ndarray, "Tensor"]
@@ -220,15 +220,20 @@ def is_tensor(picture: Any) -> bool:
     return torch is not None and isinstance(picture, torch.Tensor)
 
 
-def read_input(picture: Input, one_at_a_time: Lock) -> Picture:
+_ONE_AT_A_TIME = Lock()
+"""Pillow images load on first use, which two threads must not do to one of them."""
+
+
+def read_input(picture: Input) -> DecodedImage:
+    """An image in any form a program has it; raises :class:`DataError` where it is none."""
     if isinstance(picture, (str, Path)):
         return decode(picture)
     if isinstance(picture, Image.Image):
-        with one_at_a_time:
+        with _ONE_AT_A_TIME:
             return from_pil(picture)
     if is_tensor(picture):
-        return Picture(_of_tensor(picture))
-    return Picture(_of_array(picture))
+        return DecodedImage(_of_tensor(picture))
+    return DecodedImage(_of_array(picture))
 
 
 def _of_array(picture: Any) -> np.ndarray:

@@ -24,7 +24,6 @@ from dcmpl.model.prompts import (
     FreePrompts,
     Fusion,
     LayerPrompts,
-    prompts_from_outputs,
 )
 from dcmpl.model.tokenizer import Tokenizer, Tokens
 
@@ -123,7 +122,7 @@ class DCMPL(nn.Module):
                     for task in self._adapted
                 }
             )
-            if config.aux.reads_prompt:
+            if config.reads_prompt:
                 self.reader = Reader(text.width, vision.width)
             if config.readout == "linear":
                 self.linear = nn.Linear(clip.config.embed_dim, len(config.tasks))
@@ -154,7 +153,7 @@ class DCMPL(nn.Module):
     @property
     def reads_prompt(self) -> bool:
         """Whether alignment reads the picture's own text."""
-        return self.config.aux.reads_prompt
+        return self.config.reads_prompt
 
     @property
     def reading_branch(self) -> int:
@@ -179,11 +178,6 @@ class DCMPL(nn.Module):
         ids, end = (torch.from_numpy(t).to(self.mean.device) for t in (tokens.ids, tokens.end))
         return Reading.begin(self.clip.text, ids, end, condition.text)
 
-    @property
-    def reads_batch(self) -> bool:
-        """Whether its prompts depend on the pictures, so that no :meth:`condition` serves all."""
-        return self.auxiliary is not None and self.config.mpa.source == "encoder_outputs"
-
     def frozen(self, images: Float[Tensor, "batch 3 size size"]) -> Tensor:
         """What a picture gives before anything learned touches it.
 
@@ -206,28 +200,19 @@ class DCMPL(nn.Module):
             return self.clip.visual.encode(frozen)
         return self.clip.visual.leave(frozen) if self.reads_prompt else frozen
 
-    def prompts(self, tokens: Tensor | None = None) -> list[LayerPrompts]:
-        """The prompts of the main branch and, where there is one, of the auxiliary branch.
-
-        ``tokens`` are needed only by a model that :attr:`reads_batch`.
-        """
+    def prompts(self) -> list[LayerPrompts]:
+        """The prompts of the main branch and, where there is one, of the auxiliary branch."""
         main = self.main()
         if self.auxiliary is None:
             return [main]
-        if isinstance(self.auxiliary, CoupledPrompts) and self.reads_batch:
-            if tokens is None:
-                raise UsageError("expected pictures: the prompts of this model depend on them")
-            ids = getattr(self, f"{self.config.tasks[1]}_ids")
-            auxiliary = prompts_from_outputs(self.auxiliary, self.clip, ids, tokens)
-        else:
-            auxiliary = self.auxiliary()
+        auxiliary = self.auxiliary()
         if self.fusion is not None:
             main = LayerPrompts(main.text, self.fusion(main.visual, auxiliary.visual))
         return [main, auxiliary]
 
-    def condition(self, tokens: Tensor | None = None) -> Condition:
+    def condition(self) -> Condition:
         """Visual prompts and text vectors for the present weights."""
-        branches = self.prompts(tokens)
+        branches = self.prompts()
         if self.config.round_prompts:
             branches = [_rounded(branch) for branch in branches]
         words = []
@@ -247,7 +232,7 @@ class DCMPL(nn.Module):
         Without ``texts`` alignment is what the picture alone says of it.
         """
         if condition is None:
-            condition = self.condition(frozen if self.reads_batch else None)
+            condition = self.condition()
         of_branch, patches = self._encoded(frozen, condition.visual)
         embeddings = self._adapted_embeddings(of_branch)
         added, ahead = None, None
@@ -282,12 +267,6 @@ class DCMPL(nn.Module):
             logits = torch.stack([logits[..., 0] + added.float()[:, None], logits[..., 1]], dim=-1)
         weights: Tensor = logits.softmax(dim=-1)[..., 0]
         return weights.mean(-1)
-
-    def image_embeddings(
-        self, frozen: Tensor, condition: Condition
-    ) -> list[Float[Tensor, "batch joint"]]:
-        """Each task's image embedding behind its adapter; branches run as one batch."""
-        return self._adapted_embeddings(self._encoded(frozen, condition.visual)[0])
 
     def _adapted_embeddings(self, of_branch: list[Tensor]) -> list[Tensor]:
         return [

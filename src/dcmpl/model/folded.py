@@ -1,6 +1,6 @@
 """A trained model as what is left to compute for a picture, and nothing else.
 
-After training no prompt depends on a picture. So the text towers become one vector for each
+No prompt depends on an image. So the text towers become one vector for each
 word pair, the prompts of every block become the keys and values that they are to its
 attention, normalisation becomes part of the patch projection, and what a task that was not
 asked for needs is gone. Neither text tower nor tokenizer is kept.
@@ -160,7 +160,7 @@ class Readout(nn.Module):
         super().__init__()
         self.linear: nn.Linear | None = None
         tasks = model.config.tasks
-        reads = model.config.aux.reads_prompt and tasks[index] == "alignment"
+        reads = model.config.reads_prompt and tasks[index] == "alignment"
         self.reader = _shared(model.reader) if reads else None
         self.adapter = _shared(model.adapter_of(tasks[index] if words else tasks[0]))
         if model.config.readout == "linear":
@@ -219,16 +219,8 @@ class Folded(nn.Module):
 
     @torch.no_grad()
     def __init__(self, model: DCMPL, tasks: Sequence[str]) -> None:
-        """``tasks`` are those to score; raises :class:`UsageError` for others.
-
-        Also for a model whose prompts depend on the pictures, which cannot be folded.
-        """
+        """``tasks`` are those to score; raises :class:`UsageError` for others."""
         super().__init__()
-        if model.reads_batch:
-            raise UsageError(
-                "expected prompts that no picture changes, got a model with "
-                "mpa.source=encoder_outputs: it can only be run as it is"
-            )
         if unknown := [task for task in tasks if task not in model.config.tasks]:
             raise UsageError(
                 f"expected tasks of this model ({', '.join(model.config.tasks)}), got {unknown[0]}"

@@ -5,19 +5,18 @@ Generated Image Quality Assessment*, Displays 91, 103208 (2025); its figure and 
 The fusion layers follow CLIP-AGIQA, Fu et al., arXiv:2406.16641; visual prompts made from
 text are MaPLe's, Khattak et al., arXiv:2210.03117.
 
-Differs from CMPA: by default MPA reads the prompts that entered a layer, not what the
-layer made of them (the figure of the paper draws it so), and text prompts change as well.
+Differs from CMPA: MPA reads the prompts that entered a layer, not what the layer made of them
+(the figure of the paper draws it so), and text prompts change as well.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dcmpl.config import FusionConfig, ModelConfig, MpaConfig
-from dcmpl.model.clip import Clip, TowerConfig, put
+from dcmpl.model.clip import TowerConfig
 from dcmpl.model.prompt_attention import prompt_attention
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "Fusion",
     "LayerPrompts",
     "context_tokens",
-    "prompts_from_outputs",
 ]
 
 
@@ -92,8 +90,6 @@ class CoupledPrompts(nn.Module):
         super().__init__()
         self.config = config.mpa
         depths = [_upto(config.mpa.depth, tower.layers) for tower in (text, vision)]
-        if self.config.source == "encoder_outputs":  # both towers run block by block
-            depths = [min(depths)] * 2
         self.depths = depths[0], depths[1]
         deepest = max(depths)
         # A layer's prompts are read by its tower, and by the attention that makes the next.
@@ -171,27 +167,3 @@ class Fusion(nn.Module):
             for layer, m, a in zip(self.layers, main, auxiliary, strict=False)
         ]
         return [*fused, *main[len(fused) :]]
-
-
-def prompts_from_outputs(
-    prompts: CoupledPrompts,
-    clip: Clip,
-    ids: Int[Tensor, "texts length"],
-    tokens: Float[Tensor, "batch tokens width"],
-) -> LayerPrompts:
-    """The prompts of all layers that both towers have, at most ``prompts.depths`` of them."""
-    text, visual = prompts.first()
-    made = LayerPrompts([text], [visual])
-    n, patches = len(text), tokens.shape[1]
-    slots = visual.to(tokens.dtype).expand(len(tokens), -1, -1)
-    x_text, x_visual = clip.text.begin(ids, text), clip.visual.ln_pre(torch.cat([tokens, slots], 1))
-    for layer in range(1, min(prompts.depths)):
-        x_text = clip.text.transformer.resblocks[layer - 1](x_text, causal=True)
-        x_visual = clip.visual.transformer.resblocks[layer - 1](x_visual, causal=False)
-        text, visual = prompts.following(
-            layer, x_text[:, 1 : 1 + n].mean(0), x_visual[:, patches:].mean(0)
-        )
-        x_text, x_visual = put(x_text, text, 1), put(x_visual, visual, patches)
-        made.text.append(text)
-        made.visual.append(visual)
-    return made

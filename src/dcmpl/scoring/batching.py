@@ -1,7 +1,7 @@
-"""Windows of many pictures in full batches: the only loop that scores anything.
+"""Windows of many images in full batches: the only loop that scores anything.
 
 Everything comes back in the order it came in, and what is held in memory at a time does not
-grow with the number of pictures. With lanes (threads that each decode or compute, on one core)
+grow with the number of images. With lanes (threads that each decode or compute, on one core)
 reading and computing overlap and no core waits for another.
 """
 
@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from threading import Barrier
 from typing import Any, TypeVar
 
-__all__ = ["ahead", "lanes", "outputs_of"]
+__all__ = ["ahead", "keyed_outputs", "lanes", "outputs_of"]
 
 Item = TypeVar("Item")
+Key = TypeVar("Key")
 Result = TypeVar("Result")
 Window = TypeVar("Window")
 
@@ -29,8 +30,8 @@ class _Inline(Executor):
 
 
 @contextmanager
-def lanes(count: int, begin: Callable[[], object] = bool) -> Iterator[Executor]:
-    """``count`` threads, each of which has called ``begin`` when the block starts.
+def lanes(count: int, begin: Callable[[], object] | None = None) -> Iterator[Executor]:
+    """``count`` threads, each of which has called ``begin``, if any, when the block starts.
 
     What has not begun when the block ends is not done any more.
     """
@@ -59,54 +60,54 @@ def ahead(
 
 
 class _Batches:
-    """Windows that wait, batches under way, and what has come back of each picture."""
+    """Windows that wait, batches under way, and what has come back of each image."""
 
     def __init__(self, compute: Callable[[list[Any]], Iterable[Any]], pool: Executor) -> None:
         self.compute, self.pool = compute, pool
         self.waiting: list[Any] = []
         self.owners: list[int] = []
         self.jobs: deque[tuple[list[int], Future[Iterable[Any]]]] = deque()
-        self.done: dict[int, list[Any]] = {}
+        self.done: dict[int, tuple[Any, list[Any]]] = {}
 
-    def flush(self, depth: int) -> None:
-        """Send what waits; then wait until at most ``depth`` batches are under way."""
+    def flush(self, most: int) -> None:
+        """Send what waits; then wait until at most ``most`` batches are under way."""
         if self.waiting:
             self.jobs.append((self.owners, self.pool.submit(self.compute, self.waiting)))
             self.waiting, self.owners = [], []
-        while len(self.jobs) > depth:
+        while len(self.jobs) > most:
             owners, job = self.jobs.popleft()
             for owner, output in zip(owners, job.result(), strict=True):
-                self.done[owner].append(output)
+                self.done[owner][1].append(output)
 
-    def finished(self, before: int) -> Iterator[list[Any]]:
-        """Pictures below ``before`` that have no window left to compute, in order."""
+    def finished(self, before: int) -> Iterator[tuple[Any, list[Any]]]:
+        """Images below ``before`` that have no window left to compute, in order."""
         under_way = self.jobs[0][0][:1] if self.jobs else []
         before = min([before, *self.owners[:1], *under_way])
         while self.done and (owner := next(iter(self.done))) < before:
             yield self.done.pop(owner)
 
 
-def outputs_of(
-    pictures: Iterable[Iterable[Window]],
+def keyed_outputs(
+    images: Iterable[tuple[Key, Iterable[Window]]],
     compute: Callable[[list[Window]], Iterable[Result]],
     batch_size: int,
     *,
     chunk: int | None = None,
     pool: Executor | None = None,
     depth: int = 0,
-) -> Iterator[list[Result]]:
-    """For each picture, in order, what ``compute`` gives for its windows.
+) -> Iterator[tuple[Key, list[Result]]]:
+    """For each image, in order, its key and what ``compute`` gives for its windows.
 
-    A picture is given as its windows, of which there may be none, and comes back as soon as
-    the last of them is done. ``chunk``: batches end behind every so many pictures, so that
-    what shares a batch does not depend on where a job began; 1: no batch holds windows of
-    two pictures. ``pool`` computes, with ``depth`` batches under way.
+    An image is given as a key and its windows, of which there may be none, and comes back as
+    soon as the last of them is done. ``chunk``: batches end behind every so many images, so
+    that what shares a batch does not depend on where a job began. ``pool`` computes, with
+    ``depth`` batches under way.
     """
     batches = _Batches(compute, pool or _Inline())
     index = -1
-    for index, picture in enumerate(pictures):
-        batches.done[index] = []
-        for window in picture:
+    for index, (key, windows) in enumerate(images):
+        batches.done[index] = key, []
+        for window in windows:
             batches.waiting.append(window)
             batches.owners.append(index)
             if len(batches.waiting) == batch_size:
@@ -116,3 +117,15 @@ def outputs_of(
         yield from batches.finished(index + 1)
     batches.flush(0)
     yield from batches.finished(index + 1)
+
+
+def outputs_of(
+    images: Iterable[Iterable[Window]],
+    compute: Callable[[list[Window]], Iterable[Result]],
+    batch_size: int,
+    **options: Any,
+) -> Iterator[list[Result]]:
+    """:func:`keyed_outputs` of images without keys."""
+    keyed = ((None, windows) for windows in images)
+    for _, found in keyed_outputs(keyed, compute, batch_size, **options):
+        yield found

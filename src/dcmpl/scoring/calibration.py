@@ -6,7 +6,6 @@ Fitted once for a run (``dcmpl.training.calibrate``), kept beside it, and applie
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dcmpl.errors import DcmplError, RunError, UsageError
-from dcmpl.files import as_json, check_sealed, sealed, write_atomically
+from dcmpl.config import check_views
+from dcmpl.errors import RunError, UsageError
+from dcmpl.files import as_json, read_record, sealed, write_atomically
 from dcmpl.metrics import logistic4
 
 __all__ = [
@@ -47,9 +47,6 @@ NUMBERS = ("spread", "mos", "low", "high", "percentile", "percentile_against")
 
 CLOSE = 0.8
 """Two pictures are too close to call where neither is better with this probability."""
-
-UNREADABLE = ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
-"""What a record of another form raises."""
 
 Values = Float[np.ndarray, " pictures"]
 
@@ -192,7 +189,8 @@ class Calibration:
     """The meaning of every target that a run learned, for scores over its own ``views``.
 
     ``patches`` tells where a picture looks bad, by its first target; None where the model
-    cannot say.
+    cannot say. ``enough_views`` are the fewest views whose scores are those of all windows, None
+    where that was not measured.
     """
 
     data: str
@@ -200,6 +198,7 @@ class Calibration:
     weights_sha256: str
     targets: dict[str, Meaning]
     patches: PatchReadout | None = None
+    enough_views: str | None = None
 
     def columns(self, targets: tuple[str, ...], against: str | None) -> tuple[str, ...]:
         """The names of what :meth:`Meaning.row` adds."""
@@ -309,7 +308,8 @@ def of_record(record: Mapping[str, Any]) -> Calibration:
     patches = record["patches"]
     if patches is not None:
         patches = PatchReadout(_numbers(patches["weights"]))
-    return Calibration(data, views, weights, targets, patches)
+    enough = record["enough_views"]
+    return Calibration(data, views, weights, targets, patches, enough and check_views(enough))
 
 
 def read_calibration(folder: Path, weights_sha256: str) -> Calibration | None:
@@ -320,14 +320,7 @@ def read_calibration(folder: Path, weights_sha256: str) -> Calibration | None:
     path = folder / CALIBRATION
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_sealed(record, path)
-        found = of_record(record)
-    except DcmplError:
-        raise
-    except (OSError, *UNREADABLE) as error:
-        raise RunError(f"expected a calibration at {path}, got: {error!r}") from error
+    found = read_record(path, "a calibration", of_record)
     if found.weights_sha256 != weights_sha256:
         raise RunError(
             f"expected the calibration of the run beside {path}, got that of another: remove it "

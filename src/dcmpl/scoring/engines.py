@@ -1,35 +1,29 @@
-"""What turns windows into scores: PyTorch, ONNX Runtime or OpenVINO, and which is fastest here.
+"""What turns windows into scores: PyTorch, ONNX Runtime or OpenVINO.
 
 An engine is called from several threads at once and keeps each call on one core; windows are
 uint8 (N, size, size, 3), scores float64 (N, tasks). A run folder is run by PyTorch; the other
 two run what ``dcmpl export`` made of one, and never import torch.
 """
 
-import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from dcmpl.errors import DcmplError, RunError, UsageError
-from dcmpl.files import as_json, check_sealed, sha256_of, write_atomically
+from dcmpl.errors import RunError, UsageError
+from dcmpl.files import read_record, sha256_of
 from dcmpl.images.decode import cores
 from dcmpl.images.windows import windows
 from dcmpl.model.tokenizer import Ids, Parts
-from dcmpl.scoring.batching import lanes, outputs_of
-from dcmpl.scoring.calibration import UNREADABLE, Calibration, of_record
+from dcmpl.scoring.batching import keyed_outputs, lanes
+from dcmpl.scoring.calibration import Calibration, of_record
 
 __all__ = [
     "BATCH",
@@ -46,7 +40,8 @@ __all__ = [
     "open_export",
     "open_variant",
     "read_export",
-    "scores_of",
+    "score_images",
+    "score_windows",
 ]
 
 ENGINES, PRECISIONS = ("torch", "onnx", "openvino"), ("fp32", "bf16", "int8")
@@ -57,10 +52,11 @@ EXPORT = "export.json"
 """The record beside exported models."""
 
 
-MODULES = {"onnx": "onnxruntime", "openvino": "openvino"}
+MODULES = {"openvino": "openvino", "onnx": "onnxruntime"}
+"""By engine of exported models the package it needs, the faster on most CPUs first."""
+
 BATCH = 16
-PROBE = 4
-"""Windows in a call that is timed."""
+"""Windows in a call."""
 
 FIELDS = {
     "tasks": list,
@@ -73,20 +69,17 @@ FIELDS = {
 """What must stand in the record of an export."""
 
 Windows = UInt8[np.ndarray, "batch size size 3"]
+Key = TypeVar("Key")
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """``apart``: windows of two pictures must not share a call.
-
-    ``reads`` is the task that reads the picture's own text, if one does.
-    """
+    """Windows to scores; ``reads`` is the task that reads the image's own prompt, if one does."""
 
     name: str
     precision: str
     tasks: tuple[str, ...]
     size: int
-    apart: bool
     reads: str | None
 
     def __call__(
@@ -150,27 +143,25 @@ class Exported:
 
 def read_export(folder: Path) -> Exported:
     """The record in a folder that ``dcmpl export`` wrote; raises :class:`RunError` else."""
-    path = folder / EXPORT
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_sealed(record, path)
+
+    def build(record: dict[str, Any]) -> Exported:
         for name, kind in FIELDS.items():
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} that is no {kind.__name__}")
-        Exported(folder, record).calibration  # noqa: B018  # that it can be read
+        found = Exported(folder, record)
+        found.calibration  # noqa: B018  # that it can be read
         for variant in record["variants"]:
             if variant["engine"] not in KINDS or not isinstance(variant["file"], str):
                 raise ValueError("a variant of an unknown engine")
-    except (OSError, *UNREADABLE) as error:
-        raise RunError(f"expected what dcmpl export wrote at {path}, got: {error!r}") from error
-    return Exported(folder, record)
+        return found
+
+    return read_record(folder / EXPORT, "what dcmpl export wrote", build)
 
 
 class _OfExport:
     """What both engines of exported models share."""
 
     name: str
-    apart = False
     reads: str | None = None
 
     def __init__(self, exported: Exported, precision: str) -> None:
@@ -279,7 +270,7 @@ def _check_unchanged(path: Path, digest: str) -> None:
 
 
 def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> Engine:
-    """The engine for an exported model; ``auto`` is the fastest of those at hand.
+    """The engine for an exported model; ``auto`` takes the first of ``MODULES``.
 
     Raises :class:`UsageError` where there is none of that kind and precision.
     """
@@ -290,123 +281,89 @@ def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> 
             f"expected one of {', '.join(known)} from {exported.folder}, got {engine} {precision}"
         )
         raise UsageError(told + exported.lack(engine, precision))
-    if len(variants) == 1:
-        return open_variant(exported, variants[0], lanes)
-    name = _fastest(exported, variants)
-    chosen = next(v for v in variants if v["engine"] == name)
-    return open_variant(exported, chosen, lanes)
+    order = list(MODULES)
+    return open_variant(exported, min(variants, key=lambda v: order.index(v["engine"])), lanes)
 
 
-def _fastest(exported: Exported, variants: Sequence[dict[str, Any]]) -> str:
-    """The engine that took least time on this machine; measured once and remembered."""
-    versions = [f"{v['engine']} {version(MODULES[v['engine']])}" for v in variants]
-    machine = f"{platform.node()} {platform.processor() or platform.machine()} {os.cpu_count()}"
-    model = (
-        f"{exported.about.get('identity')} {variants[0]['precision']} {' '.join(exported.tasks)}"
-    )
-    key = f"{model} {' '.join(versions)} {machine}"
-    place = _cache() / "engines.json"
-    known = _remembered(place)
-    if known.get(key) in [v["engine"] for v in variants]:
-        return str(known[key])
-    took = {v["engine"]: _seconds(open_variant(exported, v, 1)) for v in variants}
-    best = str(min(took, key=lambda name: took[name]))
-    with suppress(DcmplError):  # a cache that cannot be written only costs time
-        write_atomically(place, as_json({**known, key: best}))
-    return best
+class Question(NamedTuple):
+    """An image to score, uint8 RGB (height, width, 3), None if it could not be read.
 
-
-def _seconds(engine: Engine) -> float:
-    """Median CPU seconds of a call behind one that warms up."""
-    windows = np.random.default_rng(0).integers(
-        0, 256, (PROBE, engine.size, engine.size, 3), dtype=np.uint8
-    )
-    engine(windows)
-    took = []
-    for _ in range(3):
-        start = time.process_time()
-        engine(windows)
-        took.append(time.process_time() - start)
-    return statistics.median(took)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcmpl"
-
-
-def _remembered(place: Path) -> dict[str, str]:
-    try:
-        known = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-@dataclass(frozen=True)
-class Question:
-    """A picture to score, uint8 (height, width, 3), if it could be read; and its text in parts."""
+    ``texts`` are the parts of its prompt, each as token ids.
+    """
 
     pixels: np.ndarray | None
     texts: tuple[Ids, ...] = ((),)
 
 
 class Answer(NamedTuple):
-    """Each task's score of a picture: the mean over its windows, and their standard deviation."""
+    """Each task's score of an image: the mean over its windows, and their standard deviation."""
 
     scores: Float64[np.ndarray, " tasks"]
     spread: Float64[np.ndarray, " tasks"]
 
 
-def scores_of(
-    engine: Engine,
-    questions: Iterable[Question],
-    views: str,
+def score_images(
+    engine: "Engine", images: Iterable[tuple[Key, Question]], views: str, **options: Any
+) -> Iterator[tuple[Key, Answer | None]]:
+    """Each image's key and its scores over its views, in order; None for no image.
+
+    ``options`` are those of :func:`score_windows`.
+    """
+    items = (
+        (key, () if q.pixels is None else windows(q.pixels, engine.size, views), q.texts)
+        for key, q in images
+    )
+    return score_windows(engine, items, **options)
+
+
+def score_windows(
+    compute_with: Callable[..., np.ndarray],
+    items: Iterable[tuple[Key, Iterable[np.ndarray], Sequence[Ids]]],
     *,
     batch_size: int = BATCH,
     chunk: int | None = None,
     pool: Executor | None = None,
     depth: int = 0,
-) -> Iterator[Answer | None]:
-    """Each picture's scores over its views, in order; None for no picture.
+) -> Iterator[tuple[Key, Answer | None]]:
+    """Each image's key and its mean score over its windows, in order; None for no windows.
 
-    Questions are taken one by one; ``batch_size`` counts windows. Where a text has several
+    Images are taken one by one; ``batch_size`` counts windows. Where a prompt has several
     parts, each window is scored with each. The rest is as for
-    :func:`dcmpl.scoring.batching.outputs_of`.
+    :func:`dcmpl.scoring.batching.keyed_outputs`.
     """
 
-    def compute(waiting: list[tuple[np.ndarray, Ids]]) -> np.ndarray:
-        cut: list[np.ndarray] = []
+    def compute(waiting: list[tuple[Any, Ids]]) -> np.ndarray:
+        cut: list[Any] = []
         texts: list[list[Ids]] = []
         for window, text in waiting:
             if not cut or window is not cut[-1]:  # each is looked at once for all its texts
                 cut.append(window)
                 texts.append([])
             texts[-1].append(text)
-        return engine(np.stack(cut), texts)
+        return compute_with(np.stack(cut), texts)
 
-    def asked(question: Question) -> Iterator[tuple[np.ndarray, Ids]]:
-        if question.pixels is not None:
-            for window in windows(question.pixels, engine.size, views):
-                yield from ((window, text) for text in question.texts)
+    def pairs(cut: Iterable[np.ndarray], texts: Sequence[Ids]) -> Iterator[tuple[np.ndarray, Ids]]:
+        for window in cut:
+            yield from ((window, text) for text in texts)
 
-    chunk = 1 if engine.apart else chunk
-    for found in outputs_of(
-        map(asked, questions), compute, batch_size, chunk=chunk, pool=pool, depth=depth
-    ):
-        yield Answer(np.mean(found, axis=0), np.std(found, axis=0)) if found else None
+    cut = ((key, pairs(own, texts)) for key, own, texts in items)
+    outputs = keyed_outputs(cut, compute, batch_size, chunk=chunk, pool=pool, depth=depth)
+    for key, found in outputs:
+        yield key, Answer(np.mean(found, axis=0), np.std(found, axis=0)) if found else None
 
 
-def all_answers(engine: Engine, questions: Iterable[Question], views: str) -> list[Answer]:
-    """:func:`scores_of` pictures that are all there, on all cores."""
+def all_answers(engine: "Engine", questions: Iterable[Question], views: str) -> list[Answer]:
+    """:func:`score_images` of images that are all there, on all cores."""
     count = cores()
     with engine.lanes(count) as pool:
-        found = scores_of(engine, questions, views, pool=pool, depth=count)
-        return [answer for answer in found if answer is not None]
+        keyed = ((None, question) for question in questions)
+        found = score_images(engine, keyed, views, pool=pool, depth=count)
+        return [answer for _, answer in found if answer is not None]
 
 
 def all_scores(
-    engine: Engine, pictures: Iterable[np.ndarray], views: str
+    engine: "Engine", pictures: Iterable[np.ndarray], views: str
 ) -> Float64[np.ndarray, "pictures tasks"]:
-    """The scores of pictures without texts."""
+    """The scores of images without prompts."""
     answers = all_answers(engine, map(Question, pictures), views)
     return np.stack([answer.scores for answer in answers])

@@ -1,15 +1,13 @@
-"""``dcmpl explain``: where a picture looks bad, and which words of its prompt it does not show.
+"""Where a picture looks bad, and which words of its prompt it does not show.
 
 Two maps, drawn over the picture: the score of every window, which is what the picture's score
-is the mean of, and the patches as the run's readout of them (``dcmpl.scoring.explain``) has them. For
-a run whose alignment reads the prompt, what the score gains when a word is left out.
+is the mean of, and the patches as the run's readout of them has them. For a run whose alignment
+reads the prompt, what the score gains when a word is left out.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +15,19 @@ from jaxtyping import Float, Float64, UInt8
 from scipy import ndimage
 
 from dcmpl.errors import UsageError
-from dcmpl.files import write_atomically
-from dcmpl.images.decode import decode, quiet_pillow
 from dcmpl.images.windows import random_window
 from dcmpl.model.folded import Folded
-from dcmpl.pages import figure_png, has_matplotlib
+from dcmpl.pages import figure_png
 from dcmpl.progress import say, track
-from dcmpl.runs import uncalibrated
-from dcmpl.scoring.calibration import Calibration, PatchReadout, read_calibration
+from dcmpl.scoring.calibration import Calibration, PatchReadout
 from dcmpl.scoring.engines import Answer, Engine, Question, all_answers
-from dcmpl.scoring.torch_engine import TorchEngine, load_model
-from dcmpl.weights import warn_of_floor
+from dcmpl.scoring.torch_engine import TorchEngine
 
 __all__ = [
-    "COMMANDS",
+    "Explanation",
     "QualityMap",
     "damaged",
+    "explain",
     "fit_patches",
     "patch_map",
     "patch_scores",
@@ -111,10 +106,11 @@ def fit_patches(
     # What a map shows is how patches of one picture differ, so nothing else is fitted.
     features = [f - f.mean(0) for f in patch_features(network, windows)]
     x, y = np.concatenate(features), np.concatenate([w - w.mean() for w in wanted])
+    from sklearn.linear_model import Ridge  # slow to import, and only calibration fits
+
     scale = x.std(0) + 1e-9
-    z = x / scale
-    weights = np.linalg.solve(z.T @ z + RIDGE * np.eye(z.shape[1]), z.T @ y) / scale
-    return PatchReadout(tuple(weights.tolist()))
+    ridge = Ridge(alpha=RIDGE, fit_intercept=False, solver="cholesky").fit(x / scale, y)
+    return PatchReadout(tuple((ridge.coef_ / scale).tolist()))
 
 
 def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -158,6 +154,20 @@ class QualityMap:
         """The pixel in the middle of the lowest block, row and column."""
         row, column = np.unravel_index(int(np.argmin(self.values)), self.values.shape)
         return int(row) * GRID + GRID // 2, int(column) * GRID + GRID // 2
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Sentences on each score, maps of the first task, and what leaving out each word adds."""
+
+    told: tuple[str, ...]
+    maps: tuple[QualityMap, ...]
+    words: tuple[tuple[str, float], ...]
+    task: str
+
+    def figure(self, picture: Picture) -> bytes:
+        """All of it drawn, as PNG; matplotlib must be installed."""
+        return _figure(picture, self.maps, self.words, self.told, self.task)
 
 
 def window_map(engine: Engine, picture: Picture, text: Sequence[int] = ()) -> Values:
@@ -242,22 +252,17 @@ def word_gains(
     return [(word, float(score - own)) for word, score in zip(words, without, strict=True)]
 
 
-def explain(arguments: Any) -> int:
-    """``dcmpl explain``."""
-    if not has_matplotlib():
-        raise UsageError(
-            "expected matplotlib to draw with, found none: pip install 'dcmpl-agiqa[plots]'"
-        )
-    folder = Path(arguments.model)
-    run, model = load_model(folder, arguments.backbone, arguments.device)
-    warn_of_floor(run.backbone)
-    engine = TorchEngine(model, run.learned)
-    calibration = read_calibration(folder, run.weights_sha256)
-    if calibration is None:
-        say(f"note: no MOS units and no map of patches: {uncalibrated(run)}")
-    with quiet_pillow():
-        picture = decode(arguments.image).pixels
-    prompt, views = arguments.prompt or "", run.train.views
+def explain(
+    engine: TorchEngine,
+    calibration: Calibration | None,
+    picture: Picture,
+    prompt: str,
+    views: str,
+) -> Explanation:
+    """Everything that can be told of one image; ``views`` are those its score is the mean over.
+
+    What cannot be told is said, with the reason.
+    """
     question = Question(picture, engine.parts(prompt, "window").ids)
     (answer,) = all_answers(engine, [question], views)
     told = [_told(engine, calibration, answer, i, prompt) for i in range(len(engine.tasks))]
@@ -277,15 +282,7 @@ def explain(arguments: Any) -> int:
         say(f"note: {engine.reads} is judged by the prompt; --prompt TEXT tells which words")
     else:
         words = word_gains(engine, picture, prompt, views)
-    write_atomically(Path(arguments.out), _figure(picture, maps, words, told, engine.tasks[0]))
-    print("\n".join(told))
-    for drawn in maps:
-        row, column = drawn.worst
-        print(f"lowest by {drawn.name}: {drawn.values.min():.2f} about x {column}, y {row}")
-    for word, gain in sorted(words, key=lambda pair: -pair[1]):
-        print(f"without {word!r}: {gain:+.3f}")
-    print(f"picture: {arguments.out}")
-    return 0
+    return Explanation(tuple(told), tuple(maps), tuple(words), engine.tasks[0])
 
 
 def _maps(
@@ -391,6 +388,3 @@ def _figure(
 def _drawable(word: str) -> str:
     """A word as matplotlib takes it: not too long, and text."""
     return word.encode("utf-8", "replace").decode()[:LONGEST_DRAWN]
-
-
-COMMANDS: dict[str, Callable[[Any], int]] = {"explain": explain}

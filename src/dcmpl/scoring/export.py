@@ -13,28 +13,25 @@ Normalisation is inside.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from dcmpl import __version__
-from dcmpl.data.sources import requests
-from dcmpl.errors import DcmplError, RunError, UsageError
+from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed, sha256_of, write_atomically
-from dcmpl.images.decode import cores, quiet_pillow
+from dcmpl.images.decode import cores
 from dcmpl.images.windows import windows
 from dcmpl.metrics import srcc
-from dcmpl.model.folded import Folded
-from dcmpl.progress import say, track
-from dcmpl.runs import Run, validation_pictures
-from dcmpl.scoring.calibration import Calibration, read_calibration
+from dcmpl.progress import say
+from dcmpl.runs import Run
+from dcmpl.scoring.calibration import Calibration
 from dcmpl.scoring.engines import (
     EXPORT,
     MODULES,
@@ -44,10 +41,9 @@ from dcmpl.scoring.engines import (
     all_scores,
     open_variant,
 )
-from dcmpl.scoring.torch_engine import MOST_PICTURES, TorchEngine, load_model
-from dcmpl.training.calibrate import ENOUGH_PICTURES, SHARE, TOLERANCE, compare_views, fewest_views
+from dcmpl.scoring.torch_engine import TorchEngine
 
-__all__ = ["COMMANDS", "write_export"]
+__all__ = ["write_export"]
 
 FP32_DRIFT, BF16_DRIFT = 1e-5, 5e-3
 INT8_SRCC = 0.995
@@ -63,22 +59,15 @@ def write_export(
     run: Run,
     folder: Path,
     pictures: Sequence[np.ndarray],
-    say: Callable[[str], None],
-    views_on: Sequence[np.ndarray] = (),
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Write all variants that the installed packages make, and the record; returns that.
 
     ``pictures`` calibrate int8 and, by their middle window, tell drifts; without any there is
-    no int8, and drifts are told on noise. ``views_on`` tell how few views are enough. Raises
-    :class:`UsageError` for a model that cannot be folded or where ONNX is not installed,
+    no int8, and drifts are told on noise. Raises
+    :class:`UsageError` where ONNX is not installed,
     :class:`RunError` where an export does not give torch's scores.
     """
-    if engine.apart:
-        raise UsageError(
-            "expected a model whose prompts do not depend on the pictures, got one with "
-            "mpa.source=encoder_outputs: only torch runs it"
-        )
     if lack := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]:
         raise UsageError(
             f"expected {', '.join(lack)} to export, found none: pip install 'dcmpl-agiqa[onnx]'"
@@ -110,10 +99,6 @@ def write_export(
         else:
             kept.append({**variant, "drift": drift["most"], "srcc": drift["srcc"]})
     record |= {"variants": kept, "left_out": left_out}
-    if views_on:
-        fp32 = open_variant(Exported(folder, record), kept[0], cores())
-        rows = compare_views(fp32, views_on)
-        record |= {"views_compared": rows, "fewest_views": fewest_views(rows)}
     record |= {"made_with": _versions(), "version": __version__}
     write_atomically(folder / EXPORT, sealed(record))
     return record
@@ -137,7 +122,7 @@ def _write_models(
             left_out[f"openvino {precision}"] = "it was not installed at export"
         return files, variants, left_out
     # OpenVINO's own bfloat16 also lowers what must not be: the tokens and the stem.
-    lower = cast(Folded, engine.network).in_bfloat16()
+    lower = engine.network.in_bfloat16()
     bf16 = _write_onnx(lower, folder / "model.bf16.onnx", engine.size)
     precisions = [*(variant["precision"] for variant in variants), "bf16"]
     for path, precision in zip([*files, bf16], precisions, strict=True):
@@ -289,52 +274,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def export(arguments: Any) -> int:
-    """``dcmpl export``."""
-    folder, out = Path(arguments.run), Path(arguments.out)
-    run, model = load_model(folder, arguments.backbone, "cpu")
-    targets = tuple(arguments.targets or run.learned)
-    if unknown := [target for target in targets if target not in run.learned]:
-        known = ", ".join(run.learned)
-        raise UsageError(f"expected targets the run learned, {known}, got {unknown[0]}")
-    if run.model.aux.reads_prompt and "alignment" in targets:
-        if arguments.targets or len(targets) == 1:
-            raise UsageError(
-                "expected targets that no prompt is read for, got alignment: only torch reads "
-                "prompts, score with the run itself"
-            )
-        targets = tuple(target for target in targets if target != "alignment")
-        told = ", ".join(targets)
-        say(f"note: alignment reads the prompt, which only torch does; exported: {told}")
-    pictures = _calibration(arguments, folder, run)
-    spread = pictures[:: max(1, len(pictures) // ENOUGH_PICTURES)]
-    calibration = read_calibration(folder, run.weights_sha256)
-    engine = TorchEngine(model, targets)
-    record = write_export(engine, run, out, pictures, say, spread, calibration)
-    for row in record.get("views_compared", ()):
-        say(
-            f"views {row['views']}: {row['windows']:.0f} windows, {SHARE:.0%} of the pictures "
-            f"within {row['of_share']:.3f} of all windows' score"
-        )
-    if "fewest_views" in record:
-        say(f"--views auto is {record['fewest_views']}, within {TOLERANCE:g}")
-    made = ", ".join(f"{v['engine']} {v['precision']}" for v in record["variants"])
-    print(f"exported: {out} ({made})\nnext: dcmpl score PATH --model {out} -o scores.csv")
-    return 0
-
-
-def _calibration(arguments: Any, folder: Path, run: Run) -> list[np.ndarray]:
-    if arguments.pictures is None:
-        try:
-            return validation_pictures(folder, run)
-        except DcmplError as error:
-            say(f"note: no pictures to compare on: {error}; name some with --pictures")
-            return []
-    with quiet_pillow():
-        asked = islice(requests(arguments.entries), MOST_PICTURES)
-        return [request.read().pixels for request in track(asked, "reading pictures")]
-
-
-COMMANDS: dict[str, Callable[[Any], int]] = {"export": export}

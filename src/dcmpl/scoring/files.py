@@ -11,7 +11,7 @@ from typing import Any
 from dcmpl import __version__
 from dcmpl.config import TARGETS
 from dcmpl.errors import RunError
-from dcmpl.files import check_sealed, put_in_place, sealed, sha256_of, write_whole
+from dcmpl.files import put_in_place, read_record, sealed, sha256_of, write_whole
 
 __all__ = [
     "COLUMNS",
@@ -88,7 +88,7 @@ def write_scores(
     finally:
         with suppress(OSError):
             temporary.unlink()
-    record = {"job": job, "made_with": made_with, "rows": counts}
+    record: dict[str, Any] = {"job": job, "made_with": made_with, "rows": counts}
     record |= {"sha256": digest, "version": __version__}
     write_whole(manifest_of(out), sealed(record))
     return counts
@@ -101,17 +101,11 @@ def manifest_of(out: Path) -> Path:
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """The job of a file of scores; raises :class:`RunError` where the file is not as written."""
-    path = manifest_of(out)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_sealed(record, path)
-        job, digest = dict(record["job"]), record["sha256"]
-        same = digest == sha256_of(out)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        told = getattr(error, "strerror", None) or repr(error)
-        raise RunError(
-            f"expected the scores and the manifest that dcmpl score wrote at {out}, got: {told}"
-        ) from error
+
+    def build(record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        return dict(record["job"]), record["sha256"] == sha256_of(out)
+
+    job, same = read_record(manifest_of(out), f"the manifest of the scores {out}", build)
     if not same:
         raise RunError(f"expected {out} as dcmpl score wrote it, it was changed since")
     return job

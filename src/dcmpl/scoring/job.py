@@ -1,4 +1,9 @@
-"""``dcmpl score`` and ``dcmpl merge``: what was named, to a file of scores. Imports no torch."""
+"""Resumable scoring: an append-only journal of finished rows, and the job that fills it.
+
+The rows of a job stand in ``OUT.part`` as JSON lines, behind one line that says what job they
+are of. A job that was broken off goes on at the beginning of the last chunk that was not
+complete, and ends with the same bytes. Imports no torch.
+"""
 
 import hashlib
 import json
@@ -6,21 +11,19 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from dcmpl import __version__
-from dcmpl.config import TARGETS
-from dcmpl.data.sources import Entry, read_prompts, requests, with_prompts
-from dcmpl.errors import DataError, DcmplError, RunError
-from dcmpl.images.decode import quiet_pillow
+from dcmpl.data.sources import Source, with_content
+from dcmpl.errors import DcmplError, RunError
 from dcmpl.progress import say, track
 from dcmpl.scoring.files import (
     COLUMNS,
@@ -28,25 +31,26 @@ from dcmpl.scoring.files import (
     best_first,
     columns_of,
     manifest_of,
-    merged,
     read_manifest,
     read_scores,
     write_scores,
 )
 from dcmpl.scoring.results import Score
 from dcmpl.scoring.scorer import CHUNK, Scorer
-from dcmpl.selection import copy_best, move
-from dcmpl.weights import warn_of_floor
 
-__all__ = ["COMMANDS", "Part", "open_part", "part_of"]
+__all__ = ["Job", "Journal", "journal_of", "made_with", "open_journal", "say_faults"]
+
+TOLD_FAULTS = 10
+PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
+RANKED = ("rank", "better_than_next", "call")
 
 
-def part_of(out: Path) -> Path:
+def journal_of(out: Path) -> Path:
     """Where the rows of a job stand that is under way."""
     return out.with_name(out.name + ".part")
 
 
-class Part:
+class Journal:
     """The rows of a job that is under way."""
 
     def __init__(
@@ -77,7 +81,7 @@ class Part:
 
 
 @contextmanager
-def open_part(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) -> Iterator[Part]:
+def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) -> Iterator[Journal]:
     """The part file of ``out``, for this process alone.
 
     With ``resume`` the rows that are there count, up to the last multiple of ``chunk`` (or
@@ -85,7 +89,7 @@ def open_part(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) -> It
     :class:`RunError` where another process writes it, rows of another job or, without
     ``resume``, any rows stand there, or the disk does not take them.
     """
-    path = part_of(out)
+    path = journal_of(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
@@ -103,8 +107,8 @@ def open_part(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) -> It
                 f"expected no {path}, found the rows of a scoring that was broken off: "
                 "add --resume to go on with it, or delete it"
             )
-        with _opened(path, job, chunk) as part:
-            yield part
+        with _opened(path, job, chunk) as journal:
+            yield journal
         path.unlink()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(path)) from None
@@ -129,7 +133,7 @@ def _kept(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Part]:
+def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Journal]:
     head = json.dumps({"job": job}).encode() + b"\n"
     columns = tuple(job.get("columns", COLUMNS))
     with path.open("r+b" if path.exists() else "w+b") as file:
@@ -142,7 +146,7 @@ def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Part]:
         file.truncate(ends[-1])
         file.seek(ends.pop())
         file.flush()
-        yield Part(path, file, ends, columns)
+        yield Journal(path, file, ends, columns)
 
 
 def _complete_rows(file: BinaryIO, head: bytes, path: Path, columns: Sequence[str]) -> list[int]:
@@ -183,186 +187,142 @@ def _difference(found: bytes, wanted: bytes) -> str:
     return ", ".join(names) or "other fields"
 
 
-TOLD_FAULTS = 10
+@dataclass(frozen=True)
+class Job:
+    """The scoring of some images to one file.
 
-
-def score(arguments: Any) -> int:
-    """``dcmpl score``."""
-    with quiet_pillow():
-        return _score(arguments)
-
-
-def _score(arguments: Any) -> int:
-    entries = _prompted(arguments)
-    scorer = Scorer.from_pretrained(
-        arguments.model,
-        arguments.backbone,
-        arguments.device,
-        engine=arguments.engine,
-        precision=arguments.precision,
-        views=arguments.views,
-        targets=arguments.targets,
-        workers=arguments.workers,
-        long_prompts=arguments.long_prompts,
-        against=arguments.against,
-    )
-    chooses = "sort", "rank", "top", "copy_top", "move_below"
-    if arguments.by != "quality" or any(arguments[name] for name in chooses):
-        scorer.check_target(arguments.by)
-    _say_what_scores_mean(scorer, arguments)
-    shard, start = _shard(entries, arguments.shard)
-    job = _job(scorer, entries, len(shard), arguments)
-    if arguments.out == "-":
-        return _to_standard_output(scorer, shard, start, job, arguments)
-    out = Path(arguments.out)
-    rows = _finished(out, job, shard, arguments) if arguments.resume else None
-    if rows is not None:
-        say(f"{out} is finished")
-        named = {entry.name: entry for entry in shard}
-        shard = [named.get(row["image"]) or Entry(row["image"], row["image"]) for row in rows]
-        values, faults = [row[arguments.by] for row in rows], _say_faults(iter(rows))
-    else:
-        with open_part(out, job, arguments.resume, CHUNK) as part:
-            _score_into(part, scorer, shard, start, arguments)
-            values = [row[arguments.by] for row in part.rows()]
-            order = _order(part, values, arguments)
-            chosen = part.rows(order)
-            if arguments.rank:
-                chosen = _ranked(scorer, part, order or [], arguments.by)
-            counts = write_scores(out, chosen, job, made_with(scorer))
-            faults = _say_faults(part.rows())
-        _say_uncalibrated(scorer)
-        written = sum(counts.values())
-        kept = "" if written == len(shard) else f"; the best {written} are kept"
-        ok = len(shard) - faults
-        print(f"{ok} of {len(shard)} pictures scored{kept}: {out} and its manifest")
-    undone = _move_and_copy(out, shard, values, arguments)
-    return 3 if faults or undone else 0
-
-
-def _score_into(
-    part: Part, scorer: Scorer, shard: Sequence[Entry], start: int, arguments: Any
-) -> None:
-    done, began = len(part), time.monotonic()
-    if done:
-        say(f"{done} of {len(shard)} pictures were scored before")
-    asked = requests(shard[done:], arguments.prompt_from == "metadata")
-    left = len(shard) - done
-    for score in track(scorer.rows(asked, start + done), "scoring", left):
-        part.write(_row(score, arguments.rank))
-    if left:
-        seconds = time.monotonic() - began
-        say(f"{seconds:.1f} s, {left / seconds:.1f} pictures/s")
-
-
-def _finished(
-    out: Path, job: dict[str, Any], shard: Sequence[Entry], arguments: Any
-) -> list[Row] | None:
-    """The rows in ``out`` where the job is done; files that it moved since may be gone.
-
-    Raises :class:`RunError` where some are gone and others are new.
+    ``shard``: the number of the part of the job that is done here, from 1, and how many there
+    are. ``prompt_from``: metadata where prompts are those that generators wrote into the files.
+    ``rank_by``: the target by which rows are ranked, best first; None leaves them as they came.
     """
-    there = out.is_file() and manifest_of(out).is_file() and not part_of(out).exists()
-    if not there or arguments.top:  # of what --top left out nothing is known
-        return None
-    found = read_manifest(out)
-    differ = {name for name, value in job.items() if found.get(name) != value}
-    if differ - {"pictures", "pictures_sha256", "count"} or (differ and not arguments.move_below):
-        return None
-    rows = list(read_scores(out))
-    scored, named = {row["image"] for row in rows}, {entry.name for entry in shard}
-    if not named - scored:
-        return rows
-    if scored - named:
-        raise RunError(
-            f"expected the pictures of {out} to move on with it, found others, "
-            f"{min(named - scored)!r} among them: score those with another -o"
-        )
-    return None
 
+    scorer: Scorer
+    sources: Sequence[Source]
+    shard: tuple[int, int] | None = None
+    prompt_from: str | None = None
+    rank_by: str | None = None
 
-def _prompted(arguments: Any) -> list[Entry]:
-    """What was named, with the prompts that were named; what does not fit is said."""
-    entries: list[Entry] = arguments.entries
-    if arguments.prompts is None:
-        prompt = arguments.prompt
-        return (
-            entries
-            if prompt is None
-            else with_prompts(entries, dict.fromkeys((entry.name for entry in entries), prompt))
-        )
-    names = [entry.name for entry in entries]
-    prompts, strange = read_prompts(Path(arguments.prompts), names)
-    if strange:
-        say(
-            f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
-            f"{strange[0]!r} among them"
-        )
-    if without := [name for name in names if name not in prompts]:
-        say(
-            f"{len(without)} of {len(names)} pictures have no row in {arguments.prompts}, "
-            f"{without[0]!r} among them: they get no prompt"
-        )
-    return with_prompts(entries, prompts)
+    @property
+    def start(self) -> int:
+        """The place of this shard's first image among all of the job."""
+        return self._bounds[0]
 
+    @property
+    def own(self) -> Sequence[Source]:
+        """The images of this shard: whole chunks of the job."""
+        first, end = self._bounds
+        return self.sources[first:end]
 
-def _say_what_scores_mean(scorer: Scorer, arguments: Any) -> None:
-    warn_of_floor(scorer.about["backbone"])
-    has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
-    if scorer.row_of.reads is None and has_prompts and "alignment" in scorer.targets:
-        say("note: this model judges alignment from the picture alone; prompts are carried along")
-    if scorer.row_of.reads is not None and not has_prompts:
-        say(
-            f"note: this model judges {scorer.row_of.reads} by the prompt; without --prompt, "
-            "--prompts or --prompt-from only prompts that lists bring are known"
-        )
-    if arguments.targets is None and (lacks := [t for t in TARGETS[:2] if t not in scorer.targets]):
-        say(f"note: this model does not predict {lacks[0]}; its column stays empty")
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        number, total = self.shard or (1, 1)
+        chunks = -(-len(self.sources) // CHUNK)
+        first, end = ((i * chunks // total) * CHUNK for i in (number - 1, number))
+        return first, end
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines the rows; resuming and merging require equality."""
+        digest = hashlib.sha256()
+        for source in self.sources:
+            digest.update(json.dumps((source.name, source.prompt, source.fault)).encode())
+        scorer, options = self.scorer, self.scorer.options
+        packages = ["numpy", "pillow", *PACKAGES[scorer.engine.name]]
+        more = [*scorer.row_of.columns, *(RANKED if self.rank_by else ())]
+        return {
+            **{name: value for name, value in scorer.about.items() if name != "model"},
+            "engine": scorer.engine.name,
+            "precision": scorer.engine.precision,
+            "views": scorer.views,
+            "targets": list(scorer.targets),
+            "batch_size": options.batch_size,
+            "chunk": CHUNK,
+            "prompt_from": self.prompt_from,
+            "long_prompts": options.long_prompts if scorer.row_of.reads else None,
+            "against": options.against,
+            "calibration": scorer.calibration and scorer.calibration.digest,
+            "columns": list(columns_of(more)),
+            "rank": self.rank_by,
+            "shard": "/".join(map(str, self.shard)) if self.shard else None,
+            "pictures": len(self.sources),
+            "pictures_sha256": digest.hexdigest(),
+            "count": len(self.own),
+            "dcmpl": __version__,
+            **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
+        }
 
-def _say_uncalibrated(scorer: Scorer) -> None:
-    if scorer.calibration is None:
-        say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
+    def is_finished(self, out: Path) -> bool:
+        """Whether ``out`` holds the rows of this very job already."""
+        if not (out.is_file() and manifest_of(out).is_file()) or journal_of(out).exists():
+            return False
+        return read_manifest(out) == self.fingerprint()
 
+    def write(self, out: Path, resume: bool) -> dict[str, int]:
+        """Score everything to ``out``; returns how many images are ok and how many are not.
 
-def _shard(entries: Sequence[Entry], shard: tuple[int, int] | None) -> tuple[Sequence[Entry], int]:
-    """The entries of a shard, whole chunks of the job, and the place of the first."""
-    number, total = shard or (1, 1)
-    chunks = -(-len(entries) // CHUNK)
-    first, end = ((i * chunks // total) * CHUNK for i in (number - 1, number))
-    return entries[first:end], first
+        With ``resume`` finished rows are kept; so is a finished file. Raises :class:`RunError`
+        where the file cannot be written.
+        """
+        if resume and self.is_finished(out):
+            say(f"{out} is finished")
+            statuses = [row["status"] for row in read_scores(out)]
+            return {status: statuses.count(status) for status in ("ok", "error")}
+        job = self.fingerprint()
+        with open_journal(out, job, resume, CHUNK) as journal:
+            self._fill(journal)
+            rows = self._ranked(journal) if self.rank_by else journal.rows()
+            return write_scores(out, rows, job, made_with(self.scorer))
 
+    def _fill(self, journal: Journal) -> None:
+        done, began, own = len(journal), time.monotonic(), self.own
+        if done:
+            say(f"{done} of {len(own)} pictures were scored before")
+        left = len(own) - done
+        for score in track(self._scores(done), "scoring", left):
+            journal.write(self._row(score))
+        if left:
+            seconds = time.monotonic() - began
+            say(f"{seconds:.1f} s, {left / seconds:.1f} pictures/s")
 
-def _job(scorer: Scorer, entries: Sequence[Entry], count: int, arguments: Any) -> dict[str, Any]:
-    """All that decides the rows; a job goes on, and shards fit together, where it is the same."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        named = entry.name, entry.prompt, entry.fault
-        digest.update(json.dumps(named).encode())
-    packages = ["numpy", "pillow", *PACKAGES[scorer.engine.name]]
-    return {
-        **{name: value for name, value in scorer.about.items() if name != "model"},
-        "engine": scorer.engine.name,
-        "precision": scorer.engine.precision,
-        "views": scorer.views,
-        "targets": list(scorer.targets),
-        "batch_size": scorer.batch_size,
-        "chunk": CHUNK,
-        "prompt_from": arguments.prompt_from,
-        "long_prompts": scorer.long_prompts if scorer.row_of.reads else None,
-        "against": arguments.against,
-        "calibration": scorer.calibration and scorer.calibration.digest,
-        "columns": list(columns_of([*scorer.row_of.columns, *(RANKED if arguments.rank else ())])),
-        "sort": arguments.by if arguments.sort or arguments.rank or arguments.top else None,
-        "rank": arguments.rank,
-        "top": arguments.top,
-        "shard": "/".join(map(str, arguments.shard)) if arguments.shard else None,
-        "pictures": len(entries),
-        "pictures_sha256": digest.hexdigest(),
-        "count": count,
-        "dcmpl": __version__,
-        **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
-    }
+    def _scores(self, done: int = 0) -> Iterator[Score]:
+        sources = with_content(self.own[done:], self.prompt_from == "metadata")
+        return self.scorer.rows(sources, self.start + done)
+
+    def _row(self, score: Score) -> Row:
+        """All columns; those of a rank are filled in when all rows are there."""
+        row: dict[str, Any] = {column: getattr(score, column) for column in COLUMNS}
+        return {**row, **score.more, **(dict.fromkeys(RANKED) if self.rank_by else {})}
+
+    def _ranked(self, journal: Journal) -> Iterator[Row]:
+        """Rows best first with their ranks; a near-tie is said of the first."""
+        by = str(self.rank_by)
+        target = self.scorer.target_of(by)
+        order = best_first([row[by] for row in journal.rows()])
+        pairs = [(row[target], row.get(f"{target}_spread")) for row in journal.rows(order)]
+        scores, spreads = ([pair[i] for pair in pairs] for i in (0, 1))
+        places = list(self.scorer.places(scores, spreads, target))
+        for place, row in enumerate(journal.rows(order)):
+            if place == 0 and (chance := places[0]["better_than_next"]) is not None:
+                say(
+                    f"{row['image']} is ranked first; the chance that people prefer it to the "
+                    f"next is {chance:.0%}: {places[0]['call']}"
+                )
+            yield {**row, **places[place]}
+
+    def print(self) -> int:
+        """Rows as JSON lines on standard output as they come; returns how many images failed.
+
+        The manifest is the last line on standard error.
+        """
+        faults = 0
+        try:
+            for found in self._scores():
+                faults += found.status == "error"
+                print(json.dumps(self._row(found)), flush=True)
+        except BrokenPipeError:  # whoever reads has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        say(json.dumps({"manifest": self.fingerprint(), "made_with": made_with(self.scorer)}))
+        return faults
 
 
 def made_with(scorer: Scorer) -> dict[str, str]:
@@ -370,126 +330,10 @@ def made_with(scorer: Scorer) -> dict[str, str]:
     return {"model": str(scorer.about.get("model", "")), "python": platform.python_version()}
 
 
-PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
-
-
-RANKED = ("rank", "better_than_next", "call")
-
-
-def _row(score: Score, rank: bool = False) -> Row:
-    """All columns; those of a rank are filled in when all rows are there."""
-    row: dict[str, Any] = {column: getattr(score, column) for column in COLUMNS}
-    return {**row, **score.more, **(dict.fromkeys(RANKED) if rank else {})}
-
-
-def _ranked(scorer: Scorer, part: Part, order: Sequence[int], by: str) -> Iterator[Row]:
-    """Rows best first with their ranks; what is too close to call is said of the first."""
-    target = scorer.target_of(by)
-    scores = [row[target] for row in part.rows(order)]
-    spreads = [row.get(f"{target}_spread") for row in part.rows(order)]
-    places = list(scorer.places(scores, spreads, target))
-    for place, row in enumerate(part.rows(order)):
-        if place == 0 and (chance := places[0]["better_than_next"]) is not None:
-            say(
-                f"{row['image']} is ranked first; the chance that people prefer it to the next is "
-                f"{chance:.0%}: {places[0]['call']}"
-            )
-        yield {**row, **places[place]}
-
-
-def _order(part: Part, values: Sequence[float | None], arguments: Any) -> list[int] | None:
-    """Places of the rows to keep, None for all as they came."""
-    if not arguments.sort and not arguments.rank and arguments.top is None:
-        return None
-    order = best_first(values)
-    if arguments.top is None:
-        return order
-    ok = (i for i, row in zip(order, part.rows(order), strict=True) if row["status"] == "ok")
-    return list(islice(ok, arguments.top))
-
-
-def _say_faults(rows: Iterator[Row]) -> int:
-    """Say the first reasons; returns how many pictures have no score."""
-    faults = 0
-    for row in rows:
-        if row["status"] == "error":
-            faults += 1
-            if faults <= TOLD_FAULTS:
-                say(f"not scored: {row['reason']}")
-    if faults > TOLD_FAULTS:
-        say(f"and {faults - TOLD_FAULTS} more, each with its reason in the file")
-    return faults
-
-
-def _move_and_copy(
-    out: Path, entries: Sequence[Entry], values: Sequence[float | None], arguments: Any
-) -> int:
-    """What is done with the files; all rows are in ``out`` by now. Returns how many it was not."""
-    faults: list[str] = []
-    try:
-        if arguments.copy_top is not None:
-            count, folder = arguments.copy_top
-            best = [i for i in best_first(values)[:count] if values[i] is not None]
-            copied, faults = copy_best([entries[i] for i in best], Path(folder))
-            say(f"{copied} copied to {folder}")
-        if arguments.move_below is not None:
-            threshold, folder = arguments.move_below
-            pairs = zip(entries, values, strict=True)
-            below = [entry for entry, v in pairs if v is not None and v < threshold]
-            moved, more = move(below, Path(folder))
-            faults += more
-            say(f"{moved} moved to {folder}")
-    except OSError as error:
-        raise RunError(
-            f"expected a folder at {folder}, got: {error.strerror or error}; "
-            f"all scores are in {out}"
-        ) from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"all scores are in {out}; the same words with --resume move and copy the rest"
-        ) from None
-    for fault in faults:
-        say(fault)
-    return len(faults)
-
-
-def _to_standard_output(
-    scorer: Scorer, shard: Sequence[Entry], start: int, job: dict[str, Any], arguments: Any
-) -> int:
-    """Rows as JSON lines as they come; the manifest is the last line on standard error."""
-    faults = 0
-    try:
-        for found in scorer.rows(requests(shard, arguments.prompt_from == "metadata"), start):
-            faults += found.status == "error"
-            print(json.dumps(_row(found)), flush=True)
-    except BrokenPipeError:  # whoever reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    _say_uncalibrated(scorer)
-    say(json.dumps({"manifest": job, "made_with": made_with(scorer)}))
-    return 3 if faults else 0
-
-
-def merge(arguments: Any) -> int:
-    """``dcmpl merge``."""
-    job, paths = merged([Path(path) for path in arguments.scores])
-    if job["sort"] or job["top"]:
-        raise RunError("expected shards in the order of their pictures, got sorted ones")
-    out = Path(arguments.out)
-
-    def rows() -> Iterator[Row]:
-        for path in paths:
-            yield from read_scores(path)
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        counts = write_scores(out, rows(), job, {"python": platform.python_version()})
-    except OSError as error:
-        raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
-    if sum(counts.values()) != job["count"]:
-        raise DataError(f"expected {job['count']} rows, got {sum(counts.values())}")
-    print(f"{sum(counts.values())} rows of {len(paths)} shards: {out} and its manifest")
-    return 3 if counts["error"] else 0
-
-
-COMMANDS: dict[str, Callable[[Any], int]] = {"score": score, "merge": merge}
+def say_faults(rows: Iterable[Row]) -> None:
+    """Say why images have no score, the first ten of them."""
+    faults = [row["reason"] for row in rows if row["status"] == "error"]
+    for reason in faults[:TOLD_FAULTS]:
+        say(f"not scored: {reason}")
+    if len(faults) > TOLD_FAULTS:
+        say(f"and {len(faults) - TOLD_FAULTS} more, each with its reason in the file")

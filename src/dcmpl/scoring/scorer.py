@@ -1,22 +1,18 @@
-"""The scorer: a trained or exported model, pictures in any form, one row out for each."""
+"""The scorer: a trained or exported model, images in any form, one row out for each."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 
 from dcmpl.config import TARGETS, check_views
-from dcmpl.data.sources import Request
-from dcmpl.errors import DataError, UsageError
-from dcmpl.images.decode import Input, Picture, cores, is_tensor, name_of, read_input, text_of
+from dcmpl.data.sources import Source
+from dcmpl.errors import DataError, UsageError, nearest
+from dcmpl.images.decode import Input, cores, is_tensor, name_of, text_of
 from dcmpl.model.tokenizer import LONG_PROMPTS, Parts
-from dcmpl.runs import RECORD
 from dcmpl.scoring.batching import ahead
 from dcmpl.scoring.calibration import NUMBERS, Calibration, ranked, read_calibration
 from dcmpl.scoring.engines import (
@@ -29,30 +25,85 @@ from dcmpl.scoring.engines import (
     Question,
     open_export,
     read_export,
-    scores_of,
+    score_images,
 )
 from dcmpl.scoring.results import Score, Scores
-from dcmpl.training.calibrate import fewest_of_run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dcmpl.scoring.torch_engine import ScoreLoss
 
-__all__ = [
-    "CHUNK",
-    "Opened",
-    "RowOf",
-    "Scorer",
-    "Taken",
-    "chosen_targets",
-    "of_prompt",
-    "open_model",
-]
+__all__ = ["CHUNK", "Scorer", "ScoringOptions"]
+
+CHUNK = 64
+"""Images: no batch holds windows of two chunks, so a job that goes on at the beginning of a
+chunk computes just what it would have computed in one go."""
+
+NO_IMAGE = Question(None)
 
 
-class Taken(NamedTuple):
-    """What a row says of a picture beside its scores."""
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How images are scored.
+
+    ``engine``: torch for a run; for an export openvino or onnx; auto takes what is there.
+    ``views``: as the model was measured, unless given; ``auto`` takes the fewest that were found
+    to be enough. ``targets``: what to compute, all that was learned unless given. ``workers``
+    threads each decode or compute on a core, all cores unless given. ``batch_size`` counts
+    windows. ``long_prompts`` of ``LONG_PROMPTS`` is for a model that reads them. ``against`` is a
+    generator of the training images, for percentiles among its own. ``device`` is auto, cpu,
+    cuda, cuda:N or mps; exported models run on the CPU. ``backbone`` is needed only where the
+    run's own has moved. Raises :class:`UsageError` for values that are none of these.
+    """
+
+    engine: str = "auto"
+    precision: str = "fp32"
+    views: str | None = None
+    targets: tuple[str, ...] | None = None
+    workers: int | None = None
+    batch_size: int = BATCH
+    long_prompts: str = "truncate"
+    against: str | None = None
+    device: str = "auto"
+    backbone: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("auto", *ENGINES) or self.precision not in PRECISIONS:
+            raise UsageError(
+                f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
+                f"{', '.join(PRECISIONS)}, got {self.engine} and {self.precision}"
+            )
+        if self.views not in (None, "auto"):
+            check_views(str(self.views))
+        if self.long_prompts not in LONG_PROMPTS:
+            raise UsageError(
+                f"expected long_prompts of {', '.join(LONG_PROMPTS)}, got {self.long_prompts!r}"
+            )
+        workers = 1 if self.workers is None else self.workers
+        if workers < 1 or self.batch_size < 1 or self.targets == ():
+            raise UsageError(
+                "expected at least one worker, one window in a batch and one target, got "
+                f"{self.workers}, {self.batch_size} and {self.targets}"
+            )
+
+    def changed(self, **changes: Any) -> "ScoringOptions":
+        """The options with some of them changed; raises :class:`UsageError` for unknown names."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                hint = nearest(name, known, f"they are {', '.join(known)}")
+                raise UsageError(f"expected an option of the scorer, got {name}: {hint}")
+        if changes.get("targets") is not None:
+            changes["targets"] = tuple(changes["targets"])
+        return replace(self, **changes)
+
+
+DEFAULTS = ScoringOptions()
+
+
+class Read(NamedTuple):
+    """What a row says of an image beside its scores."""
 
     name: str
     prompt: str
@@ -94,18 +145,18 @@ class RowOf:
         self.columns = (*own, *calibrated, *(["tokens_dropped"] if self.reads else []))
         """The names in ``more`` of every score."""
 
-    def score(self, taken: Taken, answer: Answer | None, index: int) -> Score:
-        """The row of what was ``taken``; ``answer`` is None where it could not be read."""
-        fault, more = taken.fault, dict[str, Any].fromkeys(self.columns)
+    def score(self, read: Read, answer: Answer | None, index: int) -> Score:
+        """The row of what was ``read``; ``answer`` is None where it could not be read."""
+        fault, more = read.fault, dict[str, Any].fromkeys(self.columns)
         found: dict[str, float] = {}
         if answer is not None and np.isfinite(answer.scores).all():
             found = dict(zip(self.tasks, answer.scores.tolist(), strict=True))
         elif answer is not None:
-            fault = f"expected finite scores of {taken.name}, the model gave others"
-        if self.reads and not taken.prompt.strip():
+            fault = f"expected finite scores of {read.name}, the model gave others"
+        if self.reads and not read.prompt.strip():
             found.pop(self.reads, None)
         if self.reads and found:
-            more["tokens_dropped"] = taken.dropped
+            more["tokens_dropped"] = read.dropped
         if answer is not None:
             spread = dict(zip(self.tasks, answer.spread.tolist(), strict=True))
             for target in (t for t in found if t in self.targets and t in self.known):
@@ -113,118 +164,16 @@ class RowOf:
         scores = {target: found.get(target) for target in self.targets}
         more |= {target: value for target, value in scores.items() if target not in TARGETS}
         return Score(
-            taken.name,
-            taken.prompt,
+            read.name,
+            read.prompt,
             quality=scores.get("quality"),
             alignment=scores.get("alignment"),
             authenticity=scores.get("authenticity"),
             reason=fault,
-            note=taken.note,
+            note=read.note,
             more=more,
             index=index,
         )
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An engine, the targets asked of it, its views, and what tells its model from all others.
-
-    ``uncalibrated`` says why there is no calibration, as a part of a sentence.
-    """
-
-    engine: Engine
-    targets: tuple[str, ...]
-    views: str
-    about: dict[str, Any]
-    calibration: Calibration | None
-    uncalibrated: str
-
-
-def open_model(
-    folder: Path,
-    engine: str,
-    precision: str,
-    views: str | None,
-    targets: Sequence[str] | None,
-    backbone: str | None,
-    device: str,
-    lanes: int,
-) -> Opened:
-    """As :meth:`dcmpl.scoring.scorer.Scorer.from_pretrained` says."""
-    if engine not in ("auto", *ENGINES) or precision not in PRECISIONS:
-        raise UsageError(
-            f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
-            f"{', '.join(PRECISIONS)}, got {engine} and {precision}"
-        )
-    if (folder / EXPORT).is_file():
-        if device not in ("auto", "cpu"):
-            raise UsageError(
-                f"expected the device cpu for an exported model, got {device}: score with the run "
-                "itself, or leave the device out"
-            )
-        return _exported(folder, engine, precision, views, targets, lanes)
-    return _trained(folder, engine, precision, views, targets, backbone, device)
-
-
-def _exported(
-    folder: Path,
-    engine: str,
-    precision: str,
-    views: str | None,
-    targets: Sequence[str] | None,
-    lanes: int,
-) -> Opened:
-    exported = read_export(folder)
-    chosen_targets(targets, exported.tasks, folder)
-    record = exported.record
-    if views == "auto":
-        views = record.get("fewest_views")
-        if not isinstance(views, str):
-            raise UsageError(
-                f"expected views that {folder} was measured with, it was exported without "
-                "pictures: name --views"
-            )
-    opened = open_export(exported, engine, precision, lanes)
-    return Opened(
-        opened,
-        chosen_targets(targets, opened.tasks, folder),
-        views or str(record["views"]),
-        {"model": folder.name, **exported.about},
-        exported.calibration,
-        "its run was not calibrated when it was exported",
-    )
-
-
-def _trained(
-    folder: Path,
-    engine: str,
-    precision: str,
-    views: str | None,
-    targets: Sequence[str] | None,
-    backbone: str | None,
-    device: str,
-) -> Opened:
-    if engine not in ("auto", "torch") and (folder / RECORD).is_file():
-        raise UsageError(
-            f"expected an exported model for the engine {engine}, got the run {folder}: "
-            f"dcmpl export {folder} -o DIR, then --model DIR"
-        )
-    from dcmpl.runs import uncalibrated, validation_pictures
-    from dcmpl.scoring.torch_engine import TorchEngine, load_model
-
-    run, network = load_model(folder, backbone, device)
-    opened = TorchEngine(network, chosen_targets(targets, run.learned, folder), precision)
-    if views == "auto":
-        key = " ".join([run.identity, precision, *opened.tasks])
-        views = fewest_of_run(folder, key, opened, lambda: validation_pictures(folder, run))
-    return Opened(
-        opened,
-        opened.tasks,
-        views or run.train.views,
-        {"model": folder.name, **run.about(), "device": opened.device.type},
-        read_calibration(folder, run.weights_sha256),
-        uncalibrated(run),
-    )
 
 
 def chosen_targets(
@@ -240,11 +189,6 @@ def chosen_targets(
     return tuple(targets)
 
 
-CHUNK = 64
-"""Pictures: no batch holds windows of two chunks, so a job that goes on at the beginning of a
-chunk computes just what it would have computed in one go."""
-
-
 class Scorer:
     """Scores pictures with a run folder or with what ``dcmpl export`` made of one.
 
@@ -257,83 +201,84 @@ class Scorer:
         self,
         engine: Engine,
         views: str,
-        targets: Sequence[str] | None = None,
+        options: ScoringOptions = DEFAULTS,
         *,
         about: dict[str, Any] | None = None,
-        workers: int | None = None,
-        batch_size: int = BATCH,
-        long_prompts: str = "truncate",
         calibration: Calibration | None = None,
         uncalibrated: str = "it was never calibrated",
-        against: str | None = None,
     ) -> None:
-        self.engine = engine
+        """``views`` are those to score over; ``uncalibrated`` says why there is no calibration."""
+        self.engine, self.options, self.about = engine, options, about or {}
         self.views = check_views(views)
-        self.targets = tuple(engine.tasks if targets is None else targets)
-        self.about = about or {}
-        self.long_prompts, self.uncalibrated = long_prompts, uncalibrated
+        self.targets = tuple(options.targets or engine.tasks)
+        self.uncalibrated = uncalibrated
         if calibration is not None and calibration.views != self.views:
             self.uncalibrated = f"it was calibrated for the views {calibration.views} only"
             calibration = None
         self.calibration = calibration
-        self.row_of = RowOf(engine, self.targets, calibration, against)
-        if against is not None:
-            self._check_against(against)
-        if long_prompts not in LONG_PROMPTS:
-            raise UsageError(
-                f"expected long_prompts of {', '.join(LONG_PROMPTS)}, got {long_prompts!r}"
-            )
-        self.workers = cores() if workers is None else workers
-        self.batch_size = batch_size
-        if self.workers < 1 or batch_size < 1 or not self.targets:
-            raise UsageError(
-                "expected at least one worker, one window in a batch and one target, got "
-                f"{self.workers}, {batch_size} and {len(self.targets)}"
-            )
+        self.row_of = RowOf(engine, self.targets, calibration, options.against)
+        if options.against is not None:
+            self._check_against(options.against)
+        self.workers = cores() if options.workers is None else options.workers
 
     @classmethod
     def from_pretrained(
-        cls,
-        model: str | Path,
-        backbone: str | None = None,
-        device: str = "auto",
-        *,
-        engine: str = "auto",
-        precision: str = "fp32",
-        views: str | None = None,
-        targets: Sequence[str] | None = None,
-        workers: int | None = None,
-        batch_size: int = BATCH,
-        long_prompts: str = "truncate",
-        against: str | None = None,
+        cls, model: str | Path, options: ScoringOptions = DEFAULTS, **changes: Any
     ) -> "Scorer":
         """Load a run folder, or a folder that ``dcmpl export`` made.
 
-        ``engine``: torch for a run; for an export onnx or openvino, or auto, the faster one
-        here. ``views``: as the model was measured, unless given; ``auto`` takes the fewest
-        that were found to be enough. ``targets``: what to compute, all that was learned
-        unless given. ``backbone`` is needed only where the run's own has moved. ``device`` is
-        auto, cpu, cuda, cuda:N or mps; what was exported runs on the CPU. ``workers`` threads
-        each decode or compute on a core. ``long_prompts`` of ``LONG_PROMPTS`` is for a
-        model that reads them. ``against`` is a generator of the training pictures, for
-        percentiles among its own. Raises :class:`RunError` for a folder that
-        is neither or was changed, :class:`UsageError` for what it has not.
+        ``changes`` are fields of :class:`ScoringOptions` by name, as in ``device="cuda"``.
+        Raises :class:`RunError` for a folder that is neither or was changed,
+        :class:`UsageError` for what it has not.
         """
-        count = cores() if workers is None else workers
-        if count < 1:
-            raise UsageError(f"expected at least one worker, got {count}: leave workers out")
-        opened = open_model(Path(model), engine, precision, views, targets, backbone, device, count)
+        folder, options = Path(model), options.changed(**changes)
+        if (folder / EXPORT).is_file():
+            return cls._of_export(folder, options)
+        return cls._of_run(folder, options)
+
+    @classmethod
+    def _of_export(cls, folder: Path, options: ScoringOptions) -> "Scorer":
+        if options.device not in ("auto", "cpu"):
+            raise UsageError(
+                f"expected the device cpu for an exported model, got {options.device}: score with "
+                "the run itself, or leave the device out"
+            )
+        exported = read_export(folder)
+        chosen_targets(options.targets, exported.tasks, folder)
+        lanes = cores() if options.workers is None else options.workers
+        engine = open_export(exported, options.engine, options.precision, lanes)
+        calibration = exported.calibration
         return cls(
-            opened.engine,
-            opened.views,
-            opened.targets,
-            about=opened.about,
-            workers=count,
-            batch_size=batch_size,
-            long_prompts=long_prompts,
-            calibration=opened.calibration,
-            uncalibrated=opened.uncalibrated,
-            against=against,
+            engine,
+            _views(options.views, str(exported.record["views"]), calibration, folder),
+            options,
+            about={"model": folder.name, **exported.about},
+            calibration=calibration,
+            uncalibrated="its run was not calibrated when it was exported",
+        )
+
+    @classmethod
+    def _of_run(cls, folder: Path, options: ScoringOptions) -> "Scorer":
+        from dcmpl.runs import RECORD, uncalibrated  # imports torch
+
+        if options.engine not in ("auto", "torch") and (folder / RECORD).is_file():
+            raise UsageError(
+                f"expected an exported model for the engine {options.engine}, got the run "
+                f"{folder}: dcmpl export {folder} -o DIR, then --model DIR"
+            )
+        from dcmpl.scoring.torch_engine import TorchEngine, load_model
+
+        run, network = load_model(folder, options.backbone, options.device)
+        targets = chosen_targets(options.targets, run.learned, folder)
+        engine = TorchEngine(network, targets, options.precision)
+        calibration = read_calibration(folder, run.weights_sha256)
+        return cls(
+            engine,
+            _views(options.views, run.train.views, calibration, folder),
+            options,
+            about={"model": folder.name, **run.about(), "device": engine.device.type},
+            calibration=calibration,
+            uncalibrated=uncalibrated(run),
         )
 
     def score(
@@ -401,59 +346,46 @@ class Scorer:
         return ranked(meaning, scores, spreads)
 
     def stream(self, pairs: Iterable[tuple[Input, object]]) -> Iterator[Score]:
-        """The same for (picture, prompt) pairs that come one by one, in bounded memory."""
-        one_at_a_time = Lock()  # of Pillow's images, which several pairs may share
+        """The same for (image, prompt) pairs that come one by one, in bounded memory."""
         return self.rows(
-            Request(name_of(picture), text_of(prompt), partial(read_input, picture, one_at_a_time))
-            for picture, prompt in pairs
+            Source(name_of(image), prompt=text_of(prompt), content=image) for image, prompt in pairs
         )
 
-    def rows(self, requests: Iterable[Request], start: int = 0) -> Iterator[Score]:
+    def rows(self, sources: Iterable[Source], start: int = 0) -> Iterator[Score]:
         """The same for what is still to be read, whose first has the index ``start``.
 
-        Pictures are decoded while others are computed, a few ahead.
+        Images are decoded while others are computed, a few ahead.
         """
-        reads = self.row_of.reads
-        taken: deque[Taken] = deque()  # not the requests: they may hold bytes
-
-        def read(request: Request) -> tuple[Request, Picture | None, str]:
-            try:
-                return request, request.read(), ""
-            except DataError as error:
-                return request, None, str(error)
-
-        def questions() -> Iterator[Question]:
-            for request, picture, fault in ahead(requests, read, pool, self.workers):
-                prompt, notes, parts = request.prompt, [request.note], Parts(((),))
-                if picture is not None:
-                    prompt = request.prompt_of(picture) if request.prompt_of else prompt
-                    notes += picture.notes
-                if picture is not None and reads is not None:
-                    try:
-                        parts = self.engine.parts(prompt, self.long_prompts)
-                    except UsageError as error:
-                        picture, fault = None, str(error)
-                    else:
-                        notes += of_prompt(prompt, parts, reads)
-                taken.append(
-                    Taken(
-                        request.name, prompt, fault, "; ".join(filter(None, notes)), parts.dropped
-                    )
-                )
-                yield Question(None if picture is None else picture.pixels, parts.ids)
-
         with self.engine.lanes(self.workers) as pool:
-            found = scores_of(
+            images = ahead(sources, self._read, pool, self.workers)
+            found = score_images(
                 self.engine,
-                questions(),
+                images,
                 self.views,
-                batch_size=self.batch_size,
+                batch_size=self.options.batch_size,
                 chunk=CHUNK,
                 pool=pool,
                 depth=self.workers,
             )
-            for index, answer in enumerate(found, start):
-                yield self.row_of.score(taken.popleft(), answer, index)
+            for index, (read, answer) in enumerate(found, start):
+                yield self.row_of.score(read, answer, index)
+
+    def _read(self, source: Source) -> tuple[Read, Question]:
+        """Decode an image and tokenise its prompt; what fails is the fault of its row."""
+        prompt, notes, parts = source.prompt, [source.note], Parts(((),))
+        try:
+            image = source.read()
+            prompt = source.prompt_of(image)
+            notes += image.notes
+            if self.row_of.reads is not None:
+                parts = self.engine.parts(prompt, self.options.long_prompts)
+                notes += of_prompt(prompt, parts, self.row_of.reads)
+        except (DataError, UsageError) as error:
+            note = "; ".join(filter(None, notes))
+            return Read(source.name, prompt, str(error), note, 0), NO_IMAGE
+        note = "; ".join(filter(None, notes))
+        read = Read(source.name, prompt, "", note, parts.dropped)
+        return read, Question(image.pixels, parts.ids)
 
     def check_target(self, target: str) -> None:
         """Raises :class:`UsageError` where the scorer does not predict ``target``.
@@ -502,3 +434,15 @@ class Scorer:
                 f"expected a target that no prompt is read for, got {target}: take quality"
             )
         return ScoreLoss(self.engine, target, self.views)
+
+
+def _views(asked: str | None, measured: str, calibration: Calibration | None, folder: Path) -> str:
+    """The views to score over: those asked for, or the model's own."""
+    if asked != "auto":
+        return asked or measured
+    if calibration is None or calibration.enough_views is None:
+        raise UsageError(
+            f"expected a calibrated run for --views auto, {folder} is none, so it is not known "
+            "how few views are enough: name --views"
+        )
+    return calibration.enough_views

@@ -1,9 +1,10 @@
 """A run folder as something that scores windows, by PyTorch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,24 +14,26 @@ from torch.nn import functional as F
 
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import UsageError
-from dcmpl.images.decode import read_image
-from dcmpl.images.windows import window_corners
+from dcmpl.images.decode import cores, read_image
+from dcmpl.images.windows import window_corners, windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded, TextReader
-from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.progress import track
 from dcmpl.runs import MODEL, Run, load_learned, read_run
 from dcmpl.scoring.batching import lanes
-from dcmpl.scoring.engines import Engine, Question, all_answers
+from dcmpl.scoring.engines import BATCH, score_windows
 from dcmpl.weights.backbones import load_backbone
 
 __all__ = [
+    "ModelEngine",
     "ScoreLoss",
+    "TableEngine",
     "TorchEngine",
-    "answers_of",
+    "by_target",
     "choose_device",
     "load_model",
+    "predict_table",
 ]
 
 
@@ -70,24 +73,49 @@ def load_model(
     return run, model.to(place).eval()
 
 
-def answers_of(
-    engine: Engine,
+class TableEngine(Protocol):
+    """What :func:`predict_table` asks of an engine: its windows of a file, and their scores."""
+
+    tasks: tuple[str, ...]
+    reads: str | None
+    batch: int
+
+    def windows_of(self, path: str, views: str) -> Iterable[np.ndarray]:
+        """The windows of an image as the engine takes them."""
+
+    def __call__(self, windows: Any, texts: Sequence[Sequence[Ids]] = ()) -> np.ndarray:
+        """Scores in [0, 1], (rows, tasks)."""
+
+    def parts(self, text: str, long: str) -> Parts:
+        """The tokens of a prompt that is read."""
+
+    def lanes(self, count: int) -> AbstractContextManager[Executor]:
+        """Threads that may call the engine."""
+
+
+def predict_table(
+    engine: TableEngine,
     table: ImageTable,
     views: str,
     what: str,
     prompts: Sequence[str] | None = None,
-) -> tuple[Float64[np.ndarray, "pictures tasks"], Float64[np.ndarray, "pictures tasks"]]:
-    """Scores and spreads of a table's pictures, each with its own prompt or with ``prompts``.
+) -> tuple[Float64[np.ndarray, "images tasks"], Float64[np.ndarray, "images tasks"]]:
+    """Scores and spreads of a table's images, each with its own prompt or with ``prompts``.
 
-    NaN for what a prompt is read for where there is none. ``what`` names the progress bar.
+    The one way from a table to predictions: validation, evaluation, benchmarks and calibration
+    all come here. NaN for the task that reads a prompt where there is none. ``what`` names the
+    progress bar.
     """
     asked = list(table.frame["prompt"] if prompts is None else prompts)
     paths = track(table.frame["image"], what)
-    questions = (
-        Question(read_image(path), engine.parts(prompt, "truncate").ids)
+    items = (
+        (None, engine.windows_of(path, views), engine.parts(prompt, "truncate").ids)
         for path, prompt in zip(paths, asked, strict=True)
     )
-    answers = all_answers(engine, questions, views)
+    count = cores()
+    with engine.lanes(count) as pool:
+        found = score_windows(engine, items, batch_size=engine.batch, pool=pool, depth=count)
+        answers = [answer for _, answer in found if answer is not None]
     scores, spread = (np.stack(each) for each in zip(*answers, strict=True))
     if engine.reads is not None:
         without = [row for row, prompt in enumerate(asked) if not prompt.strip()]
@@ -95,22 +123,45 @@ def answers_of(
     return scores, spread
 
 
-class _AsItIs(nn.Module):
-    """A model whose prompts depend on the pictures, so that it cannot be folded."""
-
-    def __init__(self, model: DCMPL, tasks: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.tasks = model, tuple(tasks)
-
-    def forward(self, windows: Tensor) -> Tensor:
-        scores = self.model(to_unit_range(windows))
-        return torch.stack([scores[task] for task in self.tasks], dim=1)
+def by_target(values: np.ndarray, tasks: Sequence[str], table: ImageTable) -> np.ndarray:
+    """Columns for ``tasks`` as columns for the targets of a table, NaN for what is not there."""
+    found = np.full((len(values), len(table.asked)), np.nan)
+    for column, task in enumerate(tasks):
+        if task in table.asked:
+            found[:, table.asked.index(task)] = values[:, column]
+    return found
 
 
-class TorchEngine:
-    """Windows to scores by PyTorch, on one core for each thread that calls it, or on a GPU."""
+class ModelEngine:
+    """What every engine that holds a model has: its prompt reader, its threads, its device."""
 
     name = "torch"
+    batch = BATCH
+
+    def __init__(self, model: DCMPL, tasks: Sequence[str]) -> None:
+        self.tasks = tuple(tasks)
+        reads = model.config.reads_prompt and "alignment" in tasks
+        self.reads = "alignment" if reads else None
+        self._reader = TextReader(model) if reads else None
+        self.size = model.clip.config.image_size
+        self.device = model.mean.device
+
+    def parts(self, text: str, long: str) -> Parts:
+        """The tokens of a prompt that is read; raises :class:`UsageError` for one too long."""
+        return Parts(((),)) if self._reader is None else self._reader.parts(text, long)
+
+    @contextmanager
+    def lanes(self, count: int) -> Iterator[Executor]:
+        """Threads that keep to one core each, while all others go on as before."""
+        threads = torch.get_num_threads()
+        with lanes(count, _keep_to_one_core) as pool:
+            # It counts for the thread that says it, and for those that begin later.
+            torch.set_num_threads(threads)
+            yield pool
+
+
+class TorchEngine(ModelEngine):
+    """Windows to scores by PyTorch, on one core for each thread that calls it, or on a GPU."""
 
     def __init__(self, model: DCMPL, tasks: Sequence[str], precision: str = "fp32") -> None:
         if precision not in ("fp32", "bf16"):
@@ -118,24 +169,10 @@ class TorchEngine:
                 f"expected --precision fp32 or bf16 with the engine torch, got {precision}: "
                 "dcmpl export makes models of int8"
             )
-        self.tasks, self.precision = tuple(tasks), precision
-        reads = model.config.aux.reads_prompt and "alignment" in tasks
-        self.reads = "alignment" if reads else None
-        self._reader = TextReader(model) if reads else None
-        self.size = model.clip.config.image_size
-        self.apart = model.reads_batch
-        self.network: nn.Module
-        if self.apart:
-            if precision != "fp32":
-                raise UsageError(
-                    "expected --precision fp32 for prompts that depend on the pictures, "
-                    f"got {precision}"
-                )
-            self.network = _AsItIs(model, tasks)
-        else:
-            folded = Folded(model, tasks)
-            self.network = folded.in_bfloat16() if precision == "bf16" else folded
-        self.device = model.mean.device
+        super().__init__(model, tasks)
+        self.precision = precision
+        folded = Folded(model, tasks)
+        self.network = folded.in_bfloat16() if precision == "bf16" else folded
 
     @torch.inference_mode()
     def __call__(
@@ -151,17 +188,9 @@ class TorchEngine:
             found = self.network(inputs, reading, torch.tensor(rows).to(self.device))
         return found.cpu().double().numpy()
 
-    def parts(self, text: str, long: str) -> Parts:
-        return Parts(((),)) if self._reader is None else self._reader.parts(text, long)
-
-    @contextmanager
-    def lanes(self, count: int) -> Iterator[Executor]:
-        """Threads that keep to one core each, while all others go on as before."""
-        threads = torch.get_num_threads()
-        with lanes(count, _keep_to_one_core) as pool:
-            # It counts for the thread that says it, and for those that begin later.
-            torch.set_num_threads(threads)
-            yield pool
+    def windows_of(self, path: str, views: str) -> Iterator[np.ndarray]:
+        """The windows of an image file over ``views``."""
+        return windows(read_image(path), self.size, views)
 
 
 def _keep_to_one_core() -> None:
@@ -181,11 +210,6 @@ class ScoreLoss(nn.Module):
 
     def __init__(self, engine: TorchEngine, target: str, views: str) -> None:
         super().__init__()
-        if engine.apart:
-            raise UsageError(
-                "expected a model whose prompts do not depend on the pictures for a loss, got one "
-                "with mpa.source=encoder_outputs"
-            )
         self.network, self.device = engine.network, engine.device
         self.size, self.views = engine.size, views
         self.column = engine.tasks.index(target)

@@ -1,10 +1,7 @@
 """Fitting what scores mean, on validation, and holding it to pictures that nothing has seen."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +9,9 @@ import pandas as pd
 from scipy import optimize
 from scipy.stats import norm
 
-from dcmpl import __version__
 from dcmpl.data.splits import Split
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.errors import DataError, RunError
-from dcmpl.files import check_sealed, sealed, write_atomically
+from dcmpl.errors import DataError
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import window_corners
 from dcmpl.metrics import fit_logistic4
@@ -34,7 +29,7 @@ from dcmpl.scoring.calibration import (
 )
 from dcmpl.scoring.engines import Engine, all_scores
 from dcmpl.scoring.explain import fit_patches
-from dcmpl.scoring.torch_engine import TorchEngine, answers_of
+from dcmpl.scoring.torch_engine import TorchEngine, predict_table
 
 __all__ = [
     "ENOUGH_PICTURES",
@@ -44,7 +39,7 @@ __all__ = [
     "Judged",
     "calibrate",
     "compare_views",
-    "fewest_of_run",
+    "enough_views",
     "fewest_views",
     "fit_meaning",
     "judged",
@@ -102,9 +97,9 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
     """
     validation, training = split.validation_part(table).table, split.train_part(table).table
     views, scale = run.train.views, table.scale
-    known, spread = answers_of(engine, validation, views, "calibrating on validation")
+    known, spread = predict_table(engine, validation, views, "calibrating on validation")
     ranked = _some(training, MOST_RANKED, run.train.seed)
-    population, _ = answers_of(engine, ranked, views, "scores of the training pictures")
+    population, _ = predict_table(engine, ranked, views, "scores of the training pictures")
     generators = ranked.frame["generator"].tolist()
     targets = {}
     for i, task in enumerate(engine.tasks):
@@ -115,10 +110,9 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
             say(f"note: {task} is not calibrated: {error}")
     if not targets:
         return None
-    patches = None
-    if isinstance(engine.network, Folded):
-        patches = _fit_patches(engine.network, engine.tasks[0], training, run.train.seed)
-    return Calibration(table.name, views, run.weights_sha256, targets, patches)
+    patches = _fit_patches(engine.network, engine.tasks[0], training, run.train.seed)
+    enough = enough_views(engine, validation)
+    return Calibration(table.name, views, run.weights_sha256, targets, patches, enough)
 
 
 def _some(table: ImageTable, most: int, seed: int) -> ImageTable:
@@ -290,6 +284,9 @@ def _sure(scores: Values, is_so: np.ndarray) -> tuple[float | None, float]:
 
 FULL = "windows"
 FEWER = ("center", "grid-2", "grid-3", "grid-4")
+ENOUGH_PICTURES = 64
+"""Validation images on which views are compared."""
+
 TOLERANCE, SHARE = 0.02, 0.95
 """Enough: the scores of this share of pictures are within the tolerance, of a range of 1."""
 
@@ -324,30 +321,9 @@ def fewest_views(rows: Sequence[dict[str, Any]]) -> str:
     return str(next(enough, FULL))
 
 
-MEASURED = "views.json"
-ENOUGH_PICTURES = 64
-
-
-def fewest_of_run(
-    folder: Path, identity: str, engine: Engine, pictures: Callable[[], Sequence[np.ndarray]]
-) -> str:
-    """The fewest views that are enough for a run; measured once, on ``pictures()``, and kept.
-
-    ``identity`` is that of the run and of what is asked of it. What was measured lies in the
-    run folder as ``views.json``.
-    """
-    path = folder / MEASURED
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        check_sealed(record, path)
-        known = [str(record["identity"]), str(record["fewest_views"])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RunError):
-        known = []
-    if known[:1] == [identity]:
-        return known[1]
-    shown = pictures()
-    rows = compare_views(engine, shown[:: max(1, len(shown) // ENOUGH_PICTURES)])
-    record = {"identity": identity, "fewest_views": fewest_views(rows), "views_compared": rows}
-    with suppress(RunError):  # what cannot be kept is measured again the next time
-        write_atomically(path, sealed({**record, "version": __version__}))
-    return str(record["fewest_views"])
+def enough_views(engine: Engine, validation: ImageTable) -> str:
+    """The fewest views that are enough, measured on evenly spread validation images."""
+    paths = list(validation.frame["image"])
+    chosen = paths[:: max(1, len(paths) // ENOUGH_PICTURES)]
+    pictures = [read_image(path) for path in track(chosen, "how few views are enough")]
+    return fewest_views(compare_views(engine, pictures))

@@ -1,10 +1,7 @@
-"""A model that is being trained or measured, and a table of pictures: predictions.
-
-Only validation may run the towers in bfloat16. A picture's score is the mean over its windows.
-"""
+"""What the frozen part of a model makes of a table, computed once; and the prompts of a table."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
 from dcmpl.data.table import ImageTable, as_group
@@ -21,18 +18,17 @@ from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
-from dcmpl.model.tokenizer import Tokens
+from dcmpl.model.tokenizer import Ids, Tokens
 from dcmpl.progress import track
 from dcmpl.scoring.batching import outputs_of
+from dcmpl.scoring.torch_engine import ModelEngine
 
 __all__ = [
+    "FrozenEngine",
     "FrozenTable",
     "PromptsOf",
-    "by_target",
     "freeze_table",
     "precision_context",
-    "predict_frozen",
-    "predict_table",
     "shuffled_prompts",
     "texts_of",
 ]
@@ -56,39 +52,6 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
     return nullcontext()
 
 
-def _scores(
-    model: DCMPL,
-    pictures: Iterable[Iterable[Any]],
-    prompts: PromptsOf,
-    precision: str,
-    batch_size: int,
-    frozen: bool = False,
-) -> Iterator[Tensor]:
-    """(tasks,) float64 per picture, given as windows of pixels or of what is ``frozen``."""
-    device = model.mean.device
-
-    @torch.inference_mode()
-    def outputs(batch: Sequence[Any]) -> Tensor:
-        windows, asked = zip(*batch, strict=True)
-        inputs = (
-            torch.stack(list(windows)).to(device).float() if frozen else _pixels(windows, device)
-        )
-        texts = None if tokens is None else texts_of(tokens, torch.tensor(asked))
-        with precision_context(device, precision):
-            scores = model(inputs, condition, frozen, texts)
-        values: Tensor = scores.values
-        return values.T.cpu().double()
-
-    tokens = model.tokens_of(prompts.texts) if model.config.aux.reads_prompt else None
-    with torch.inference_mode(), precision_context(device, precision):
-        condition = None if model.reads_batch else model.condition()
-    apart = 1 if model.reads_batch else None
-    both = zip(pictures, prompts.rows.tolist(), strict=True)
-    asking = (((window, row) for window in picture) for picture, row in both)
-    for found in outputs_of(asking, outputs, batch_size, chunk=apart):
-        yield torch.stack(found).mean(0)
-
-
 def texts_of(
     tokens: Tokens, own: Int[Tensor, " batch"], other: Int[Tensor, " batch"] | None = None
 ) -> Texts:
@@ -105,34 +68,6 @@ def texts_of(
 
 def _pixels(batch: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return to_unit_range(torch.from_numpy(np.stack(batch)).to(device))
-
-
-def _as_targets(model: DCMPL, rows: Iterable[Tensor], table: ImageTable) -> np.ndarray:
-    """(rows, targets that the table has), NaN where the model has no such task."""
-    values = torch.stack(list(rows)).numpy()
-    return by_target(values, model.config.tasks, table)
-
-
-def by_target(values: np.ndarray, tasks: Sequence[str], table: ImageTable) -> np.ndarray:
-    """Columns for ``tasks`` as columns for the targets of a table, NaN for what is not there."""
-    found = np.full((len(values), len(table.asked)), np.nan)
-    for column, task in enumerate(tasks):
-        if task in table.asked:
-            found[:, table.asked.index(task)] = values[:, column]
-    return found
-
-
-def predict_table(
-    model: DCMPL, table: ImageTable, views: str, precision: str, what: str
-) -> np.ndarray:
-    """(rows, targets of the table) predictions in [0, 1]; ``what`` names the progress bar.
-
-    NaN for a task that the model has not.
-    """
-    size = model.clip.config.image_size
-    paths = track(table.frame["image"], what)
-    cut = (windows(read_image(path), size, views) for path in paths)
-    return _as_targets(model, _scores(model, cut, PromptsOf(table), precision, BATCH), table)
 
 
 def shuffled_prompts(table: ImageTable, seed: int = 0) -> list[str]:
@@ -206,11 +141,34 @@ def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) ->
     return FrozenTable(values[: starts[-1]], starts, {p: rows[file] for p, file in files.items()})
 
 
-def predict_frozen(
-    model: DCMPL, table: ImageTable, frozen: FrozenTable, precision: str
-) -> np.ndarray:
-    """:func:`predict_table` for pictures whose frozen part is known."""
-    known = (frozen[path] for path in table.frame["image"])
-    prompts = PromptsOf(table)
-    rows = _scores(model, known, prompts, precision, 4 * BATCH, frozen=True)
-    return _as_targets(model, rows, table)
+class FrozenEngine(ModelEngine):
+    """Scores from what the frozen part of a model made of windows, for :func:`predict_table`."""
+
+    batch = 4 * BATCH
+
+    def __init__(self, model: DCMPL, tasks: Sequence[str], frozen: FrozenTable) -> None:
+        super().__init__(model, tasks)
+        self.model, self.frozen = model, frozen
+        with torch.inference_mode():
+            self.condition = model.condition()
+        self._columns = [model.config.tasks.index(task) for task in tasks]
+
+    def windows_of(self, path: str, views: str) -> Iterator[np.ndarray]:
+        """What is known of an image, a row per window; ``views`` are those it was frozen with."""
+        return iter(self.frozen[path].numpy())
+
+    @torch.inference_mode()
+    def __call__(
+        self, windows: Any, texts: Sequence[Sequence[Ids]] = ()
+    ) -> Float64[np.ndarray, "rows tasks"]:
+        """``windows`` are rows of a :class:`FrozenTable`; a score for each and its prompt."""
+        inputs = torch.from_numpy(windows).to(self.device).float()
+        own = [text for of_window in texts for text in of_window]
+        read = None
+        if self._reader is not None:
+            known = {text: row for row, text in enumerate(dict.fromkeys(own))}
+            tokens = self.model.tokenizer.framed(list(known), self.model.slots)
+            read = Texts(tokens, torch.tensor([known[text] for text in own]))
+        scores = self.model(inputs, self.condition, True, read)
+        values: np.ndarray = scores.values[self._columns].T.cpu().double().numpy()
+        return values

@@ -27,20 +27,21 @@ def fit_ridge(
     model: DCMPL, training: ImageTable, validation: ImageTable, frozen: FrozenTable
 ) -> None:
     """Put the best linear map of each task into ``model.linear``."""
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
     x, x_val = _features(training, frozen), _features(validation, frozen)
-    center, scale = x.mean(0), x.std(0) + 1e-12
-    x, x_val = (x - center) / scale, (x_val - center) / scale
     for row, task in enumerate(model.config.tasks):
         y, y_val = (table.targets([task])[:, 0] for table in (training, validation))
         known, known_val = np.isfinite(y), np.isfinite(y_val)
         if not known.any():
             continue
-        mean = y[known].mean()
-        u, s, vt = np.linalg.svd(x[known], full_matrices=False)
-        projected = u.T @ (y[known] - mean)
-        maps = [vt.T @ (s / (s**2 + strength) * projected) for strength in STRENGTHS]
-        merits = [srcc(x_val[known_val] @ weights, y_val[known_val]) for weights in maps]
-        best = maps[int(np.argmax(np.nan_to_num(merits, nan=-1)))] / scale
+        scaler = StandardScaler().fit(x)
+        z, z_val = scaler.transform(x[known]), scaler.transform(x_val[known_val])
+        fits = [Ridge(alpha=strength, solver="svd").fit(z, y[known]) for strength in STRENGTHS]
+        merits = [srcc(fit.predict(z_val), y_val[known_val]) for fit in fits]
+        best = fits[int(np.argmax(np.nan_to_num(merits, nan=-1)))]
+        weights = best.coef_ / scaler.scale_
         with torch.no_grad():
-            model.linear.weight[row].copy_(torch.from_numpy(best))
-            model.linear.bias[row] = float(mean - best @ center)
+            model.linear.weight[row].copy_(torch.from_numpy(weights))
+            model.linear.bias[row] = float(best.intercept_ - weights @ scaler.mean_)

@@ -31,14 +31,14 @@ from dcmpl.model.dcmpl import DCMPL, Scores, trainable_parameters
 from dcmpl.model.tokenizer import Tokens
 from dcmpl.progress import progress_bar
 from dcmpl.runs import LAST, MODEL, History, Run, load_learned, save_learned
+from dcmpl.scoring.torch_engine import TorchEngine, predict_table
 from dcmpl.training.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.training.features import (
+    FrozenEngine,
     FrozenTable,
     PromptsOf,
     freeze_table,
     precision_context,
-    predict_frozen,
-    predict_table,
     texts_of,
 )
 from dcmpl.training.labels import with_alignment
@@ -91,21 +91,15 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
 def validate(
     model: DCMPL, part: ValidationPart, config: TrainConfig, frozen: FrozenTable | None = None
 ) -> dict[str, float]:
-    """SRCC and PLCC of every task that has opinions."""
-    targets = part.table.targets()
-    if frozen is None:
-        predicted = predict_table(model, part.table, config.views, config.precision, "validating")
-    else:
-        predicted = predict_frozen(model, part.table, frozen, config.precision)
-    found = {}
-    for task in model.config.tasks:
-        if task not in part.table.asked:
-            continue
-        column = part.table.asked.index(task)
-        known = np.isfinite(targets[:, column])
-        if known.any():
-            pair = predicted[known, column], targets[known, column]
-            found[f"{task}_srcc"], found[f"{task}_plcc"] = srcc(*pair), plcc(*pair)
+    """SRCC and PLCC of every task that has opinions, as ``dcmpl evaluate`` would find them."""
+    tasks = [task for task in model.config.tasks if task in part.table.judged]
+    engine = FrozenEngine(model, tasks, frozen) if frozen else TorchEngine(model, tasks)
+    predicted, _ = predict_table(engine, part.table, config.views, "validating")
+    targets, found = part.table.targets(tasks), {}
+    for column, task in enumerate(tasks):
+        known = np.isfinite(targets[:, column]) & np.isfinite(predicted[:, column])
+        pair = predicted[known, column], targets[known, column]
+        found[f"{task}_srcc"], found[f"{task}_plcc"] = srcc(*pair), plcc(*pair)
     return found
 
 
@@ -156,7 +150,7 @@ def fit(
         history, adam = load_learned(folder / LAST, model, run)
         _restore_adam(optimizer, parameters, adam, folder / LAST)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    tokens = model.tokens_of(PromptsOf(table).texts) if run.model.aux.reads_prompt else None
+    tokens = model.tokens_of(PromptsOf(table).texts) if run.model.reads_prompt else None
     for epoch in range(len(history) + 1, epochs + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break

@@ -1,26 +1,37 @@
-"""``dcmpl info``: what a run is, what its scores mean, and where to cut."""
+"""``dcmpl info`` and ``dcmpl presets``: a run and what its scores mean; every variant and field."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dcmpl.runs import Run, read_run, uncalibrated
-from dcmpl.scoring.calibration import COVERAGE, Calibration, Meaning, read_calibration
-from dcmpl.weights import warn_of_floor
+from dcmpl.cli.options import Arguments, Command, Flag, check_run
+from dcmpl.config import ModelConfig
+from dcmpl.presets import PRESETS as KNOWN
+from dcmpl.presets import differences, model_fields, train_fields
+from dcmpl.weights import EMBEDDED, warn_of_floor
 
-__all__ = ["COMMANDS"]
+if TYPE_CHECKING:
+    from dcmpl.runs import Run
+    from dcmpl.scoring.calibration import Calibration, Meaning
+
+__all__ = ["INFO", "PRESETS"]
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def info(arguments: Any) -> int:
-    """``dcmpl info``."""
-    folder = Path(arguments.run)
+def info(arguments: Arguments) -> int:
+    """Show a run and its calibration."""
+    check_run(arguments.RUN)
+    from rich.console import Console
+
+    from dcmpl.runs import read_run, uncalibrated
+    from dcmpl.scoring.calibration import read_calibration
+
+    folder = Path(arguments.RUN)
     run = read_run(folder)
     calibration = read_calibration(folder, run.weights_sha256)
     console = Console()
@@ -35,11 +46,11 @@ def info(arguments: Any) -> int:
     return 0
 
 
-def _about(folder: Path, run: Run) -> Table:
+def _about(folder: Path, run: "Run") -> Table:
     table = Table("", escape(str(folder)), title="run")
     source = run.source
     history = run.history[run.best_epoch - 1] if run.best_epoch else {}
-    reads = "alignment" in run.model.words and run.model.aux.reads_prompt
+    reads = "alignment" in run.model.words and run.model.reads_prompt
     rows = {
         "preset": run.preset,
         "backbone": run.backbone,
@@ -59,7 +70,9 @@ def _about(folder: Path, run: Run) -> Table:
     return table
 
 
-def _tables(calibration: Calibration, target: str) -> Iterator[Table]:
+def _tables(calibration: "Calibration", target: str) -> Iterator[Table]:
+    from dcmpl.scoring.calibration import COVERAGE
+
     meaning = calibration.targets[target]
     yield _labels(meaning, target)
     yield _populations(meaning, target, calibration.data)
@@ -70,7 +83,7 @@ def _tables(calibration: Calibration, target: str) -> Iterator[Table]:
     yield table
 
 
-def _labels(meaning: Meaning, target: str) -> Table:
+def _labels(meaning: "Meaning", target: str) -> Table:
     table = Table(
         *("or better", "MOS", "score", "precision", "recall", "share", "9 in 10", "finds"),
         title=f"{target}: where labels begin; right and found on validation",
@@ -84,7 +97,7 @@ def _labels(meaning: Meaning, target: str) -> Table:
     return table
 
 
-def _populations(meaning: Meaning, target: str, data: str) -> Table:
+def _populations(meaning: "Meaning", target: str, data: str) -> Table:
     table = Table(
         "training pictures of",
         *(f"{p} %" for p in PERCENTILES),
@@ -99,18 +112,61 @@ def _at(known: tuple[float, ...], percentile: float) -> float:
     return float(np.interp(percentile, np.linspace(0, 100, len(known)), known))
 
 
-def _curve(meaning: Meaning) -> str:
+def _curve(meaning: "Meaning") -> str:
     if not meaning.curve:
         return "its place on the scale: no rising curve could be fitted"
     at = np.linspace(0.1, 0.9, 5)
     return ", ".join(f"{s:.1f}: {m:.2f}" for s, m in zip(at, meaning.mos(at), strict=True))
 
 
-def _width(meaning: Meaning) -> float:
+def _width(meaning: "Meaning") -> float:
     """Half the interval of a picture of the middle score whose windows agree."""
+    from dcmpl.scoring.calibration import COVERAGE
+
     middle = _at(meaning.population, 50)
     deviation = meaning.deviation(np.array([middle]), np.zeros(1))
     return float(meaning.widths[f"{COVERAGE:g}"] * deviation[0])
 
 
-COMMANDS: dict[str, Callable[[Any], int]] = {"info": info}
+def presets(arguments: Arguments) -> int:
+    """List the presets, and the fields that ``--set`` may change."""
+    from rich.console import Console
+
+    listed = Table("preset", "learns, ViT-B/32", "what it is", "differs from dcmpl in", "paper")
+    for name, preset in KNOWN.items():
+        changes = ", ".join(
+            f"{field} {'+'.join(value) if isinstance(value, dict) else value}"
+            for field, value in differences(preset.model).items()
+        )
+        count = f"{count_of_vit_b_32(preset.model):,}"
+        listed.add_row(name, count, preset.about, changes, preset.paper)
+    console = Console()
+    console.print(listed)
+    fields_of = Table("--set", "values", "default", "what it is")
+    for row in (*model_fields(), *train_fields()):
+        fields_of.add_row(*row)
+    console.print(fields_of)
+    return 0
+
+
+def count_of_vit_b_32(config: ModelConfig) -> int:
+    """How many numbers a model of that configuration learns on CLIP ViT-B/32."""
+    import torch
+
+    from dcmpl.model.clip import VIT_B_32, Clip
+    from dcmpl.model.dcmpl import DCMPL, trainable_parameters
+    from dcmpl.model.tokenizer import Tokenizer
+
+    with torch.device("meta"):
+        clip = Clip(VIT_B_32)
+    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 77)
+    model = DCMPL(clip, tokenizer, config, 0)
+    return sum(parameter.numel() for parameter in trainable_parameters(model).values())
+
+
+INFO = Command(
+    "Show what a run is, what its scores mean, how sure they are, where to cut.",
+    (Flag("RUN", "folder made by dcmpl train", required=True, metavar="RUN"),),
+    info,
+)
+PRESETS = Command("List the presets and the fields that --set may change.", (), presets)

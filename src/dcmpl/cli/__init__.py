@@ -1,0 +1,1 @@
+"""One file per command: its flags, its checks, its work."""

@@ -1,0 +1,32 @@
+"""``dcmpl compare``: runs beside what others published, like beside like."""
+
+from pathlib import Path
+
+from dcmpl.cli.options import Arguments, Command, Flag, check_folder, check_run
+
+__all__ = ["COMPARE"]
+
+FLAGS = (
+    Flag("RUN", "measured runs, or --out of a benchmark", count="+", required=True, metavar="RUN"),
+    Flag("--out", "where the tables go (default: the first RUN)", metavar="DIR"),
+)
+
+
+def compare(arguments: Arguments) -> int:
+    """Set our numbers beside published ones of the same protocol, and runs against one another."""
+    for run in arguments.RUN:
+        check_run(run)
+    if arguments.out is not None:
+        check_folder(arguments.out)
+    from dcmpl.evaluation.compare import compare as compare_runs
+    from dcmpl.evaluation.compare import paired_rows, write_comparison
+
+    folders = [Path(run) for run in arguments.RUN]
+    out = Path(arguments.out) if arguments.out else folders[0]
+    names = write_comparison(compare_runs(folders), paired_rows(folders), out)
+    print((out / "comparison.md").read_text(encoding="utf-8"))
+    print(f"results: {out}/{', '.join(names)}")
+    return 0
+
+
+COMPARE = Command("Set runs beside what others published, like beside like.", FLAGS, compare)

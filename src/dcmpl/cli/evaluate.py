@@ -1,0 +1,175 @@
+"""``dcmpl evaluate``: hold the predictions of a run against human scores."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcmpl.cli.options import (
+    DEVICE,
+    TABLE_FLAGS,
+    Arguments,
+    Command,
+    Flag,
+    check_device,
+    check_own_table,
+    check_run,
+    columns_of,
+    mos_scale,
+    say_leaks,
+)
+from dcmpl.errors import DataError, DcmplError, RunError, UsageError
+from dcmpl.progress import say
+from dcmpl.weights import warn_of_floor
+
+if TYPE_CHECKING:
+    from dcmpl.data.splits import Split
+    from dcmpl.data.table import ImageTable
+    from dcmpl.runs import DataSource, Run
+
+__all__ = ["EVALUATE"]
+
+FLAGS = (
+    Flag("RUN", "folder made by dcmpl train", required=True, metavar="RUN"),
+    Flag("--data", "another data set than the run's own, or its new place", metavar="PATH"),
+    *TABLE_FLAGS,
+    Flag(
+        "--split",
+        "part of the data (default: test of the run's own data, all of another)",
+        choices=("test", "val", "train", "all"),
+        metavar="{test,val,train,all}",
+    ),
+    Flag("--out", "where the results go (default: RUN for its test part)", metavar="DIR"),
+    DEVICE,
+)
+
+
+def evaluate(arguments: Arguments) -> int:
+    """Measure a run, and whatever its scores claim to mean."""
+    check_run(arguments.RUN)
+    check_own_table(arguments)
+    check_device(arguments.device)
+    if arguments.data is not None and not Path(arguments.data).exists():
+        raise UsageError(f"expected a data set at --data {arguments.data}, found nothing there")
+    from rich.console import Console
+
+    from dcmpl.evaluation.results import evaluate_run, metrics_table
+    from dcmpl.runs import read_run, read_split, uncalibrated
+    from dcmpl.scoring.calibration import read_calibration
+    from dcmpl.scoring.torch_engine import load_model
+
+    folder = Path(arguments.RUN)
+    run = read_run(folder)
+    split = read_split(folder, run)
+    whole, own = _table_to_measure(arguments, run.source)
+    part = arguments.split or ("test" if own else "all")
+    table = _part(whole, part, own, split)
+    _, model = load_model(folder, device=arguments.device)
+    warn_of_floor(run.backbone)
+    training = _training(run, split, whole, table, own)
+    at_home = folder if part == "test" else folder / part
+    default = at_home if own else folder / f"{table.name}-{table.digest[:6]}-{part}"
+    out = Path(arguments.out) if arguments.out else default
+    protocol = split.protocol if own and split is not None else "other data"
+    calibration = read_calibration(folder, run.weights_sha256)
+    if calibration is None:
+        say(f"note: no calibration of {folder} can be measured: {uncalibrated(run)}")
+    notes = {
+        "protocol": protocol,
+        "part": part,
+        "selects_on_test": bool(split and split.selects_on_test),
+    }
+    metrics, plotted = evaluate_run(run, calibration, model, table, training, out, notes)
+    title = f"{table.name}, {part} part, {len(table)} pictures; protocol: {protocol}"
+    Console().print(metrics_table(metrics, title))
+    if not plotted:
+        say("no plots: pip install matplotlib brings them")
+    print(f"results: {out}/metrics.json, predictions.csv")
+    return 0
+
+
+def _part(table: "ImageTable", part: str, own: bool, split: "Split | None") -> "ImageTable":
+    if part == "all":
+        return table
+    if split is None:
+        raise UsageError(f"expected --split all for an imported run, got {part}")
+    if not own:
+        raise UsageError(
+            f"expected --split all for another data set than the run's own, got {part}"
+        )
+    return split.rows(table, part)
+
+
+def _training(
+    run: "Run", split: "Split | None", whole: "ImageTable", table: "ImageTable", own: bool
+) -> "ImageTable | None":
+    """The training part, for baselines; what it gives away of ``table`` is said or refused."""
+    from dcmpl.data.leaks import check_pictures, find_leaks
+    from dcmpl.data.table import listed
+
+    if own and split is not None:
+        say_leaks(split, whole, check_pictures(whole))
+        return split.train_part(whole).table
+    training, facts = _training_of(run, split), check_pictures(table)
+    if training is None:
+        return None
+    if leaks := find_leaks(training, table, {**check_pictures(training), **facts}):
+        pairs = [f"{leak.tested} and {leak.known} ({leak.kind})" for leak in leaks]
+        raise DataError(
+            f"expected nothing in {table.name} that the run was trained on, got "
+            f"{listed(pairs, 5)}: take these rows out, or measure the run's own data with --split"
+        )
+    return training
+
+
+def _table_to_measure(
+    arguments: Arguments, source: "DataSource | None"
+) -> "tuple[ImageTable, bool]":
+    """The table to measure on, and whether it is the run's own data, moved or not."""
+    from dcmpl.data.datasets import load_table
+
+    scale, columns = mos_scale(arguments), columns_of(arguments)
+    if source is None:
+        if arguments.data is None:
+            raise UsageError("expected --data PATH: an imported run has no data of its own")
+        return load_table(arguments.data, scale, columns), False
+    path = arguments.data or source.path
+    if not Path(path).exists():
+        raise DataError(
+            f"expected the run's data set at {path}, found nothing there: "
+            "give its new place with --data"
+        )
+    try:
+        # The run's own data in a new place has the run's own scale and columns.
+        table = load_table(path, scale or source.scale, columns or source.columns)
+    except DcmplError:
+        if arguments.data is None:
+            raise
+    else:
+        if table.digest == source.sha256:
+            return table, True
+        if arguments.data is None:
+            raise RunError(
+                f"expected the table the run was trained with at {path}, its scale or rows have "
+                f"changed: add --data {path} to measure on it as on another data set"
+            )
+    return load_table(path, scale, columns), False
+
+
+def _training_of(run: "Run", split: "Split | None") -> "ImageTable | None":
+    """What the run has seen, where that can still be read."""
+    from dcmpl.runs import table_of_run
+
+    if run.source is None or split is None:
+        say("note: it is not known what this run was trained on, so no leak can be looked for")
+        return None
+    try:
+        table = table_of_run(run)
+    except DcmplError:
+        say(
+            f"note: the training data is not at {run.source.path} any more, so no leak can be "
+            "looked for"
+        )
+        return None
+    return table.select(table.frame["name"].isin({*split.train, *split.val}))
+
+
+EVALUATE = Command("Measure a run against human scores.", FLAGS, evaluate)

@@ -1,0 +1,80 @@
+"""``dcmpl explain``: where an image looks bad, and which words of its prompt it does not show."""
+
+from pathlib import Path
+
+from dcmpl.cli.options import (
+    DEVICE,
+    MOVED_BACKBONE,
+    Arguments,
+    Command,
+    Flag,
+    check_device,
+    check_run,
+)
+from dcmpl.errors import UsageError
+from dcmpl.files import write_atomically
+from dcmpl.progress import say
+from dcmpl.weights import warn_of_floor
+
+__all__ = ["EXPLAIN"]
+
+FLAGS = (
+    Flag("IMAGE", "an image", required=True, metavar="IMAGE"),
+    Flag("--model", "run folder", required=True, metavar="RUN"),
+    Flag("--prompt", "its prompt", metavar="TEXT"),
+    Flag("--out", ".png", required=True, short="-o", metavar="FILE"),
+    MOVED_BACKBONE,
+    DEVICE,
+)
+
+
+def explain(arguments: Arguments) -> int:
+    """Draw the maps of an image, and print what they show."""
+    _check(arguments)
+    from dcmpl.images.decode import decode, quiet_pillow
+    from dcmpl.pages import has_matplotlib
+    from dcmpl.runs import uncalibrated
+    from dcmpl.scoring.calibration import read_calibration
+    from dcmpl.scoring.explain import explain as explained
+    from dcmpl.scoring.torch_engine import TorchEngine, load_model
+
+    if not has_matplotlib():
+        raise UsageError(
+            "expected matplotlib to draw with, found none: pip install 'dcmpl-agiqa[plots]'"
+        )
+    folder = Path(arguments.model)
+    run, model = load_model(folder, arguments.backbone, arguments.device)
+    warn_of_floor(run.backbone)
+    calibration = read_calibration(folder, run.weights_sha256)
+    if calibration is None:
+        say(f"note: no MOS units and no map of patches: {uncalibrated(run)}")
+    with quiet_pillow():
+        picture = decode(arguments.IMAGE).pixels
+    engine, views = TorchEngine(model, run.learned), run.train.views
+    found = explained(engine, calibration, picture, arguments.prompt or "", views)
+    write_atomically(Path(arguments.out), found.figure(picture))
+    print("\n".join(found.told))
+    for drawn in found.maps:
+        row, column = drawn.worst
+        print(f"lowest by {drawn.name}: {drawn.values.min():.2f} about x {column}, y {row}")
+    for word, gain in sorted(found.words, key=lambda pair: -pair[1]):
+        print(f"without {word!r}: {gain:+.3f}")
+    print(f"picture: {arguments.out}")
+    return 0
+
+
+def _check(arguments: Arguments) -> None:
+    check_run(arguments.model)
+    check_device(arguments.device)
+    if not Path(arguments.IMAGE).is_file():
+        raise UsageError(f"expected a picture at {arguments.IMAGE}, found no file")
+    out = Path(arguments.out)
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise UsageError(f"expected -o to be a file that ends in .png, got {out}")
+    if out.exists() and out.samefile(arguments.IMAGE):
+        raise UsageError(f"expected -o beside the picture, got the picture itself, {out}")
+
+
+EXPLAIN = Command(
+    "Draw where an image looks bad, and which words of its prompt it lacks.", FLAGS, explain
+)

@@ -1,0 +1,232 @@
+"""The command ``dcmpl``: find the command, read its flags, run it.
+
+A command is one file of this folder; :data:`COMMANDS` says which. Only that file is imported,
+and it imports torch only where its work begins. Exit codes: 0 done, 1 failed, 2 wrong usage,
+3 done but for some images, 130 interrupted.
+"""
+
+import argparse
+import io
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dcmpl import __version__
+from dcmpl.cli.options import COMMON, Arguments, Command, Flag
+from dcmpl.errors import DcmplError, UsageError, nearest
+
+__all__ = ["COMMANDS", "command_of", "main", "overview", "parse", "parser_of"]
+
+COMMANDS = {
+    "train": ("train", "learn from human scores"),
+    "evaluate": ("evaluate", "measure a run on prompts it has never seen"),
+    "benchmark": ("benchmark", "train and test presets, grids and protocols over repeats"),
+    "compare": ("compare", "set runs beside published numbers"),
+    "score": ("score", "score images"),
+    "merge": ("score", "join the scores of shards"),
+    "select": ("select", "keep, copy or move the best of what was scored"),
+    "export": ("export", "make models that need no torch"),
+    "explain": ("explain", "where an image looks bad, and which words it does not show"),
+    "info": ("info", "what a run is, what its scores mean, where to cut"),
+    "presets": ("info", "list the published variants and every field"),
+    "import": ("convert", "make a run of CLIP-AGIQA's published files"),
+    "data check": ("data", "is the copy whole?"),
+    "data show": ("data", "what is in it, as a page"),
+    "data split": ("data", "write splits as files"),
+}
+"""By the words it is called with: the file that holds a command, and what it does."""
+
+GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
+MAX_CONFIG_BYTES = 2**20
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that leaves it to the program how an error is told."""
+
+    def error(self, message: str) -> Any:
+        raise argparse.ArgumentError(None, message)
+
+
+def command_of(name: str) -> Command:
+    """The command of that name: the constant of its file that is named like it."""
+    module = import_module(f"dcmpl.cli.{COMMANDS[name][0]}")
+    found: Command = getattr(module, name.split()[-1].upper())
+    return found
+
+
+def overview() -> str:
+    """What ``dcmpl --help`` prints."""
+    rows = "\n".join(f"  {name:12} {about}" for name, (_, about) in COMMANDS.items())
+    return (
+        "usage: dcmpl COMMAND ...\n\n"
+        "Score AI-generated images: how good each looks, how well it follows its prompt.\n\n"
+        f"commands:\n{rows}\n\noptions:\n"
+        "  -h, --help   this page; dcmpl COMMAND --help has the flags of a command\n"
+        "  --version    the version of dcmpl"
+    )
+
+
+def parser_of(name: str, command: Command, helping: bool = True) -> argparse.ArgumentParser:
+    """The parser of one command.
+
+    With ``helping`` its help says what is needed; without, nothing is, since :func:`parse`
+    names what is missing in one sentence.
+    """
+    parser = _Parser(
+        prog=f"dcmpl {name}",
+        description=command.about,
+        allow_abbrev=False,
+        exit_on_error=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for flag in (*command.flags, *COMMON):
+        options: dict[str, Any] = {"help": flag.help_text.replace("%", "%%")}
+        if flag.kind is bool:
+            parser.add_argument(*flag.names, action="store_true", default=None, **options)
+            continue
+        nargs: Any = flag.count
+        if not helping and flag.positional:
+            nargs = "*" if nargs == "+" else "?"
+        if flag.positional:
+            shown = {"metavar": flag.metavar}
+        else:
+            shown = {"metavar": flag.metavar, "dest": flag.dest}
+            options["required"] = helping and flag.required
+        names = [flag.dest] if flag.positional else flag.names
+        parser.add_argument(*names, nargs=nargs, default=None, **shown, **options)
+    return parser
+
+
+def _name_in(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command that ``words`` begin with, and its own words."""
+    if words and words[0].startswith("-") and not {"-h", "--help", "--version"} & {words[0]}:
+        named = next((w for w in words if w in COMMANDS or w in GROUPS), "the command")
+        raise UsageError(f"expected flags after {named}, got {words[0]} before it")
+    length = 2 if words and words[0] in GROUPS else 1
+    name = " ".join(words[:length])
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS, "see dcmpl --help")
+        raise UsageError(
+            f"expected a command ({', '.join(COMMANDS)}), got {name or 'none'}: {hint}"
+        )
+    return name, list(words[length:])
+
+
+def parse(words: Sequence[str]) -> tuple[Command, Arguments]:
+    """The command and its arguments; raises :class:`UsageError` for what does not fit."""
+    name, own = _name_in(words)
+    command = command_of(name)
+    flags = {flag.dest: flag for flag in (*command.flags, *COMMON)}
+    parser = parser_of(name, command, helping=bool({"-h", "--help"} & {*own}))
+    try:
+        found, strange = parser.parse_known_args(own)
+    except argparse.ArgumentError as error:
+        raise _wrong_count(name, flags, error) from error
+    if strange:
+        word = next((w for w in strange if w.startswith("-")), strange[0]).split("=")[0]
+        hint = nearest(word, [n for f in flags.values() for n in f.names], _see(name))
+        raise UsageError(f"expected a flag of dcmpl {name}, got {word}: {hint}")
+    given = {dest: value for dest, value in vars(found).items() if value not in (None, [])}
+    if "config" in given:
+        given = {**_configuration(str(given["config"]), flags, name), **given}
+    arguments = Arguments()
+    for dest, flag in flags.items():
+        value = flag.read(given[dest]) if dest in given else flag.default
+        setattr(arguments, dest, value)
+    missing = [flag for dest, flag in flags.items() if flag.required and dest not in given]
+    if missing and not arguments.print_config:
+        told = ", ".join(flag.metavar if flag.positional else flag.names[-1] for flag in missing)
+        raise UsageError(f"expected {told} for dcmpl {name}, got none; {_see(name)}")
+    return command, arguments
+
+
+def _see(name: str) -> str:
+    return f"see dcmpl {name} --help"
+
+
+def _wrong_count(name: str, flags: Mapping[str, Flag], error: argparse.ArgumentError) -> UsageError:
+    """What argparse finds wrong itself: the number of values behind a flag."""
+    word = (error.argument_name or "").split("/")[-1]
+    flag = next((f for f in flags.values() if word in f.names), None)
+    if flag is None:
+        return UsageError(f"expected other arguments for dcmpl {name}: {error}")
+    words = {"None": "a value", "+": "one or more values"}
+    wanted = words.get(str(flag.count), f"{flag.count} values")
+    return UsageError(f"expected {wanted} after {word}, got more or fewer; {_see(name)}")
+
+
+def _configuration(path: str, flags: Mapping[str, Flag], name: str) -> dict[str, Any]:
+    """The values of a YAML file, as the command line would give them."""
+    try:
+        if Path(path).stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes")
+        record = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        if not isinstance(record, dict):
+            raise ValueError(f"a {type(record).__name__} and no mapping from flags to values")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        told = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"expected a YAML file at --config {path}, got: {told}") from error
+    found = {}
+    for key, value in record.items():
+        dest = str(key).replace("-", "_")
+        if dest not in flags or dest in ("config", "print_config"):
+            hint = nearest(str(key), flags, _see(name))
+            raise UsageError(f"expected flags of dcmpl {name} in {path}, got {key}: {hint}")
+        if value is not None and value != [] and value is not False:
+            found[dest] = flags[dest].written(value)
+    return found
+
+
+def _print_config(command: Command, arguments: Arguments) -> None:
+    values = {flag.dest: getattr(arguments, flag.dest) for flag in command.flags}
+    plain = {
+        dest: list(value) if isinstance(value, tuple) else value for dest, value in values.items()
+    }
+    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+
+
+def _run(words: Sequence[str]) -> int:
+    if words and words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words and words[0] == "--version":
+        print(f"dcmpl {__version__}")
+        return 0
+    command, arguments = parse(words)
+    if arguments.print_config:
+        _print_config(command, arguments)
+        return 0
+    return command.run(arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return _run(words)
+    except DcmplError as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        print(f"dcmpl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        told = str(interrupt) or "what was written so far is whole"
+        print(f"dcmpl: interrupted; {told}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        told = " ".join(str(error).split()) or "no message"
+        print(
+            f"dcmpl: unexpected {type(error).__name__}: {told}; "
+            "run again with --debug for the traceback",
+            file=sys.stderr,
+        )
+        return 1

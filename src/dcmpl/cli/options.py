@@ -1,0 +1,343 @@
+"""What commands are made of, and the flags and checks that several of them share.
+
+Imports neither torch nor pandas: help and mistakes answer at once. Functions that begin the
+work import what they need themselves.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcmpl.config import (
+    COLUMNS,
+    PROTOCOLS,
+    RECIPES,
+    TARGETS,
+    ModelConfig,
+    TrainConfig,
+    recipe_for,
+    target_of,
+)
+from dcmpl.errors import UsageError, nearest
+from dcmpl.presets import PRESETS, with_settings, with_targets
+from dcmpl.progress import say
+from dcmpl.weights import check_backbone
+
+if TYPE_CHECKING:
+    from dcmpl.data.leaks import Facts
+    from dcmpl.data.splits import Split
+    from dcmpl.data.table import ImageTable, MosScale
+    from dcmpl.runs import DataSource
+
+__all__ = ["COMMON", "Arguments", "Command", "Flag"]
+
+Arguments = argparse.Namespace
+"""The values of a command's flags, by their names with ``_`` for ``-``."""
+
+KINDS: dict[type, str] = {str: "a value", int: "a whole number", float: "a finite number"}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag, or a positional argument where its name has no dashes.
+
+    ``count``: None for one value, a number of values, or ``+``. A flag of kind bool takes none.
+    """
+
+    name: str
+    about: str
+    kind: type = str
+    default: Any = None
+    count: int | str | None = None
+    metavar: Any = None
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    short: str = ""
+
+    @property
+    def positional(self) -> bool:
+        return not self.name.startswith("-")
+
+    @property
+    def names(self) -> list[str]:
+        return [*([self.short] if self.short else []), self.name]
+
+    @property
+    def dest(self) -> str:
+        return self.name.lstrip("-").replace("-", "_")
+
+    @property
+    def help_text(self) -> str:
+        """The explanation with the default, where that is a value."""
+        if self.default in (None, (), False):
+            return self.about
+        return f"{self.about} (default: {self.default})"
+
+    def read(self, given: Any) -> Any:
+        """The words of the command line as values; raises :class:`UsageError` where they are none.
+
+        Several values come as a tuple.
+        """
+        if self.kind is bool:
+            return True
+        if isinstance(given, list):
+            return tuple(self._value(word) for word in given)
+        return self._value(given)
+
+    def _value(self, word: str) -> Any:
+        if self.choices and word not in self.choices:
+            hint = nearest(word, self.choices, "take one of these")
+            raise UsageError(
+                f"expected {self._shown} of {', '.join(self.choices)}, got {word}: {hint}"
+            )
+        try:
+            value = self.kind(word)
+        except ValueError:
+            value = math.nan
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"expected {KINDS[self.kind]} for {self._shown}, got {word}")
+        return value
+
+    @property
+    def _shown(self) -> str:
+        return str(self.metavar or self.name) if self.positional else self.name
+
+    def written(self, value: Any) -> Any:
+        """A value of YAML as the words of the command line."""
+        many = self.count is not None
+        if isinstance(value, (dict, bool)) and self.kind is not bool:
+            raise UsageError(f"expected {KINDS[self.kind]} for {self.dest}, got {value!r}")
+        if many != isinstance(value, list):
+            wanted = "a list" if many else "one value"
+            raise UsageError(f"expected {wanted} for {self.dest}, got {value!r}")
+        return [str(entry) for entry in value] if many else str(value)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does, its flags, and the function that does it; that returns an exit code."""
+
+    about: str
+    flags: tuple[Flag, ...]
+    run: Callable[[Arguments], int]
+
+
+COMMON = (
+    Flag("--config", "YAML file with any of these flags", metavar="FILE"),
+    Flag("--print-config", "print the flags as such a file, and do nothing else", bool, False),
+    Flag("--debug", "show the traceback of an error", bool, False),
+)
+
+DATA_ABOUT = "folder of a published data set, or a table: image, prompt, mos_quality, ..."
+
+TABLE_FLAGS = (
+    Flag(
+        "--mos-scale",
+        "worst and best value of the MOS in a table of your own",
+        float,
+        count=2,
+        metavar=("LOW", "HIGH"),
+    ),
+    Flag(
+        "--columns",
+        f"names of {', '.join(COLUMNS)} in that table",
+        default=(),
+        count="+",
+        metavar="OURS=THEIRS",
+    ),
+)
+
+BACKBONE = Flag("--backbone", "tiny, a folder, or a Hugging Face id", default="tiny")
+MOVED_BACKBONE = Flag("--backbone", "where the run's backbone lies now", metavar="DIR")
+DEVICE = Flag(
+    "--device",
+    "what computes: auto (a GPU where there is one), cpu, cuda, cuda:N or mps",
+    default="auto",
+    metavar="NAME",
+)
+
+SETTINGS = Flag(
+    "--set",
+    "change fields of the preset and the recipe, as in model.mpa.form=joint or "
+    "train.patience=none; dcmpl presets lists them",
+    default=(),
+    count="+",
+    metavar="FIELD=VALUE",
+)
+
+TARGET_FLAG = Flag(
+    "--targets",
+    f"what to learn, of {', '.join(TARGETS)}, the main one first; NAME=GOOD/BAD names the ends of "
+    "another, whose column is mos_NAME (default: the preset's, and authenticity where the data "
+    "has it and the preset has several)",
+    count="+",
+    metavar="TARGET",
+)
+
+
+def _recipe_flag(name: str, kind: type) -> Flag:
+    """A flag for a field of the recipe; its help has the default of every recipe."""
+    paper = getattr(RECIPES["paper"], name)
+    others = [
+        f"{getattr(recipe, name)} for {backbone}"
+        for backbone, recipe in RECIPES.items()
+        if getattr(recipe, name) != paper
+    ]
+    about = TrainConfig.__dataclass_fields__[name].metadata["help"]
+    told = "; ".join([f"default: {paper}", *others])
+    return Flag(f"--{name.replace('_', '-')}", f"{about} ({told})", kind)
+
+
+RECIPE_FLAGS = (
+    _recipe_flag("epochs", int),
+    _recipe_flag("batch_size", int),
+    _recipe_flag("lr", float),
+)
+SEED = _recipe_flag("seed", int)
+
+
+def check_device(device: str) -> None:
+    """Check how a device is written; whether it is there only torch can tell."""
+    if not re.fullmatch(r"[a-z]+(:\d+)?", device):
+        raise UsageError(
+            f"expected --device of auto, cpu, cuda, cuda:N and mps, got {device}: leave it out for "
+            "a GPU where there is one"
+        )
+
+
+def check_run(run: str) -> None:
+    if not Path(run).is_dir():
+        raise UsageError(f"expected a run folder made by dcmpl train, found none at {run}")
+
+
+def check_folder(out: str) -> None:
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UsageError(f"expected a folder at --out {out}, found a file")
+
+
+def check_new_folder(out: str, flag: str = "--out") -> None:
+    if Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
+        raise UsageError(f"expected a new folder at {flag} {out}, found something there")
+
+
+def check_protocols(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in PROTOCOLS:
+            hint = nearest(name, PROTOCOLS, "see dcmpl data split --help")
+            raise UsageError(f"expected --protocol of {', '.join(PROTOCOLS)}, got {name}: {hint}")
+
+
+def check_repeats(repeats: int) -> None:
+    if repeats < 1:
+        raise UsageError(f"expected --repeats of at least 1, got {repeats}")
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Check names of targets; a run may have some of its own, so only impossible ones fail."""
+    for target in targets:
+        if target_of(f"mos_{target}") is None:
+            hint = nearest(target, TARGETS, "they are what people were asked")
+            raise UsageError(f"expected a target of {', '.join(TARGETS)}, got {target}: {hint}")
+
+
+def columns_of(arguments: Arguments) -> dict[str, str]:
+    """``--columns`` as a mapping from our names to those of the table."""
+    pairs = [column.split("=", 1) for column in arguments.columns]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
+    columns = dict(pairs)
+    names = [ours for ours in columns if ours not in COLUMNS]
+    if unknown := [ours for ours in names if target_of(ours) is None]:
+        hint = nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
+        raise UsageError(
+            f"expected --columns to map {', '.join(COLUMNS)}, got {unknown[0]}: {hint}"
+        )
+    return columns
+
+
+def check_table(arguments: Arguments, paths: Sequence[str]) -> None:
+    """Check that data sets lie at ``paths``, and the flags of a table of one's own."""
+    check_own_table(arguments)
+    for path in paths:
+        if not Path(path).exists():
+            raise UsageError(f"expected a data set at {path}, found nothing there")
+        if Path(path).is_file() and arguments.mos_scale is None:
+            raise UsageError(
+                f"expected the ends of the MOS scale of {path}, got none: "
+                "add --mos-scale LOW HIGH, for example --mos-scale 1 5"
+            )
+
+
+def check_own_table(arguments: Arguments) -> None:
+    if arguments.mos_scale and not arguments.mos_scale[0] < arguments.mos_scale[1]:
+        low, high = arguments.mos_scale
+        raise UsageError(f"expected --mos-scale LOW HIGH with LOW below HIGH, got {low:g} {high:g}")
+    columns_of(arguments)
+
+
+def check_preset(name: str) -> None:
+    if name not in PRESETS:
+        hint = nearest(name, PRESETS, "see dcmpl presets")
+        raise UsageError(f"expected --preset of {', '.join(PRESETS)}, got {name}: {hint}")
+
+
+def model_of(
+    preset: str, settings: Sequence[str], targets: Sequence[str] | None, judged: Sequence[str]
+) -> ModelConfig:
+    """The preset with the fields and the targets that were asked for."""
+    of_model = [setting for setting in settings if not setting.startswith("train.")]
+    return with_targets(with_settings(PRESETS[preset].model, of_model), judged, targets)
+
+
+def check_model(preset: str, settings: Sequence[str], targets: Sequence[str] | None) -> None:
+    """:func:`model_of` before the data is read: any target may have MOS there."""
+    check_preset(preset)
+    named = [target.partition("=")[0] for target in targets or ()]
+    model_of(preset, settings, targets, [*TARGETS, *named])
+
+
+def recipe_of(arguments: Arguments, base: TrainConfig | None = None) -> TrainConfig:
+    """The recipe of the backbone with the flags and the fields that were set."""
+    recipe = base or recipe_for(check_backbone(arguments.backbone))
+    names = ("epochs", "batch_size", "lr", "seed")
+    chosen = {name: getattr(arguments, name, None) for name in names}
+    recipe = replace(recipe, **{n: value for n, value in chosen.items() if value is not None})
+    of_recipe = [setting for setting in arguments.set if setting.startswith("train.")]
+    return with_settings(recipe, of_recipe, "train")
+
+
+def mos_scale(arguments: Arguments) -> "MosScale | None":
+    from dcmpl.data.table import MosScale
+
+    return MosScale(*arguments.mos_scale) if arguments.mos_scale else None
+
+
+def read_data(arguments: Arguments, path: str) -> "ImageTable":
+    """The table at ``path``; what is irregular in it is said."""
+    from dcmpl.data.datasets import load_table
+
+    table = load_table(path, mos_scale(arguments), columns_of(arguments))
+    for note in table.notes:
+        say(f"note: {table.name}: {note}")
+    return table
+
+
+def source_of(arguments: Arguments, table: "ImageTable", path: str) -> "DataSource":
+    from dcmpl.runs import DataSource
+
+    place, columns = str(Path(path).absolute()), columns_of(arguments)
+    return DataSource(place, table.name, table.scale, table.digest, columns)
+
+
+def say_leaks(split: "Split", table: "ImageTable", facts: "Facts") -> None:
+    """Check the split; what its protocol commits by design is said."""
+    from dcmpl.data.leaks import check_leaks
+    from dcmpl.data.splits import PROTOCOLS
+
+    protocol = PROTOCOLS.get(split.protocol)
+    for note in check_leaks(split, table, facts, protocol.leaks if protocol else frozenset()):
+        say(f"leak, as the protocol {split.protocol} has it: {note}")

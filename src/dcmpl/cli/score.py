@@ -1,0 +1,299 @@
+"""``dcmpl score`` and ``dcmpl merge``: images to a file of scores; shards to the whole."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcmpl.cli.options import (
+    DEVICE,
+    MOVED_BACKBONE,
+    Arguments,
+    Command,
+    Flag,
+    check_device,
+    check_targets,
+)
+from dcmpl.config import TARGETS, check_views
+from dcmpl.errors import DataError, RunError, UsageError
+from dcmpl.progress import say
+from dcmpl.weights import warn_of_floor
+
+if TYPE_CHECKING:
+    from dcmpl.data.sources import Source
+    from dcmpl.scoring.files import Row
+    from dcmpl.scoring.scorer import Scorer
+
+__all__ = ["MERGE", "SCORE"]
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+PROMPTS = ("prompt", "prompts", "prompt_from")
+"""Flags of which one at most may be given."""
+
+FLAGS = (
+    Flag(
+        "PATH",
+        "file, folder, glob, zip or tar archive, or a list (CSV, JSONL, Parquet, ...)",
+        count="+",
+        required=True,
+        metavar="PATH",
+    ),
+    Flag("--model", "run folder, or an exported one", required=True, metavar="DIR"),
+    Flag("--prompt", "prompt of all the images", metavar="TEXT"),
+    Flag("--prompts", "table: image, prompt", metavar="FILE"),
+    Flag(
+        "--prompt-from",
+        "NAME.txt beside each image, or what generators write into PNG files",
+        choices=("sidecar", "metadata"),
+        metavar="{sidecar,metadata}",
+    ),
+    Flag(
+        "--out",
+        ".csv, .jsonl or .parquet; - for JSON lines on standard output",
+        required=True,
+        short="-o",
+        metavar="FILE",
+    ),
+    Flag(
+        "--long-prompts",
+        "where prompts are read: drop the end of one too long, average over parts that overlap, "
+        "or make its row an error",
+        default="truncate",
+        choices=("truncate", "window", "error"),
+        metavar="{truncate,window,error}",
+    ),
+    Flag(
+        "--against",
+        "add percentiles relative to this generator's training images; dcmpl info lists them",
+        metavar="GENERATOR",
+    ),
+    DEVICE,
+    Flag(
+        "--engine",
+        "what computes; onnx and openvino run exported models",
+        default="auto",
+        choices=("auto", "torch", "onnx", "openvino"),
+        metavar="{auto,torch,onnx,openvino}",
+    ),
+    Flag(
+        "--precision",
+        "of the towers' products",
+        default="fp32",
+        choices=("fp32", "bf16", "int8"),
+        metavar="{fp32,bf16,int8}",
+    ),
+    Flag(
+        "--views",
+        "windows (the paper's), center, resize, grid-N, or auto: the fewest that were found to be "
+        "enough (default: as the model was measured)",
+        metavar="NAME",
+    ),
+    Flag(
+        "--targets",
+        "what to predict (default: all that was learned)",
+        count="+",
+        metavar="TARGET",
+    ),
+    Flag(
+        "--workers",
+        "threads that decode and compute, a core each (default: all cores)",
+        int,
+        metavar="N",
+    ),
+    MOVED_BACKBONE,
+    Flag(
+        "--rank",
+        "images of one prompt: the best first, with the chance that people prefer each to the "
+        "next; near-ties are reported as too close to call",
+        bool,
+        False,
+    ),
+    Flag(
+        "--by",
+        "what --rank goes by: a target, or a number that goes with one, as quality_mos",
+        default="quality",
+        metavar="TARGET",
+    ),
+    Flag("--resume", "go on with a scoring that was broken off", bool, False),
+    Flag("--shard", "score the I-th of N parts; dcmpl merge joins them", metavar="I/N"),
+)
+
+
+def score(arguments: Arguments) -> int:
+    """Score everything that was named; every image gets a row."""
+    shard = _checked(arguments)
+    from dcmpl.data.sources import find_sources
+    from dcmpl.images.decode import quiet_pillow
+    from dcmpl.scoring.files import read_scores
+    from dcmpl.scoring.job import Job, say_faults
+    from dcmpl.scoring.scorer import Scorer
+
+    sources = find_sources(arguments.PATH, arguments.prompt_from == "sidecar")
+    sources = _prompted(sources, arguments)
+    with quiet_pillow():
+        scorer = Scorer.from_pretrained(arguments.model, **_options(arguments))
+        if arguments.rank or arguments.by != "quality":
+            scorer.check_target(arguments.by)
+        _say_what_scores_mean(scorer, arguments)
+        by = arguments.by if arguments.rank else None
+        job = Job(scorer, sources, shard, arguments.prompt_from, by)
+        if arguments.out == "-":
+            return 3 if job.print() else 0
+        out = Path(arguments.out)
+        counts = job.write(out, arguments.resume)
+    say_faults(read_scores(out))
+    if scorer.calibration is None:
+        say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
+    print(f"{counts['ok']} of {len(job.own)} pictures scored: {out} and its manifest")
+    return 3 if counts["error"] else 0
+
+
+def _options(arguments: Arguments) -> dict[str, Any]:
+    names = ("backbone", "device", "engine", "precision", "views", "targets", "workers")
+    return {name: getattr(arguments, name) for name in (*names, "long_prompts", "against")}
+
+
+def _checked(arguments: Arguments) -> tuple[int, int] | None:
+    """The shard, once everything that can be told without a model is right."""
+    given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
+    if len(given) > 1:
+        raise UsageError(f"expected {given[0]} or {given[1]}, got both: leave one out")
+    if not Path(arguments.model).is_dir():
+        raise UsageError(
+            "expected a run folder or an exported model at --model, found none at "
+            f"{arguments.model}"
+        )
+    check_device(arguments.device)
+    _check_destination(arguments)
+    if arguments.prompts is not None and not Path(arguments.prompts).is_file():
+        raise UsageError(f"expected a table at --prompts {arguments.prompts}, found no file")
+    if arguments.views not in (None, "auto"):
+        check_views(arguments.views)
+    check_targets(arguments.targets or ())
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"expected --workers of at least 1, got {arguments.workers}")
+    if not re.fullmatch(r"[a-z]\w{0,63}", arguments.by):
+        check_targets([arguments.by])
+    return _shard(arguments)
+
+
+def _check_output(out: str) -> None:
+    if Path(out).suffix.lower() not in FORMATS:
+        raise UsageError(f"expected -o to end in {', '.join(FORMATS)}, got {out}")
+    if Path(out).is_dir():
+        raise UsageError(f"expected a file at -o {out}, found a folder")
+
+
+def _check_destination(arguments: Arguments) -> None:
+    if arguments.out != "-":
+        _check_output(arguments.out)
+    elif arguments.resume or arguments.rank:
+        raise UsageError(
+            "expected a file at -o with --resume and --rank, got -: rows go to standard output as "
+            "they come"
+        )
+    for path in (*arguments.PATH, arguments.prompts):
+        if path and os.path.abspath(path) == os.path.abspath(arguments.out):
+            raise UsageError(f"expected a new file at -o, got {path}, which is to be read")
+    if arguments.rank and arguments.prompts:
+        raise UsageError(
+            "expected --rank with one --prompt, got --prompts: dcmpl select sorts images of several"
+        )
+
+
+def _shard(arguments: Arguments) -> tuple[int, int] | None:
+    if arguments.shard is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", arguments.shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"expected --shard I/N with I from 1 to N, got {arguments.shard}")
+    if arguments.rank:
+        raise UsageError("expected --rank without --shard: shards keep their order")
+    return int(found[1]), int(found[2])
+
+
+def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
+    """The images with the prompts that were named; what does not fit is said."""
+    from dcmpl.data.sources import read_prompts, with_prompts
+
+    names = [source.name for source in sources]
+    if arguments.prompts is None:
+        if arguments.prompt is None:
+            return sources
+        return with_prompts(sources, dict.fromkeys(names, arguments.prompt))
+    prompts, strange = read_prompts(Path(arguments.prompts), names)
+    if strange:
+        say(
+            f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
+            f"{strange[0]!r} among them"
+        )
+    if without := [name for name in names if name not in prompts]:
+        say(
+            f"{len(without)} of {len(names)} pictures have no row in {arguments.prompts}, "
+            f"{without[0]!r} among them: they get no prompt"
+        )
+    return with_prompts(sources, prompts)
+
+
+def _say_what_scores_mean(scorer: "Scorer", arguments: Arguments) -> None:
+    warn_of_floor(scorer.about["backbone"])
+    has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
+    reads = scorer.row_of.reads
+    if reads is None and has_prompts and "alignment" in scorer.targets:
+        say("note: this model judges alignment from the picture alone; prompts are carried along")
+    if reads is not None and not has_prompts:
+        say(
+            f"note: this model judges {reads} by the prompt; without --prompt, "
+            "--prompts or --prompt-from only prompts that lists bring are known"
+        )
+    if arguments.targets is None and (lacks := [t for t in TARGETS[:2] if t not in scorer.targets]):
+        say(f"note: this model does not predict {lacks[0]}; its column stays empty")
+
+
+def merge(arguments: Arguments) -> int:
+    """Join the scores of all shards of one job."""
+    _check_output(arguments.out)
+    for path in arguments.FILE:
+        if not Path(path).is_file():
+            raise UsageError(f"expected the scores of a shard at {path}, found no file")
+        if Path(path).suffix.lower() not in FORMATS:
+            raise UsageError(f"expected scores that end in {', '.join(FORMATS)}, got {path}")
+        if Path(path).absolute() == Path(arguments.out).absolute():
+            raise UsageError(f"expected a new file at -o, got {path}, which is to be merged")
+    import platform
+
+    from dcmpl.scoring.files import merged, read_scores, write_scores
+
+    job, paths = merged([Path(path) for path in arguments.FILE])
+    out = Path(arguments.out)
+
+    def rows(files: Sequence[Path]) -> "Iterator[Row]":
+        for path in files:
+            yield from read_scores(path)
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        counts = write_scores(out, rows(paths), job, {"python": platform.python_version()})
+    except OSError as error:
+        raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
+    if sum(counts.values()) != job["count"]:
+        raise DataError(f"expected {job['count']} rows, got {sum(counts.values())}")
+    print(f"{sum(counts.values())} rows of {len(paths)} shards: {out} and its manifest")
+    return 3 if counts["error"] else 0
+
+
+SCORE = Command(
+    "Score images with a run or an exported model. Every image gets a row; what is finished is "
+    "kept.",
+    FLAGS,
+    score,
+)
+MERGE = Command(
+    "Join the scores of all shards of one job.",
+    (
+        Flag("FILE", "scores of a shard", count="+", required=True, metavar="FILE"),
+        Flag("--out", ".csv, .jsonl or .parquet", required=True, short="-o", metavar="FILE"),
+    ),
+    merge,
+)
