@@ -45,7 +45,7 @@ from dcmpl.presets import PRESETS
 from dcmpl.runs import MODEL, Run, save_learned
 from dcmpl.scoring.engines import Engine, all_scores, open_variant, read_export
 from dcmpl.scoring.export import write_export
-from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
 from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
@@ -215,7 +215,7 @@ def on_ready(engine: Engine, pictures: list[np.ndarray], views: str = "center") 
 
 def on_files(engine: Engine, paths: list[Path], views: str) -> Round:
     """The whole scorer, from JPEG files."""
-    scorer = Scorer(engine, views, workers=CORES, batch_size=BATCH)
+    scorer = Scorer(engine, views, ScoringOptions(workers=CORES, batch_size=BATCH))
 
     def run() -> np.ndarray:
         return np.array([[score.quality] for score in scorer.score(paths)])

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ class Words:
         rows = [
             [49406, *[0] * n_context, 886 + index, 1125, 269, 49407] for index in range(len(texts))
         ]
-        return Tokens(torch.tensor(rows), torch.tensor([len(row) - 1 for row in rows]))
+        return Tokens(np.array(rows), np.array([len(row) - 1 for row in rows]))
 
 
 def ours(preset: str, precision: str, frozen: bool = False) -> Step:

@@ -50,13 +50,13 @@ def judged_data(tmp_path_factory: Factory) -> Path:
 def calibrated_words(small_backbone: Path, judged_data: Path) -> list[str]:
     """The words of a ``dcmpl train`` that can be calibrated, all but ``--out``."""
     words = f"train --data {judged_data} --mos-scale 1 5 --backbone {small_backbone}"
-    return f"{words} --epochs 2 --batch-size 16 --lr 0.003 --views grid-2".split()
+    return f"{words} --epochs 2 --batch-size 16 --lr 0.003 --set train.views=grid-2".split()
 
 
 @pytest.fixture(scope="session")
 def calibrated_run(tmp_path_factory: Factory, calibrated_words: list[str]) -> Path:
     """A finished run of :func:`calibrated_words`; copy it before changing it."""
-    from dcmpl.cli import main
+    from dcmpl.cli.main import main
 
     folder = tmp_path_factory.mktemp("runs") / "calibrated"
     assert main([*calibrated_words, "--out", str(folder)]) == 0

@@ -51,7 +51,7 @@ Capture = pytest.CaptureFixture[str]
 
 def refused(capsys: Capture, code: int, *words: object) -> str:
     """Run a command that ends with ``code``; returns the sentence it ends with."""
-    from dcmpl.cli import main
+    from dcmpl.cli.main import main
 
     assert main([str(word) for word in words]) == code
     captured = capsys.readouterr()
@@ -186,14 +186,14 @@ def train_words(small_backbone: Path, picture_data: Path) -> list[str]:
     words = f"train --data {picture_data} --mos-scale 1 5 --backbone {small_backbone}"
     return [
         *words.split(),
-        *["--epochs", "3", "--batch-size", "16", "--lr", "0.003", "--views", "center"],
+        *["--epochs", "3", "--batch-size", "16", "--lr", "0.003", "--set", "train.views=center"],
     ]
 
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> Path:
     """A finished run of :func:`train_words`; copy it before changing it."""
-    from dcmpl.cli import main
+    from dcmpl.cli.main import main
 
     folder = tmp_path_factory.mktemp("runs") / "short"
     assert main([*train_words, "--out", str(folder)]) == 0

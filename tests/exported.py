@@ -34,7 +34,7 @@ class Made:
     @staticmethod
     def by(*words: object) -> "Made":
         """``dcmpl export``, which must succeed; ``-o`` is the last of the words."""
-        from dcmpl.cli import main
+        from dcmpl.cli.main import main
 
         out, err = StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err):
@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, trained_run: Path, picture_da
     Ranks of 4 pictures that a run of three epochs hardly tells apart are no reason to leave out
     8 bits here, as they would be on one processor and not on another.
     """
-    from dcmpl.scoring.job import export
+    from dcmpl.scoring import export
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "INT8_SRCC", -1.0)
@@ -83,7 +83,7 @@ def by_torch(trained_run: Path, many_windows: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def copied_models(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Nothing is computed for a while: models are copied. Returns how many calibrate int8."""
-    from dcmpl.scoring.job import export
+    from dcmpl.scoring import export
 
     calibrated: list[int] = []
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcmpl.model.dcmpl import DCMPL, trainable_parameters
+from dcmpl.model.dcmpl import DCMPL, Condition, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
 
 
@@ -47,7 +47,7 @@ def text_embeddings(
     """The text tower block by block, one text at a time; the slots follow the start token."""
     tower, n, found = model.clip.text, len(prompts[0]) if prompts else 0, []
     for word in words:
-        ids = tokenizer([f"{word}."], n).ids[0]
+        ids = torch.from_numpy(tokenizer([f"{word}."], n).ids[0])
         x = tower.token_embedding(ids)
         if prompts:
             x = torch.cat([x[:1], prompts[0], x[1 + n :]])
@@ -73,3 +73,8 @@ def leave_gradients(model: DCMPL, score: Tensor) -> set[str]:
     score.sum().backward()
     learned = trainable_parameters(model).items()
     return {name for name, p in learned if p.grad is not None and p.grad.any()}
+
+
+def image_embeddings(model: DCMPL, frozen: Tensor, condition: Condition) -> list[Tensor]:
+    """Each task's image embedding behind its adapter, as the model computes it."""
+    return model._adapted_embeddings(model._encoded(frozen, condition.visual)[0])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.config import TrainConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL
@@ -68,7 +68,7 @@ def test_folded_model_scores_on_its_device_as_on_the_cpu(
     there = type(there)(_copied(there), there.tokenizer, there.config, 0)
     there.load_state_dict(here.state_dict())
     tasks = here.config.tasks
-    texts = [[(5, 7)]] * 5 if here.config.aux.reads_prompt else ()
+    texts = [[(5, 7)]] * 5 if here.config.reads_prompt else ()
     wanted = TorchEngine(here, tasks, precision)(windows(), texts)
     engine = TorchEngine(there.to(device), tasks, precision)
     assert {p.device.type for p in engine.network.buffers()} == {torch.device(device).type}
@@ -129,10 +129,8 @@ def test_run_that_was_broken_off_goes_on_on_a_device(
     def stop(*_: object) -> None:
         raise Stop
 
-    from dcmpl import commands
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "_epoch_printer", lambda done: stop)
+        patch.setattr("dcmpl.cli.train.epoch_printer", lambda done: stop)
         assert main([*words, "--out", str(broken)]) == 1
     assert (broken / LAST).is_file()
     assert main([*words, "--out", str(broken), "--resume"]) == 0

@@ -158,7 +158,6 @@ def test_learned_parameters_are_those_of_the_papers() -> None:
         (MpaConfig(form="cmpa_no_mlp"), 4_203_264 - MPA),
         (MpaConfig(deep="generated_plus_free"), 11 * BOTH),
         (MpaConfig(deep="independent"), 11 * BOTH),
-        (MpaConfig(source="encoder_outputs"), 0),
         (MpaConfig(identity_start=True), 0),
         (MpaConfig(form="swapped_query"), 0),
     ],
@@ -269,8 +268,6 @@ UNEQUAL = {
     "per layer": replace(BARE, mpa=MpaConfig(share="per_layer")),
     "plus free": replace(BARE, mpa=MpaConfig(deep="generated_plus_free")),
     "independent": replace(BARE, mpa=MpaConfig(deep="independent")),
-    "outputs": replace(BARE, mpa=MpaConfig(source="encoder_outputs")),
-    "outputs, per layer": replace(BARE, mpa=MpaConfig(source="encoder_outputs", share="per_layer")),
 }
 
 

@@ -20,8 +20,8 @@ from dcmpl.errors import RunError
 from dcmpl.files import as_json, sealed, sha256_of
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.runs import (
+    DataSource,
     Run,
-    Source,
     load_learned,
     read_run,
     read_split,
@@ -36,7 +36,7 @@ RUN = Run(
     preset="dcmpl",
     backbone="tiny",
     backbone_sha256="0" * 64,
-    source=Source("/data/scores.csv", "scores", MosScale(1, 5), "1" * 64, {"image": "file"}),
+    source=DataSource("/data/scores.csv", "scores", MosScale(1, 5), "1" * 64, {"image": "file"}),
     model=ModelConfig(
         n_context=3,
         words={"quality": (("fine", "poor"), ("sharp", "dull")), "alignment": (("so", "not"),)},

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.cli import main
-from dcmpl.data.sources import MAX_SIDECAR_BYTES, find_entries
+from dcmpl.cli.main import main
+from dcmpl.data.sources import MAX_SIDECAR_BYTES, find_sources
 from dcmpl.data.splits import Split
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
@@ -54,7 +54,7 @@ def test_sidecar_that_is_too_long_is_no_prompt_and_the_row_says_so(tmp_path: Pat
         for file in sorted(tmp_path.glob("*.[pt][nx][gt]")):
             archive.add(file, file.name)
     for path in (str(tmp_path), str(tmp_path / "both.tar")):
-        entries = {Path(e.name).stem: e for e in find_entries([path], sidecar=True)}
+        entries = {Path(e.name).stem: e for e in find_sources([path], sidecar=True)}
         assert len(entries["fits"].prompt) == MAX_SIDECAR_BYTES
         assert entries["fits"].note == ""
         assert entries["long"].prompt == ""
@@ -125,7 +125,7 @@ def test_kind_of_a_path_is_asked_once(tmp_path: Path, monkeypatch: pytest.Monkey
     asked: list[str] = []
     kind = sources._kind
     monkeypatch.setattr(sources, "_kind", lambda path: asked.append(path) or kind(path))
-    assert len(find_entries([str(tmp_path)])) == 5
+    assert len(find_sources([str(tmp_path)])) == 5
     assert asked == [str(tmp_path)]
 
 
@@ -138,5 +138,5 @@ def test_bytes_of_a_picture_are_those_of_its_file(tmp_path: Path) -> None:
     buffer = BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    (entry,) = find_entries([str(tmp_path / "a.png")])
+    (entry,) = find_sources([str(tmp_path / "a.png")])
     assert entry.content() == buffer.getvalue()

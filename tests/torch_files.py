@@ -136,7 +136,7 @@ def clip_agiqa_state(model: DCMPL, tokenizer: Tokenizer, part: str) -> dict[str,
         state |= {f"{name}.{index}": tensor for index, tensor in enumerate(tensors)}
     tokens = tokenizer(LEARNERS[part], n)
     ids = torch.zeros(2, tokenizer.context_length, dtype=torch.long)
-    ids[:, : tokens.ids.shape[1]] = tokens.ids
+    ids[:, : tokens.ids.shape[1]] = torch.from_numpy(tokens.ids)
     vectors = model.clip.text.token_embedding(ids)
     state |= {"token_prefix": vectors[:, :1], "token_suffix": vectors[:, 1 + n :]}
     return {name: tensor.detach().clone() for name, tensor in state.items()}

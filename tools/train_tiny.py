@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.metrics import srcc
-from dcmpl.model.clip import Clip
+from dcmpl.model.clip import Clip, as_tensors
 from dcmpl.model.dcmpl import NORMALIZATION
 from dcmpl.model.stem import StatisticsStem
 from dcmpl.model.tokenizer import END, START
@@ -194,7 +194,7 @@ def losses(
     embedding = student.image_embedding(pool.statistics[rows])
     image = F.normalize(embedding.float(), dim=-1)
     tokens = tokenizer([pool.captions[i] for i in rows] + [pool.wrong[i] for i in rows])
-    text = F.normalize(student.clip.text(tokens.ids, tokens.end).float(), dim=-1)
+    text = F.normalize(student.clip.text(*as_tensors(tokens)).float(), dim=-1)
     logits = torch.exp(student.clip.logit_scale) * image @ text.T
     count = torch.arange(len(rows))
     known = embedding.float()
@@ -244,7 +244,7 @@ def card_figures(student: Student, tokenizer: Words, pool: Pool) -> dict[str, fl
 
     def text_features(captions: list[str]) -> Tensor:
         tokens = tokenizer(captions)
-        return F.normalize(student.clip.text(tokens.ids, tokens.end), dim=-1)
+        return F.normalize(student.clip.text(*as_tensors(tokens)), dim=-1)
 
     embedding = torch.cat([student.image_embedding(s) for s in pool.statistics.split(250)])
     image = F.normalize(embedding, dim=-1)

@@ -171,11 +171,21 @@ def read_run(folder: Path) -> Run:
 
 def _run_of(record: dict[str, Any]) -> Run:
     run = msgspec.convert({**record, "history": _numbers(record["history"])}, Run)
-    if as_json(asdict(run)) != as_json(record):
-        raise ValueError("fields that no run has")
+    if unknown := sorted(_names(record) - _names(asdict(run))):
+        raise ValueError(f"an entry that no run has, {unknown[0]}")
     if set(run.learned) - set(run.model.tasks):
         raise ValueError(f"learned tasks {run.learned} that the model has not")
     return run
+
+
+def _names(record: Any, prefix: str = "") -> set[str]:
+    """The dotted names of all entries of a record; what stands in lists has none."""
+    found = set()
+    for name, value in record.items():
+        found.add(f"{prefix}{name}")
+        if isinstance(value, dict):
+            found |= _names(value, f"{prefix}{name}.")
+    return found
 
 
 def _numbers(history: Any) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.data import report as data_report
 from dcmpl.data.datasets import DATASETS, load_table
 from dcmpl.data.leaks import PictureFacts, survey

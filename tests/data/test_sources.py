@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dcmpl.data.sources import Entry, find_entries, requests, with_prompts
+from dcmpl.data.sources import Source, find_sources, with_content, with_prompts
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.decode import is_picture
 
@@ -26,15 +26,15 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found_in(*paths: Path | str, sidecar: bool = False) -> list[Entry]:
-    return find_entries([str(path) for path in paths], sidecar)
+def found_in(*paths: Path | str, sidecar: bool = False) -> list[Source]:
+    return find_sources([str(path) for path in paths], sidecar)
 
 
-def names(root: Path, found: Sequence[Entry]) -> list[str]:
+def names(root: Path, found: Sequence[Source]) -> list[str]:
     return [str(Path(entry.name).relative_to(root)) for entry in found]
 
 
-def prompts(found: Sequence[Entry]) -> list[str]:
+def prompts(found: Sequence[Source]) -> list[str]:
     return [entry.prompt for entry in found]
 
 
@@ -44,7 +44,7 @@ def test_files_stay_in_the_order_they_are_named(tree: Path) -> None:
 
 def test_file_is_named_as_it_was_asked_for(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    assert found_in("./b.png") == [Entry("./b.png", "./b.png")]
+    assert found_in("./b.png") == [Source("./b.png", "./b.png")]
 
 
 def test_named_file_needs_no_picture_suffix(tree: Path) -> None:
@@ -98,8 +98,8 @@ def test_one_picture_under_two_spellings_is_listed_once(tmp_path: Path) -> None:
 def test_missing_file_stays_in_the_list_and_fails_when_read(tree: Path) -> None:
     path = str(tree / "missing.png")
     (entry,) = found_in(path)
-    assert entry == Entry(path, path)
-    (request,) = requests([entry])
+    assert entry == Source(path, path)
+    (request,) = with_content([entry])
     with pytest.raises(DataError) as caught:
         request.read()
     assert str(caught.value) == f"expected a picture at {path}, found no file"
@@ -119,7 +119,7 @@ def test_glob_without_a_match_is_a_usage_error(tree: Path) -> None:
 
 
 def test_nothing_named_gives_nothing() -> None:
-    assert find_entries([]) == []
+    assert find_sources([]) == []
 
 
 # Prompts beside pictures.
@@ -152,7 +152,9 @@ def test_prompt_of_other_bytes_raises_nothing(pair: Path) -> None:
 
 def test_prompt_is_read_so_far_and_no_further(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcmpl.data.sources.MAX_SIDECAR_BYTES", 5)
-    assert prompts(found_in(pair / "b.png", pair / "a.png", sidecar=True)) == ["", "a"]
+    found = found_in(pair / "b.png", pair / "a.png", sidecar=True)
+    assert prompts(found) == ["", ""]
+    assert [bool(source.note) for source in found] == [False, True]
 
 
 # Lists.
@@ -168,8 +170,8 @@ def test_list_gives_its_rows_with_their_prompts(tmp_path: Path, suffix: str) -> 
     else:
         rows.to_json(path, orient="records", lines=True)
     assert found_in(path) == [
-        Entry(str(tmp_path / "a.png"), str(tmp_path / "a.png"), prompt="a red fox"),
-        Entry(str(tmp_path / "sub/b.png"), str(tmp_path / "sub/b.png")),
+        Source(str(tmp_path / "a.png"), str(tmp_path / "a.png"), prompt="a red fox"),
+        Source(str(tmp_path / "sub/b.png"), str(tmp_path / "sub/b.png")),
     ]
 
 
@@ -187,7 +189,7 @@ def test_empty_cell_of_a_list_is_a_row_with_a_fault(tmp_path: Path) -> None:
     assert first.fault == f"expected a picture in every row of {path}, got an empty cell"
     assert (second.name, second.fault) == (str(tmp_path / "b.png"), "")
     with pytest.raises(DataError, match="got an empty cell"):
-        next(requests([first])).read()
+        next(with_content([first])).read()
 
 
 def test_list_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_list_in_a_folder_is_not_taken(pair: Path) -> None:
 
 
 def test_prompts_of_a_table_go_to_entries_by_name() -> None:
-    entries = [Entry("a", "a"), Entry("b", "b", prompt="own"), Entry("z/c", "z", "c")]
+    entries = [Source("a", "a"), Source("b", "b", prompt="own"), Source("z/c", "z", "c")]
     found = with_prompts(entries, {"a": "a fox", "z/c": "an ox", "nobody": "x"})
     assert prompts(found) == ["a fox", "own", "an ox"]
     assert [entry.name for entry in found] == ["a", "b", "z/c"]
@@ -213,7 +215,7 @@ def test_prompts_of_a_table_go_to_entries_by_name() -> None:
 
 def test_requests_read_the_pictures_they_name(pair: Path) -> None:
     Image.new("RGB", (4, 4), "red").save(pair / "b.png")
-    found = list(requests(found_in(pair, sidecar=True)))
+    found = list(with_content(found_in(pair, sidecar=True)))
     assert [request.prompt for request in found] == ["a red fox", ""]
     assert [request.read().pixels[0, 0].tolist() for request in found] == [[0, 0, 0], [255, 0, 0]]
 
@@ -222,7 +224,7 @@ def test_requests_may_be_read_in_other_threads(pair: Path) -> None:
     found: list[int] = []
     threads = [
         threading.Thread(target=lambda r=request: found.append(r.read().pixels.size))
-        for request in requests(found_in(pair))
+        for request in with_content(found_in(pair))
     ]
     for thread in threads:
         thread.start()
@@ -236,19 +238,19 @@ def test_prompt_is_found_in_the_picture_where_asked_for(pair: Path) -> None:
     info.add_text("parameters", "a red fox\nSteps: 20, Seed: 1")
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(pair / "a.png", pnginfo=info)
     entries = found_in(pair)
-    assert [request.prompt_of for request in requests(entries)] == [None, None]
-    found = [(r.prompt_of, r.read()) for r in requests(entries, metadata=True)]
-    assert [of and of(picture) for of, picture in found] == ["a red fox", ""]
+    for metadata, wanted in ((False, ["", ""]), (True, ["a red fox", ""])):
+        found = list(with_content(entries, metadata))
+        assert [source.prompt_of(source.read()) for source in found] == wanted
 
 
 def test_content_of_an_entry_is_that_of_the_file(pair: Path) -> None:
     (entry,) = found_in(pair / "a.png")
-    assert entry.content() == (pair / "a.png").read_bytes()
+    assert entry.file_content() == (pair / "a.png").read_bytes()
 
 
 def test_content_of_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected a whole file at .*no\.png, got: "):
-        Entry("no.png", str(tmp_path / "no.png")).content()
+        Source("no.png", str(tmp_path / "no.png")).file_content()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from conftest import made_table
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.evaluation.results import (
@@ -65,8 +65,8 @@ def metrics_in(folder: Path) -> dict[str, Any]:
 
 def test_metrics_have_their_keys(results: Path) -> None:
     metrics = metrics_in(results)
-    assert {"quality", "alignment", "part", "protocol", "floors"} <= metrics.keys()
-    assert metrics["floors"].keys() == {"generator", "statistics"}
+    assert {"quality", "alignment", "part", "protocol", "baselines"} <= metrics.keys()
+    assert metrics["baselines"].keys() == {"generator", "statistics"}
     for target in ("quality", "alignment"):
         assert metrics[target].keys() == {*INTERVALS, *OTHERS}
         for name in INTERVALS:

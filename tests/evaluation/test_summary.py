@@ -1,6 +1,8 @@
-"""What a protocol is worth is the difference of means, with Welch's interval."""
+"""A benchmark summed up: intervals, paired differences, optimism, and what is said of them."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +10,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dcmpl.evaluation.summary import protocol_summary
+from dcmpl.errors import DataError
+from dcmpl.evaluation.summary import SUMMARY, summarise, trial_rows, verdict, write_summary
 
 EXACT = 1e-9
+BASELINE = "baseline: generator's mean"
 CLEAN, LEAKY = [0.70, 0.74, 0.69, 0.75], [0.80, 0.83, 0.85]
 
 
@@ -38,13 +42,15 @@ def result(
     floor: float | None = None,
     chosen: Sequence[float | None] = (),
     best: int = 1,
+    name: str = "model",
 ) -> dict[str, Any]:
     """A trial's metrics with SRCC as told; ``chosen`` is SRCC of quality epoch by epoch."""
     found: dict[str, Any] = {"protocol": protocol, "repeat": repeat, "quality": numbers(quality)}
+    found |= {"name": name, "data": "set", "parameters": 7, "seconds_per_step": 0.5}
     if alignment is not None:
         found["alignment"] = numbers(alignment)
     plain = {n: v["value"] if isinstance(v, dict) else v for n, v in numbers(floor).items()}
-    found["floors"] = {"generator": {"quality": plain}} if floor is not None else {}
+    found["baselines"] = {"generator": {"quality": plain}} if floor is not None else {}
     history = [{"loss": 0.1, "quality_srcc": value} for value in chosen]
     return {**found, "history": history, "best_epoch": best}
 
@@ -53,17 +59,21 @@ def repeated(protocol: str, values: Sequence[float | None], **more: Any) -> list
     return [result(protocol, i, value, **more) for i, value in enumerate(values)]
 
 
+def summed(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return summarise(pd.DataFrame([row for result in results for row in trial_rows(result)]))
+
+
 def row(frame: pd.DataFrame, protocol: str, predictor: str = "model") -> "pd.Series[Any]":
     (found,) = (
         r
         for _, r in frame.iterrows()
-        if (r["protocol"], r["predictor"], r["target"]) == (protocol, predictor, "quality")
+        if (r["protocol"], r["variant"], r["target"]) == (protocol, predictor, "quality")
     )
     return found
 
 
 def test_mean_median_deviation_and_interval_are_those_of_the_repeats() -> None:
-    found = row(protocol_summary(repeated("clean", CLEAN), "model"), "clean")
+    found = row(summed(repeated("clean", CLEAN)), "clean")
     half = stats.t.ppf(0.975, 3) * np.std(CLEAN, ddof=1) / 2
     assert found["repeats"] == 4
     assert found["mean"] == pytest.approx(0.72, abs=EXACT)
@@ -73,14 +83,14 @@ def test_mean_median_deviation_and_interval_are_those_of_the_repeats() -> None:
 
 
 def test_other_metrics_are_means_over_the_repeats() -> None:
-    found = row(protocol_summary(repeated("clean", CLEAN), "model"), "clean")
+    found = row(summed(repeated("clean", CLEAN)), "clean")
     names = ["plcc", "krcc", "within_generator_srcc", "pairwise_accuracy"]
     assert [found[name] for name in names] == pytest.approx([0.71, 0.52, 0.42, 0.67], abs=EXACT)
 
 
 def test_optimism_is_the_difference_of_means_with_welchs_interval_by_hand() -> None:
     trials = [*repeated("clean", CLEAN), *repeated("image-level", LEAKY)]
-    found = row(protocol_summary(trials, "model"), "image-level")
+    found = row(summed(trials), "image-level")
     a, b = np.array(LEAKY), np.array(CLEAN)
     difference = a.mean() - b.mean()
     parts = [x.var(ddof=1) / len(x) for x in (a, b)]
@@ -92,13 +102,13 @@ def test_optimism_is_the_difference_of_means_with_welchs_interval_by_hand() -> N
         [difference - half, difference + half], abs=EXACT
     )
     p = 2 * stats.t.sf(difference / error, freedom)
-    assert found["p"] == pytest.approx(p, rel=1e-6)
+    assert found["optimism p"] == pytest.approx(p, rel=1e-6)
 
 
 def test_clean_has_no_optimism_over_itself() -> None:
     trials = [*repeated("clean", CLEAN), *repeated("image-level", LEAKY)]
-    found = row(protocol_summary(trials, "model"), "clean")
-    assert found[["optimism", "optimism low", "optimism high", "p"]].isna().all()
+    found = row(summed(trials), "clean")
+    assert found[["optimism", "optimism low", "optimism high", "optimism p"]].isna().all()
 
 
 def test_floor_is_compared_with_the_same_floor_and_not_with_the_model() -> None:
@@ -106,8 +116,8 @@ def test_floor_is_compared_with_the_same_floor_and_not_with_the_model() -> None:
         *repeated("clean", CLEAN, floor=0.3),
         *repeated("image-level", LEAKY, floor=0.35),
     ]
-    frame = protocol_summary(trials, "model")
-    found = row(frame, "image-level", "generator's mean")
+    frame = summed(trials)
+    found = row(frame, "image-level", BASELINE)
     assert found["mean"] == pytest.approx(0.35, abs=EXACT)
     assert found["optimism"] == pytest.approx(0.05, abs=EXACT)
     assert np.isnan(found["selection"])
@@ -115,14 +125,14 @@ def test_floor_is_compared_with_the_same_floor_and_not_with_the_model() -> None:
 
 def test_single_repeats_have_a_difference_and_no_interval() -> None:
     trials = [*repeated("clean", [0.7]), *repeated("image-level", [0.8])]
-    frame = protocol_summary(trials, "model").reindex(columns=["optimism low", "p", "low"])
-    found = row(protocol_summary(trials, "model"), "image-level")
+    frame = summed(trials).reindex(columns=["optimism low", "optimism p", "low"])
+    found = row(summed(trials), "image-level")
     assert found["optimism"] == pytest.approx(0.1, abs=EXACT)
     assert frame.isna().all(axis=None)
 
 
 def test_without_clean_there_is_no_optimism() -> None:
-    frame = protocol_summary(repeated("image-level", LEAKY), "model")
+    frame = summed(repeated("image-level", LEAKY))
     assert "optimism" not in frame or frame["optimism"].isna().all()
 
 
@@ -130,7 +140,7 @@ def test_without_clean_there_is_no_optimism() -> None:
 def test_same_value_in_every_repeat_is_no_warning_and_still_compared(protocol: str) -> None:
     """An official split with a validation of its own is the same in every repeat."""
     trials = [*repeated("clean", CLEAN), *repeated(protocol, [0.8, 0.8, 0.8])]
-    found = row(protocol_summary(trials, "model"), protocol)
+    found = row(summed(trials), protocol)
     half = stats.t.ppf(0.975, 3) * np.std(CLEAN, ddof=1) / 2
     assert found["optimism"] == pytest.approx(0.08, abs=EXACT)
     assert [found["optimism low"], found["optimism high"]] == pytest.approx(
@@ -140,17 +150,15 @@ def test_same_value_in_every_repeat_is_no_warning_and_still_compared(protocol: s
 
 def test_same_value_under_both_protocols_has_no_interval() -> None:
     trials = [*repeated("clean", [0.7, 0.7]), *repeated("official", [0.8, 0.8])]
-    frame = protocol_summary(trials, "model")
+    frame = summed(trials)
     assert row(frame, "official")["optimism"] == pytest.approx(0.1, abs=EXACT)
     assert "optimism low" not in frame or frame["optimism low"].isna().all()
 
 
 def test_undefined_repeat_counts_in_no_mean_and_in_no_interval() -> None:
     """A run that predicts a constant has no SRCC."""
-    whole = protocol_summary([*repeated("clean", CLEAN), *repeated("image-level", LEAKY)], "model")
-    holed = protocol_summary(
-        [*repeated("clean", CLEAN), *repeated("image-level", [*LEAKY, None])], "model"
-    )
+    whole = summed([*repeated("clean", CLEAN), *repeated("image-level", LEAKY)])
+    holed = summed([*repeated("clean", CLEAN), *repeated("image-level", [*LEAKY, None])])
     expected, found = (row(frame, "image-level") for frame in (whole, holed))
     names = ["mean", "deviation", "low", "high", "optimism", "optimism low", "optimism high"]
     assert [found[name] for name in names] == pytest.approx(
@@ -163,14 +171,14 @@ def test_selection_is_the_chosen_epochs_srcc_less_the_lasts() -> None:
         result("clip-agiqa", 0, 0.8, chosen=[0.5, 0.9, 0.7], best=2),
         result("clip-agiqa", 1, 0.8, chosen=[0.5, 0.6, 0.8], best=3),
     ]
-    found = row(protocol_summary(trials, "model"), "clip-agiqa")
+    found = row(summed(trials), "clip-agiqa")
     assert found["selection"] == pytest.approx((0.2 + 0.0) / 2, abs=EXACT)
 
 
 @pytest.mark.parametrize("chosen", [[], [0.5], [0.5, None]], ids=["none", "one", "undefined"])
 def test_selection_without_two_epochs_to_choose_from_is_nan(chosen: list[float | None]) -> None:
     trials = [result("clean", 0, 0.8, chosen=chosen, best=1)]
-    assert np.isnan(row(protocol_summary(trials, "model"), "clean")["selection"])
+    assert np.isnan(row(summed(trials), "clean")["selection"])
 
 
 def test_rows_come_by_target_protocol_and_predictor() -> None:
@@ -178,21 +186,97 @@ def test_rows_come_by_target_protocol_and_predictor() -> None:
         *repeated("official", [0.6, 0.7], alignment=0.5, floor=0.2),
         *repeated("clean", [0.6, 0.7], alignment=0.4, floor=0.2),
     ]
-    frame = protocol_summary(trials[::-1], "tiny")
-    assert frame[["target", "protocol", "predictor"]].to_numpy().tolist() == [
-        ["quality", "clean", "tiny"],
-        ["quality", "clean", "generator's mean"],
-        ["quality", "official", "tiny"],
-        ["quality", "official", "generator's mean"],
-        ["alignment", "clean", "tiny"],
-        ["alignment", "clean", "generator's mean"],
-        ["alignment", "official", "tiny"],
-        ["alignment", "official", "generator's mean"],
+    frame = summed(trials[::-1])
+    assert frame[["target", "protocol", "variant"]].to_numpy().tolist() == [
+        ["quality", "clean", "model"],
+        ["quality", "clean", BASELINE],
+        ["quality", "official", "model"],
+        ["quality", "official", BASELINE],
+        ["alignment", "clean", "model"],
+        ["alignment", "clean", BASELINE],
+        ["alignment", "official", "model"],
+        ["alignment", "official", BASELINE],
     ]
 
 
-def test_floor_that_has_no_numbers_on_a_target_is_nan() -> None:
-    trials = repeated("clean", [0.6, 0.7], alignment=0.4, floor=0.2)
-    frame = protocol_summary(trials, "tiny")
-    of = frame[(frame["target"] == "alignment") & (frame["predictor"] == "generator's mean")]
-    assert of[["mean", "plcc", "krcc"]].isna().all(axis=None)
+def test_baseline_that_has_no_numbers_on_a_target_has_no_row() -> None:
+    frame = summed(repeated("clean", [0.6, 0.7], alignment=0.4, floor=0.2))
+    of = frame[frame["target"] == "alignment"]
+    assert of["variant"].tolist() == ["model"]
+
+
+BASE, OTHER = [0.70, 0.72, 0.77], [0.71, 0.76, 0.78]
+
+
+def test_difference_is_that_of_the_paired_test() -> None:
+    results = repeated("clean", BASE) + repeated("clean", OTHER, name="b")[::-1]  # any order
+    frame = summed(results)
+    first, second = row(frame, "clean"), row(frame, "clean", "b")
+    assert [first["low"], first["high"]] == pytest.approx(
+        stats.t.interval(0.95, 2, np.mean(BASE), stats.sem(BASE))
+    )
+    assert (second["mean"], second["median"]) == (pytest.approx(0.75), 0.76)
+    assert second["difference"] == pytest.approx(0.02)
+    test = stats.ttest_rel(OTHER, BASE)
+    assert second["p"] == pytest.approx(test.pvalue)
+    ends = test.confidence_interval(0.95)
+    assert [second["difference low"], second["difference high"]] == pytest.approx(list(ends))
+    assert np.isnan(first["p"])
+    assert np.isnan(first["difference"])
+
+
+def test_baselines_are_compared_with_the_first_variant_and_stand_once() -> None:
+    results = repeated("clean", BASE, floor=0.2) + repeated("clean", OTHER, floor=0.2, name="b")
+    frame = summed(results)
+    assert frame["variant"].tolist() == ["model", BASELINE, "b"]
+    found = row(frame, "clean", BASELINE)
+    assert found["repeats"] == 3
+    assert found["difference"] == pytest.approx(0.2 - 0.73)
+    assert np.isnan(found["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "told"),
+    [
+        (0.1, 0.2, "no difference shown"),
+        (0.1, 0.04, "higher, if it were the only test"),
+        (-0.1, 0.001, "lower"),
+        (float("nan"), float("nan"), ""),
+    ],
+)
+def test_verdict_bounds_all_tests_at_once(difference: float, p: float, told: str) -> None:
+    assert verdict(difference, p, 10) == told
+
+
+def test_summary_is_written_in_all_forms(tmp_path: Path) -> None:
+    results = repeated("clean", BASE, floor=0.9) + repeated("image-level", LEAKY, floor=0.9)
+    trials = pd.DataFrame([row for result in results for row in trial_rows(result)])
+    names = write_summary(trials, tmp_path, "Title", "tiny")
+    assert names[:4] == ["trials.csv", "summary.csv", "summary.md", SUMMARY]
+    assert len(pd.read_csv(tmp_path / "trials.csv")) == 12
+    told = (tmp_path / "summary.md").read_text()
+    assert "- `image-level`, model: +0.107, shown." in told
+    assert f"- `clean`, below the {BASELINE}: model." in told
+    assert "## quality: set" in told
+    assert json.loads((tmp_path / SUMMARY).read_text())["backbone"] == "tiny"
+
+
+def test_several_data_sets_have_a_matrix(tmp_path: Path) -> None:
+    results = []
+    for trained, tested in (("a", "a"), ("a", "b"), ("b", "b"), ("b", "a")):
+        entry = result("clean", 0, 0.5 + 0.1 * (trained == tested))
+        results.append({**entry, "data": tested, "trained_on": trained})
+    trials = pd.DataFrame([row for result in results for row in trial_rows(result)])
+    write_summary(trials, tmp_path, "Title", "tiny")
+    told = (tmp_path / "summary.md").read_text()
+    matrix = told[told.index("rows are trained on") :]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in matrix.splitlines()[2:]]
+    assert cells[2:4] == [
+        ["a", "0.600 / 0.590", "0.500 / 0.490"],
+        ["b", "0.500 / 0.490", "0.600 / 0.590"],
+    ]
+
+
+def test_no_results_are_refused() -> None:
+    with pytest.raises(DataError, match="expected results to sum up, got none"):
+        summarise(pd.DataFrame())

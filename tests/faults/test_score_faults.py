@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from conftest import Capture
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.config import TARGETS
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine

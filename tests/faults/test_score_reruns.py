@@ -12,7 +12,6 @@ import threading
 import weakref
 import zipfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from conftest import Capture, refused
-from dcmpl import selection
-from dcmpl.cli import main
-from dcmpl.data.sources import Request
-from dcmpl.images.decode import Picture
+from dcmpl.cli.main import main
+from dcmpl.data.sources import Source
+from dcmpl.scoring import job as scoring
+from dcmpl.scoring import scorer as predict
 from dcmpl.scoring.files import manifest_of, read_manifest, read_scores
-from dcmpl.scoring.job import job as scoring
-from dcmpl.scoring.job import part_of
-from dcmpl.scoring.job import scorer as predict
+from dcmpl.scoring.job import journal_of
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine
 
@@ -95,88 +92,6 @@ def fail_at(patch: Patch, where: Any, name: str, count: int, error: BaseExceptio
     patch.setattr(where, name, failing)
 
 
-STOPPED = {
-    "--move-below 1": (selection.os, "rename"),  # type: ignore[attr-defined]
-    f"--copy-top {COUNT}": (selection, "write_whole"),
-}
-
-
-@pytest.mark.parametrize("sort", [[], ["--sort"]])
-@pytest.mark.parametrize("flag", STOPPED)
-def test_moving_and_copying_go_on_where_they_were_interrupted(
-    monkeypatch: Patch, capsys: Capture, words: Words, out: Path, flag: str, sort: Words
-) -> None:
-    place, before = out.parent / "place", contents(Path(words[1]))
-    words += [*sort, *flag.split(), str(place)]
-    with monkeypatch.context() as patch:
-        fail_at(patch, *STOPPED[flag], 3, KeyboardInterrupt())
-        assert main(words) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"dcmpl: interrupted; all scores are in {out}; the same words with --resume move and "
-        "copy the rest"
-    )
-    assert len(contents(place)) == 2
-    assert read_manifest(out)["count"] == len(rows_of(out)) == COUNT
-    there = written(out)
-    assert len(there) == 2  # no part is left
-    no_scoring(monkeypatch)
-    assert main([*words, "--resume"]) == 0
-    assert contents(place) == before
-    assert written(out) == there
-    assert capsys.readouterr().err.startswith(f"{out} is finished\n")
-
-
-def test_finished_scores_count_for_their_words_and_as_they_were_written(
-    words: Words, out: Path, capsys: Capture
-) -> None:
-    assert main(words) == 0
-    assert main([*words, "--views", "resize", "--resume"]) == 0
-    assert read_manifest(out)["views"] == "resize"
-    assert "is finished" not in capsys.readouterr().err
-    out.write_text(out.read_text().replace("ok", "so"))
-    assert refused(capsys, 1, *words, "--resume") == (
-        f"expected {out} as dcmpl score wrote it, it was changed since"
-    )
-
-
-@pytest.mark.parametrize("again", [[], ["--resume"]])
-def test_copies_of_one_name_are_made_once(
-    folder: Path, words: Words, out: Path, again: Words
-) -> None:
-    for i, path in enumerate([*folder.iterdir()]):
-        (folder / f"{i}").mkdir()
-        os.rename(path, folder / f"{i}" / "x.png")
-    words += ["--copy-top", "2", str(out.parent / "best")]
-    assert main(words) == 0
-    before = contents(out.parent / "best")
-    assert sorted(before) == ["x-2.png", "x.png"]
-    assert main([*words, *again]) == 0
-    assert contents(out.parent / "best") == before
-
-
-def test_copy_that_fails_leaves_nothing_of_it(
-    monkeypatch: Patch, words: Words, out: Path, capsys: Capture
-) -> None:
-    place, write = out.parent / "best", Path.write_bytes
-
-    def half(path: Path, content: bytes) -> int:
-        if path.parent != place:
-            return write(path, content)
-        write(path, content[:99])
-        raise OSError(28, "No space left on device")
-
-    words += ["--copy-top", "1", str(place)]
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", half)
-        assert main(words) == 3
-    assert contents(place) == {}
-    told = capsys.readouterr().err
-    assert f"\n0 copied to {place}\nexpected to copy " in told
-    assert told.endswith(", got: No space left on device\n")
-    assert main([*words, "--resume"]) == 0
-    assert len(contents(place)) == 1
-
-
 def test_folder_in_place_of_the_manifest_costs_no_rows(
     words: Words, out: Path, capsys: Capture
 ) -> None:
@@ -184,7 +99,7 @@ def test_folder_in_place_of_the_manifest_costs_no_rows(
     assert main(words) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"dcmpl: expected to write {out}, got: {manifest_of(out)} is a folder; the rows scored so "
-        f"far are in {part_of(out)}, --resume goes on with them"
+        f"far are in {journal_of(out)}, --resume goes on with them"
     )
     assert not out.exists()
     manifest_of(out).rmdir()
@@ -200,14 +115,14 @@ def test_rows_from_a_zeroed_one_on_are_scored_again(
     with monkeypatch.context() as patch:
         fail_at(patch, scoring, "write_scores", 1, KeyboardInterrupt())
         assert main(words) == 130
-    lines = part_of(out).read_bytes().splitlines(keepends=True)
+    lines = journal_of(out).read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + COUNT
     assert main([*words, "--resume"]) == 0
     whole = written(out)
     for path in (out, manifest_of(out)):
         path.unlink()
     lines[4] = bytes(len(lines[4]) - 1) + b"\n"  # the fourth row, of the second chunk
-    part_of(out).write_bytes(b"".join(lines))
+    journal_of(out).write_bytes(b"".join(lines))
     capsys.readouterr()
     assert main([*words, "--resume"]) == 0
     assert f"2 of {COUNT} pictures were scored before" in capsys.readouterr().err
@@ -223,7 +138,7 @@ def test_engine_that_fails_in_the_middle_is_told_with_where_the_rows_are(
         assert main(words) == 1
     assert capsys.readouterr().err == (
         "dcmpl: expected to score all pictures, got RuntimeError: out of memory; the rows scored "
-        f"so far are in {part_of(out)}, --resume goes on with them\n"
+        f"so far are in {journal_of(out)}, --resume goes on with them\n"
     )
     assert main([*words, "--resume"]) == 0
     assert f"2 of {COUNT} pictures were scored before" in capsys.readouterr().err
@@ -234,7 +149,7 @@ def test_reader_that_has_enough_ends_the_scoring(words: Words) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     words[words.index("-o") + 1] = "-"
-    code = "import sys; from dcmpl.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from dcmpl.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *words]
     found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writing)
@@ -329,62 +244,38 @@ def test_pipe_is_a_row_and_nobody_waits_for_it(words: Words, out: Path, listed: 
 def test_nothing_is_kept_of_pictures_that_were_read(trained_run: Path) -> None:
     alive: list[weakref.ref[Any]] = []
 
-    def request() -> Request:
-        def read(content: np.ndarray) -> Picture:
-            picture = Picture(content + 1)
-            alive.append(weakref.ref(picture.pixels))
-            return picture
-
-        content = np.zeros((40, 44, 3), np.uint8)
-        alive.append(weakref.ref(content))
-        return Request("x", "", partial(read, content))
+    def source() -> Source:
+        pixels = np.zeros((40, 44, 3), np.uint8)
+        alive.append(weakref.ref(pixels))
+        return Source("x", given=pixels)
 
     scorer, most = Scorer.from_pretrained(trained_run, workers=1), 0
 
-    def requests() -> Iterator[Request]:
+    def sources() -> Iterator[Source]:
         nonlocal most
         for _ in range(100):
             most = max(most, sum(ref() is not None for ref in alive))
-            yield request()
+            yield source()
 
-    assert len([*scorer.rows(requests())]) == 100
+    assert len([*scorer.rows(sources())]) == 100
     assert most < 10  # while 64 of them wait for their batch
 
 
-def test_copies_out_of_an_archive_go_on_with_resume(folder: Path, words: Words, out: Path) -> None:
-    words[1] = str(out.parent / "in.zip")
-    with zipfile.ZipFile(words[1], "w") as archive:
-        for path in folder.iterdir():
-            archive.write(path, path.name)
-    words += ["--copy-top", "2", str(out.parent / "best")]
+def test_finished_job_is_not_scored_again(
+    words: Words, out: Path, capsys: Capture, monkeypatch: Patch
+) -> None:
     assert main(words) == 0
-    shutil.rmtree(out.parent / "best")
+    before = written(out)
+    no_scoring(monkeypatch)
     assert main([*words, "--resume"]) == 0
-    assert len(contents(out.parent / "best")) == 2
+    assert f"{out} is finished" in capsys.readouterr().err
+    assert written(out) == before
 
 
 def test_pictures_that_came_later_are_not_passed_over(
     folder: Path, words: Words, out: Path, picture_data: Path
 ) -> None:
-    words += ["--move-below", "0", str(out.parent / "worst")]
     assert main(words) == 0
     shutil.copy(picture_data.parent / "40.png", folder)
     assert main([*words, "--resume"]) == 0
     assert len(rows_of(out)) == COUNT + 1
-
-
-def test_resume_of_a_choice_copies_and_ends_as_the_first_time(
-    folder: Path, words: Words, out: Path
-) -> None:
-    (folder / "bad.png").write_text("no picture")
-    words += ["--top", "1", "--copy-top", "3", str(out.parent / "best")]
-    assert main(words) == 3
-    shutil.rmtree(out.parent / "best")
-    assert main([*words, "--resume"]) == 3
-    assert len(contents(out.parent / "best")) == 3
-
-
-def test_resume_says_finished_once_all_are_moved(folder: Path, words: Words, out: Path) -> None:
-    words += ["--move-below", "1", str(out.parent / "worst")]
-    assert main(words) == 0
-    assert main([*words, "--resume"]) == 0

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Capture, refused
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.scoring.files import Row
-from dcmpl.scoring.job import Part, open_part, part_of
+from dcmpl.scoring.job import Journal, journal_of, open_journal
 
 COUNT, LONG = 200, 1000  # three chunks and a part of one; fifteen, which take some seconds
 CHUNK = 64
@@ -118,7 +118,7 @@ def finished(whole: dict[str, bytes]) -> dict[str, bytes]:
 
 def rows_in(out: Path) -> int:
     try:
-        return max(0, part_of(out).read_bytes().count(b"\n") - 1)
+        return max(0, journal_of(out).read_bytes().count(b"\n") - 1)
     except FileNotFoundError:
         return 0
 
@@ -143,7 +143,7 @@ def test_job_that_is_killed_ten_times_ends_with_the_same_bytes(
         process.join()
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "told").read_text()
         assert not out.exists()
-        there = part_of(out).read_bytes() if part_of(out).exists() else b""
+        there = journal_of(out).read_bytes() if journal_of(out).exists() else b""
         assert whole["part"].startswith(there)
         assert there.count(b"\n") > moment
     assert main([*words, "--resume"]) == 3
@@ -156,15 +156,15 @@ def test_other_formats_end_with_the_same_bytes_as_well(
 ) -> None:
     other, out = out.with_name(f"whole{suffix}"), out.with_suffix(suffix)
     assert main([*words, "-o", str(other)]) == 3
-    write = Part.write
+    write = Journal.write
 
-    def write_and_stop(self: Part, row: Row) -> None:
+    def write_and_stop(self: Journal, row: Row) -> None:
         write(self, row)
         if len(self) == 150:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Part, "write", write_and_stop)
+        patched.setattr(Journal, "write", write_and_stop)
         assert main([*words, "-o", str(out)]) == 130
     assert main([*words, "-o", str(out), "--resume"]) == 3
     assert out.read_bytes() == other.read_bytes()
@@ -197,7 +197,7 @@ def test_job_goes_on_from_whatever_a_kill_left(
     words: Words, whole: dict[str, bytes], out: Path, capsys: Capture, kind: str
 ) -> None:
     rows, more = CUTS[kind]
-    part_of(out).write_bytes(cut(whole["part"], rows, more))
+    journal_of(out).write_bytes(cut(whole["part"], rows, more))
     assert main([*words, "-o", str(out), "--resume"]) == 3
     assert written(out) == finished(whole)
     kept = rows if rows == COUNT else (rows - (more < 0)) // CHUNK * CHUNK
@@ -217,18 +217,18 @@ def test_finished_job_ends_with_the_same_bytes_once_more(
 @pytest.fixture
 def half(whole: dict[str, bytes], out: Path) -> bytes:
     """What stands there of a job that was broken off."""
-    part_of(out).write_bytes(cut(whole["part"], 150, 12))
-    return part_of(out).read_bytes()
+    journal_of(out).write_bytes(cut(whole["part"], 150, 12))
+    return journal_of(out).read_bytes()
 
 
 def test_rows_of_a_job_that_was_broken_off_are_kept_without_resume(
     words: Words, out: Path, half: bytes, capsys: Capture
 ) -> None:
     assert refused(capsys, 1, *words, "-o", out) == (
-        f"expected no {part_of(out)}, found the rows of a scoring that was broken off: "
+        f"expected no {journal_of(out)}, found the rows of a scoring that was broken off: "
         "add --resume to go on with it, or delete it"
     )
-    assert written(out) == {part_of(out).name: half}
+    assert written(out) == {journal_of(out).name: half}
 
 
 @pytest.mark.parametrize(
@@ -238,32 +238,37 @@ def test_rows_of_a_job_that_was_broken_off_are_kept_without_resume(
         (["--targets", "quality"], "targets"),
         (["--precision", "bf16"], "precision"),
         (["--prompt", "a dog"], "pictures_sha256"),
-        (["--sort"], "sort"),
+        (["--rank"], "columns, rank"),
         (["--shard", "1/1"], "shard"),
-        (["--model", "{copy of the run}"], "model"),
     ],
 )
 def test_another_job_does_not_go_on_with_these_rows(
     words: Words, out: Path, half: bytes, capsys: Capture, flags: Words, told: str
 ) -> None:
-    copy = str(shutil.copytree(words[3], out.parent / "copy"))
-    flags = [copy if "{" in flag else flag for flag in flags]
     assert main([*words, "-o", str(out), "--resume", *flags]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"dcmpl: expected the rows of this job in {part_of(out)}, got those of one that differs in "
-        f"{told}: score as it was started, or delete it"
+        f"dcmpl: expected the rows of this job in {journal_of(out)}, got those of one that "
+        f"differs in {told}: score as it was started, or delete it"
     )
-    assert written(out) == {part_of(out).name: half}
+    assert written(out) == {journal_of(out).name: half}
+
+
+def test_job_goes_on_with_a_run_that_was_renamed(words: Words, out: Path, half: bytes) -> None:
+    renamed = str(shutil.copytree(words[3], out.parent / "renamed"))
+    assert (
+        main([*words, "-o", str(out), "--resume", "--model", renamed]) == 3
+    )  # one of them is broken
+    assert not journal_of(out).exists()
 
 
 @pytest.mark.parametrize("content", [b"mine\n", b"mine", b'{"job": {}}\n', b"\0\xff"])
 def test_file_that_is_no_job_is_left_as_it_is(
     words: Words, out: Path, capsys: Capture, content: bytes
 ) -> None:
-    part_of(out).write_bytes(content)
+    journal_of(out).write_bytes(content)
     told = refused(capsys, 1, *words, "-o", out, "--resume")
-    assert told.startswith(f"expected the rows of this job in {part_of(out)}, got those of one ")
-    assert written(out) == {part_of(out).name: content}
+    assert told.startswith(f"expected the rows of this job in {journal_of(out)}, got those of one ")
+    assert written(out) == {journal_of(out).name: content}
 
 
 def test_interrupt_ends_in_one_sentence_that_says_where_the_rows_are(
@@ -276,7 +281,7 @@ def test_interrupt_ends_in_one_sentence_that_says_where_the_rows_are(
     process.join()
     assert process.exitcode == 130
     assert (tmp_path / "told").read_text() == (
-        f"dcmpl: interrupted; the rows scored so far are in {part_of(out)}, "
+        f"dcmpl: interrupted; the rows scored so far are in {journal_of(out)}, "
         "--resume goes on with them\n"
     )
     assert rows_in(out) >= 200
@@ -307,11 +312,11 @@ def test_second_process_is_refused_and_the_first_goes_on(
 def test_rows_are_in_the_file_as_they_come(out: Path) -> None:
     row = dict.fromkeys(["image", "prompt", "quality", "alignment", "authenticity"], "x")
     row |= dict.fromkeys(["status", "reason", "note"], "y")
-    with open_part(out, {"count": 2}, False, CHUNK) as part:
+    with open_journal(out, {"count": 2}, False, CHUNK) as part:
         for count in (1, 2):
             part.write(row)
             assert rows_in(out) == count
-            assert json.loads(part_of(out).read_bytes().splitlines()[-1]) == row
+            assert json.loads(journal_of(out).read_bytes().splitlines()[-1]) == row
     assert written(out) == {}
 
 
@@ -342,10 +347,10 @@ def test_full_disk_ends_in_one_sentence_and_loses_no_row(
     assert main([*words, "-o", str(out)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"dcmpl: expected to write {out}, got: No space left on device; the rows scored so far "
-        f"are in {part_of(out)}, --resume goes on with them"
+        f"are in {journal_of(out)}, --resume goes on with them"
     )
     assert (rows_in(out) == COUNT) == (room != "for some rows")
-    assert list(written(out)) == [part_of(out).name]
+    assert list(written(out)) == [journal_of(out).name]
     make_room(2**20)
     assert main([*words, "-o", str(out), "--resume"]) == 3
     assert written(out) == finished(whole)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.data.sources import Entry, find_entries, requests
+from dcmpl.data.sources import Source, find_sources, with_content
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.archives import Archives
 
@@ -48,14 +48,14 @@ def pack(path: Path, members: Members) -> Path:
     return path
 
 
-def found_in(*paths: Path | str, sidecar: bool = False) -> list[Entry]:
-    return find_entries([str(path) for path in paths], sidecar)
+def found_in(*paths: Path | str, sidecar: bool = False) -> list[Source]:
+    return find_sources([str(path) for path in paths], sidecar)
 
 
-def values(entries: list[Entry]) -> list[int | str]:
+def values(entries: list[Source]) -> list[int | str]:
     """The first red value of each picture, or why there is none."""
     found: list[int | str] = []
-    for request in requests(entries):
+    for request in with_content(entries):
         try:
             found.append(int(request.read().pixels[0, 0, 0]))
         except DataError as error:
@@ -70,8 +70,8 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_pictures_of_an_archive_are_listed_in_its_order(archive: Path) -> None:
     assert found_in(archive) == [
-        Entry(f"{archive}/a.png", str(archive), "a.png"),
-        Entry(f"{archive}/sub/b.PNG", str(archive), "sub/b.PNG"),
+        Source(f"{archive}/a.png", str(archive), "a.png"),
+        Source(f"{archive}/sub/b.PNG", str(archive), "sub/b.PNG"),
     ]
 
 
@@ -85,7 +85,10 @@ def test_nothing_is_unpacked_to_disk(archive: Path) -> None:
 
 
 def test_content_of_an_entry_is_that_of_the_member(archive: Path) -> None:
-    assert [entry.content() for entry in found_in(archive)] == [SOME["a.png"], SOME["sub/b.PNG"]]
+    assert [entry.file_content() for entry in found_in(archive)] == [
+        SOME["a.png"],
+        SOME["sub/b.PNG"],
+    ]
 
 
 def test_archive_named_twice_is_taken_once(archive: Path) -> None:
@@ -109,7 +112,7 @@ def test_archives_and_files_are_read_in_the_order_they_are_named(tmp_path: Path)
 def test_archive_without_pictures_is_a_row_with_its_reason(tmp_path: Path, suffix: str) -> None:
     path = pack(tmp_path / f"none{suffix}", {"notes.md": b"x"})
     (entry,) = found_in(path)
-    assert entry == Entry(str(path), str(path), fault=f"expected pictures in {path}, found none")
+    assert entry == Source(str(path), str(path), fault=f"expected pictures in {path}, found none")
     assert values([entry]) == [entry.fault]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dcmpl.errors import WeightsError
-from dcmpl.weights.backbones import torch_files as archives
+from dcmpl.weights import torch_files as archives
 from dcmpl.weights.torch_files import read_torch
 from torch_files import INT_LIST, module, named, plain, save_archive, save_torchscript, tensor
 

@@ -14,7 +14,7 @@ from dcmpl.errors import DataError
 from dcmpl.images.decode import (
     MAX_PIXELS,
     MAX_SIDE,
-    Picture,
+    DecodedImage,
     decode,
     from_pil,
     read_image,
@@ -324,5 +324,5 @@ def test_pixels_may_be_written_to(tmp_path: Path) -> None:
 
 
 def test_picture_has_neither_notes_nor_texts_unless_given() -> None:
-    plain = Picture(np.zeros((1, 1, 3), np.uint8))
+    plain = DecodedImage(np.zeros((1, 1, 3), np.uint8))
     assert (plain.notes, plain.texts) == ((), {})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.errors import UsageError
+from dcmpl.model.clip import as_tensors
 from dcmpl.model.dcmpl import DCMPL, is_trainable, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.weights.backbones import Backbone
@@ -39,7 +40,7 @@ def naive_task(
 ) -> Tensor:
     """One task by itself: the softmax weight of the first of two texts."""
     tokens = tokenizer(words, N_CONTEXT)
-    text = model.clip.text(tokens.ids, tokens.end, text_prompts)
+    text = model.clip.text(*as_tensors(tokens), text_prompts)
     normalised = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     image = model.clip.visual(normalised, visual_prompts)
     refined = F.relu(F.relu(image @ adapter.down.weight.T) @ adapter.up.weight.T)
@@ -167,7 +168,10 @@ def test_without_anything_learned_the_towers_are_plain_clip_bit_for_bit(
     model = build("clip-iqa", words={"quality": pair})
     tokens = random_backbone.tokenizer(["good photo.", "bad photo."])
     normalised = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    text, image = clip.text(tokens.ids, tokens.end), clip.visual(normalised)
+    text, image = (
+        clip.text(*as_tensors(tokens)),
+        clip.visual(normalised),
+    )
     assert torch.equal(model.frozen(images), image)
     assert torch.equal(model.condition().words[0], F.normalize(text, dim=-1))
     cosine = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T

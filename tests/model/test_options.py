@@ -14,9 +14,18 @@ from torch.nn import functional as F
 
 from dcmpl.config import AdapterConfig, FusionConfig
 from dcmpl.errors import UsageError
+from dcmpl.model.clip import as_tensors
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.weights.backbones import Backbone
-from naive import close, image_embedding, leave_gradients, linear, score, text_embeddings
+from naive import (
+    close,
+    image_embedding,
+    image_embeddings,
+    leave_gradients,
+    linear,
+    score,
+    text_embeddings,
+)
 
 Build = Callable[..., DCMPL]
 LAYERS = 3
@@ -58,7 +67,7 @@ def embeddings(model: DCMPL, images: Tensor) -> tuple[list[Tensor], list[Tensor]
     """Of both tasks: those the model reads scores from, and those behind the image tower."""
     condition = model.condition()
     raw = [image_embedding(model, images, visual) for visual in condition.visual]
-    return model.image_embeddings(model.frozen(images), condition), raw
+    return image_embeddings(model, model.frozen(images), condition), raw
 
 
 @pytest.mark.parametrize(
@@ -205,9 +214,9 @@ def test_text_depth_zero_leaves_the_text_without_slots(
 ) -> None:
     model: Any = build("vpt-deep")
     plain = random_backbone.tokenizer([f"{word}." for word in GOOD])
-    assert torch.equal(model.quality_ids, plain.ids)
+    assert torch.equal(model.quality_ids, torch.from_numpy(plain.ids))
     clip = random_backbone.clip
-    expected = F.normalize(clip.text(plain.ids, plain.end), dim=-1)
+    expected = F.normalize(clip.text(*as_tensors(plain)), dim=-1)
     assert torch.equal(model.condition().words[0], expected)
     shallow: Any = build("vpt-deep", text_depth=1)
     assert shallow.quality_ids.shape[1] == plain.ids.shape[1] + 8

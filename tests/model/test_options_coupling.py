@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dcmpl.config import AdapterConfig, FusionConfig, MpaConfig
-from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.prompt_attention import prompt_attention
 from dcmpl.weights.backbones import Backbone
@@ -63,57 +62,6 @@ def test_mpa_share_says_which_layers_the_last_block_makes(
     after = model.prompts()[1].visual
     changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert changed == [layer >= changed_from for layer in (1, 2, 3)]
-
-
-def lockstep(model: Any, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Both towers side by side: prompts are made of what blocks made in their slots."""
-    auxiliary, clip = model.auxiliary, model.clip
-    text, visual = [auxiliary.text[0]], [auxiliary.visual[0]]
-    words = clip.text.token_embedding(model.alignment_ids)
-    pictures = clip.visual.embed((images - model.mean) / model.std)
-    x = torch.stack([torch.cat([row[:1], text[0], row[1 + N :]]) for row in words])
-    x = x + clip.text.positional_embedding[: x.shape[1]]
-    y = clip.visual.ln_pre(torch.stack([torch.cat([row, visual[0]]) for row in pictures]))
-    for layer in range(LAYERS - 1):
-        x = clip.text.transformer.resblocks[layer](x, causal=True)
-        y = clip.visual.transformer.resblocks[layer](y, causal=False)
-        made = auxiliary.attention[0](x[:, 1 : 1 + N].mean(0), y[:, -N:].mean(0))
-        text.append(made[0])
-        visual.append(made[1])
-        x = torch.stack([torch.cat([row[:1], made[0], row[1 + N :]]) for row in x])
-        y = torch.stack([torch.cat([row[:-N], made[1]]) for row in y])
-    return text, visual
-
-
-def test_mpa_source_encoder_outputs_reads_what_the_blocks_made(
-    build: Build, images: Tensor, random_backbone: Backbone
-) -> None:
-    model = build(mpa=mpa(source="encoder_outputs"), adapter=AdapterConfig(where="none"))
-    prompts = model.prompts(model.frozen(images))[1]
-    text, visual = lockstep(model, images)
-    for found, expected in ((prompts.text, text), (prompts.visual, visual)):
-        for ours, theirs in zip(found, expected, strict=True):
-            close(ours, theirs)
-    words = text_embeddings(
-        model, random_backbone.tokenizer, ["aligned photo", "misaligned photo"], text
-    )
-    expected_score = score(model, image_embedding(model, images, visual), words)
-    close(model(images).alignment, expected_score)
-
-
-def test_mpa_source_encoder_outputs_depends_on_the_batch(build: Build, images: Tensor) -> None:
-    model = build(mpa=mpa(source="encoder_outputs"))
-    assert model.reads_batch
-    moved = (model(images).values[:, 0] - model(images[:1]).values[:, 0]).abs()
-    assert moved.min() > 1e-4  # both tasks, far above rounding
-    with pytest.raises(UsageError, match="the prompts of this model depend on them"):
-        model.condition()
-
-
-def test_mpa_source_input_prompts_needs_no_pictures(build: Build) -> None:
-    model = build()
-    assert not model.reads_batch
-    assert len(model.condition().visual) == 2
 
 
 @pytest.mark.parametrize(

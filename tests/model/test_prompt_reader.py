@@ -17,14 +17,14 @@ from conftest import made_table
 from dcmpl.config import WORDS, AdapterConfig, FusionConfig, ModelConfig, MpaConfig, TrainConfig
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import UsageError
-from dcmpl.model.clip import put
+from dcmpl.model.clip import as_tensors, put
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import ANTONYMS, PRESETS, with_settings, with_targets
-from dcmpl.scoring.torch_engine import TorchEngine
+from dcmpl.scoring.torch_engine import TorchEngine, by_target
 from dcmpl.training.batches import Batch, mismatched
-from dcmpl.training.features import PromptsOf, by_target, shuffled_prompts, texts_of
+from dcmpl.training.features import PromptsOf, shuffled_prompts, texts_of
 from dcmpl.training.labels import with_alignment
 from dcmpl.training.loop import task_loss, train_step
 
@@ -125,7 +125,7 @@ def naive_alignment(model: Any, image: Tensor, text: str) -> Tensor:
     reader, clip = model.reader, model.clip
     prompts = model.prompts()[1]
     tokens = model.tokenizer([text], model.config.n_context)
-    states = clip.text.states(tokens.ids, prompts.text)
+    states = clip.text.states(torch.from_numpy(tokens.ids), prompts.text)
     vector = F.normalize((clip.text.ln_final(states[0, -1]) @ clip.text.text_projection), dim=-1)
     tower = clip.visual
     encoded = tower(((image[None] - model.mean) / model.std), prompts.visual)
@@ -141,7 +141,7 @@ def naive_alignment(model: Any, image: Tensor, text: str) -> Tensor:
     added = reader.out.weight[0] @ found + reader.out.bias[0]
 
     pair = model.tokenizer(["aligned photo.", "misaligned photo."], model.config.n_context)
-    good, bad = clip.text(pair.ids, pair.end, prompts.text)
+    good, bad = clip.text(*as_tensors(pair), prompts.text)
     cosines = [F.cosine_similarity(embedding, word, dim=0) for word in (good, bad)]
     scale = clip.logit_scale.exp()
     return torch.stack([scale * cosines[0] + added, scale * cosines[1]]).softmax(0)[0]
@@ -247,8 +247,8 @@ def test_rows_of_a_table_that_a_batch_needs_are_taken_once(model: DCMPL, images:
     assert len(texts.tokens.ids) == 3
     assert texts.other is not None
     for places, rows in ((texts.own, own), (texts.other, other)):
-        assert torch.equal(texts.tokens.ids[places], tokens.ids[rows])
-        assert torch.equal(texts.tokens.end[places], tokens.end[rows])
+        assert np.array_equal(texts.tokens.ids[places], tokens.ids[rows])
+        assert np.array_equal(texts.tokens.end[places], tokens.end[rows])
     assert texts_of(tokens, own).other is None
 
 
@@ -265,7 +265,7 @@ def test_slots_are_kept_free_where_text_prompts_stand_only(
     model = build("dcmpl-prompted", **VARIANTS[name])
     plain = model.tokenizer(["a red circle"], slots)
     assert model.slots == slots
-    assert torch.equal(model.tokens_of(["a red circle"]).ids, plain.ids)
+    assert np.array_equal(model.tokens_of(["a red circle"]).ids, plain.ids)
     engine, prompt = TorchEngine(model, ["alignment"]), " ".join(["red"] * (38 - slots))
     assert len(engine.parts(prompt, "error").ids[0]) == 38 - slots
     with pytest.raises(UsageError, match=f"^expected a prompt of at most {38 - slots} tokens"):
@@ -565,12 +565,11 @@ def pictures(picture_data: Path) -> ImageTable:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["model.mpa.source=encoder_outputs"], "mpa.source=input_prompts"),
         (["model.readout=linear"], "only fields that this model reads"),
-        (["model.words={quality: [[good, bad]]}"], "aux.reads_prompt"),
-        (["model.aux.reads_prompt=maybe"], "fit after --set"),
+        (["model.words={quality: [[good, bad]]}"], "reads_prompt"),
+        (["model.reads_prompt=maybe"], "true, false for model.reads_prompt"),
     ],
-    ids=["outputs", "linear", "no alignment", "no boolean"],
+    ids=["linear", "no alignment", "no boolean"],
 )
 def test_settings_that_do_not_go_together_are_refused_in_a_sentence(
     words: list[str], told: str
@@ -586,15 +585,14 @@ def test_settings_that_do_not_go_together_are_refused_in_a_sentence(
 @pytest.mark.parametrize("preset", ["linear-probe", "dcmpl-no-aux"])
 def test_preset_that_has_no_use_for_prompts_is_not_made_to_read_them(preset: str) -> None:
     with pytest.raises(UsageError) as caught:
-        with_settings(PRESETS[preset].model, ["model.aux.reads_prompt=true"])
+        with_settings(PRESETS[preset].model, ["model.reads_prompt=true"])
     assert str(caught.value) == (
-        "expected only fields that this model reads, got aux.reads_prompt: "
-        "leave them at their defaults"
+        "expected only fields that this model reads, got reads_prompt: leave them at their defaults"
     )
 
 
 def test_targets_without_alignment_are_refused_for_a_model_that_reads() -> None:
-    with pytest.raises(UsageError, match=r"^expected .*aux\.reads_prompt"):
+    with pytest.raises(UsageError, match=r"^expected .*reads_prompt"):
         with_targets(PROMPTED, ["quality", "authenticity"], ["quality", "authenticity"])
 
 
@@ -610,19 +608,19 @@ def test_targets_without_alignment_are_refused_for_a_model_that_reads() -> None:
 )
 def test_any_other_setting_goes_with_reading(settings: list[str]) -> None:
     plain = with_settings(PRESETS["dcmpl"].model, settings)
-    read = with_settings(plain, ["model.aux.reads_prompt=true"])
-    assert read.aux.reads_prompt
+    read = with_settings(plain, ["model.reads_prompt=true"])
+    assert read.reads_prompt
     assert read == with_settings(PROMPTED, settings)
 
 
 def test_alignment_may_be_the_main_task() -> None:
     changed = with_targets(PROMPTED, ["quality", "alignment"], ["alignment", "quality"])
     assert changed.tasks == ("alignment", "quality")
-    assert changed.aux.reads_prompt
+    assert changed.reads_prompt
 
 
 def test_a_model_that_reads_keeps_the_patches() -> None:
     bare: dict[str, Any] = {"vision_depth": 0, "mpa": NO_MPA, "fusion": NO_FUSION}
     assert ModelConfig(**bare).frozen_part == "embedding"
-    assert ModelConfig(**bare, aux=PROMPTED.aux).frozen_part == "last block"
+    assert ModelConfig(**bare, reads_prompt=True).frozen_part == "last block"
     assert PROMPTED.frozen_part == "tokens"

@@ -14,17 +14,15 @@ import pytest
 import torch
 
 from conftest import Capture, refused
-from dcmpl.config import MpaConfig
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
-from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded
 from dcmpl.model.tokenizer import Ids, Parts
+from dcmpl.scoring import engines
 from dcmpl.scoring.batching import lanes
-from dcmpl.scoring.engines import Engine, Exported, Question, open_export, read_export, scores_of
-from dcmpl.scoring.job import engines
-from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.engines import Engine, Question, open_export, read_export, score_images
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine
 from exported import VARIANTS, Made
 
@@ -33,13 +31,6 @@ pytest_plugins = ("exported",)
 Build = Callable[..., DCMPL]
 TOLERANCE = 1e-5
 """What exports, batches and threads may change of a score."""
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the choice of the engine is remembered, for every test anew."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dcmpl" / "engines.json"
 
 
 # By torch
@@ -72,52 +63,14 @@ def test_torch_has_no_int8(build: Build) -> None:
         TorchEngine(build("dcmpl"), ("quality",), "int8")
 
 
-@pytest.fixture(scope="module")
-def of_outputs(build: Build) -> DCMPL:
-    return build("dcmpl", mpa=MpaConfig(source="encoder_outputs"))
-
-
-def test_prompts_that_depend_on_pictures_cannot_be_folded(of_outputs: DCMPL) -> None:
-    with pytest.raises(UsageError) as caught:
-        Folded(of_outputs, ("quality",))
-    assert str(caught.value) == (
-        "expected prompts that no picture changes, got a model with "
-        "mpa.source=encoder_outputs: it can only be run as it is"
-    )
-
-
-def test_prompts_that_depend_on_pictures_are_not_run_in_bfloat16(of_outputs: DCMPL) -> None:
-    with pytest.raises(UsageError, match="expected --precision fp32 for prompts that depend on"):
-        TorchEngine(of_outputs, ("quality",), "bf16")
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_prompts_that_depend_on_pictures_see_no_neighbour(
-    of_outputs: DCMPL, many_windows: np.ndarray, workers: int
-) -> None:
-    engine = TorchEngine(of_outputs, ("alignment", "quality"))
-    pictures = [np.concatenate(many_windows[i : i + 2]) for i in range(6)]
-    scorer = Scorer(engine, "windows", workers=workers)
-    together = [(row.quality, row.alignment) for row in scorer.score(pictures)]
-    with torch.no_grad():
-        for picture, found in zip(pictures, together, strict=True):
-            cut = np.stack(list(windows(picture, 32, "windows")))
-            pixels = torch.from_numpy(cut).permute(0, 3, 1, 2) / 255
-            scores = of_outputs(pixels)
-            expected = scores["quality"].mean().item(), scores["alignment"].mean().item()
-            assert found == pytest.approx(expected, abs=TOLERANCE)
-    mixed = engine(np.concatenate([pictures[0][:32][None], pictures[5][:32][None]]))
-    assert abs(mixed[0] - engine(pictures[0][:32][None])[0]).max() > TOLERANCE  # they would show
-
-
 class Recorder:
     """An engine that notes the windows of every call; its score is their first byte."""
 
     precision, tasks, size = "fp32", ("quality",), 32
     reads: str | None = None
 
-    def __init__(self, apart: bool = False, name: str = "recorder") -> None:
-        self.name, self.apart, self.calls = name, apart, list[list[int]]()
+    def __init__(self, name: str = "recorder") -> None:
+        self.name, self.calls = name, list[list[int]]()
 
     def parts(self, text: str, long: str) -> Parts:
         return Parts(((),))
@@ -130,21 +83,17 @@ class Recorder:
         return lanes(count)
 
 
-def test_windows_share_a_call_unless_the_engine_wants_pictures_apart() -> None:
+def test_windows_of_several_images_share_a_call() -> None:
     pictures = [np.full((64, 40, 3), value, np.uint8) for value in range(4)]
-    shared, apart = Recorder(False), Recorder(True)
-    for engine in (shared, apart):
-        assert isinstance(engine, Engine)
-        found = list(scores_of(engine, map(Question, pictures), "grid-2", batch_size=3))
-        assert [float(answer.scores[0]) * 255 for answer in found if answer is not None] == [
-            0,
-            1,
-            2,
-            3,
-        ]
-    assert max(map(len, shared.calls)) == 3
-    assert any(len(set(call)) > 1 for call in shared.calls)
-    assert all(len(set(call)) == 1 for call in apart.calls)
+    engine = Recorder()
+    assert isinstance(engine, Engine)
+    images = ((str(i), Question(picture)) for i, picture in enumerate(pictures))
+    found = dict(score_images(engine, images, "grid-2", batch_size=3))
+    assert {key: float(a.scores[0]) * 255 for key, a in found.items() if a is not None} == {
+        str(value): value for value in range(4)
+    }
+    assert max(map(len, engine.calls)) == 3
+    assert any(len(set(call)) > 1 for call in engine.calls)
 
 
 def test_threads_of_torch_are_one_only_while_it_scores(build: Build) -> None:
@@ -154,7 +103,7 @@ def test_threads_of_torch_are_one_only_while_it_scores(build: Build) -> None:
         with engine.lanes(2) as pool:
             assert {pool.submit(torch.get_num_threads).result() for _ in range(8)} == {1}
             assert torch.get_num_threads() == 2
-        Scorer(engine, "center", workers=2).score([np.zeros((40, 40, 3), np.uint8)])
+        Scorer(engine, "center", ScoringOptions(workers=2)).score([np.zeros((40, 40, 3), np.uint8)])
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -184,9 +133,8 @@ def test_export_scores_pictures_as_its_run(
 
 ALONE = """
 import json, sys
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.scoring.scorer import Scorer
-from dcmpl.scoring.results import Ids, Parts
 folder, picture, out = sys.argv[1:]
 found = [
     Scorer.from_pretrained(folder, engine=engine, precision=precision).score([picture])[0].quality
@@ -211,60 +159,11 @@ def test_export_scores_without_torch(
     assert json.loads(out.read_text())["quality"] == pytest.approx(expected, abs=TOLERANCE)
 
 
-@pytest.fixture
-def openvino_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opens nothing and measures nothing."""
-
-    def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Engine:
-        return Recorder(name=variant["engine"])
-
-    monkeypatch.setattr(engines, "open_variant", open_variant)
-    monkeypatch.setattr(engines, "_seconds", lambda engine: float(engine.name == "onnx"))
-
-
-def test_fastest_engine_is_measured_once_and_remembered(made: Made, cache: Path) -> None:
-    cache.parent.mkdir(parents=True)
-    cache.write_text('{"another model": "onnx"}')
-    chosen = open_export(read_export(made.folder), "auto", "fp32", 1).name
-    known = json.loads(cache.read_text())
-    assert known.pop("another model") == "onnx"
-    ((key, name),) = known.items()
-    assert name == chosen in ("onnx", "openvino")
-    other = {"onnx": "openvino", "openvino": "onnx"}[chosen]
-    cache.write_text(json.dumps({key: other}))  # whatever stands there was measured
-    assert open_export(read_export(made.folder), "auto", "fp32", 1).name == other
-    assert json.loads(cache.read_text()) == {key: other}
-
-
-@pytest.mark.usefixtures("openvino_is_faster")
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b"\xff\xfe", b"[1]", b"null", b"[" * 100_000, b'{"KEY": "tensorrt"}']
-)
-def test_damaged_memory_of_the_fastest_engine_is_no_error(
-    made: Made, cache: Path, damage: bytes
-) -> None:
+def test_engine_is_the_first_at_hand_unless_one_is_named(made: Made) -> None:
     exported = read_export(made.folder)
-    open_export(exported, "auto", "fp32", 1)
-    (key,) = json.loads(cache.read_text())
-    cache.write_bytes(damage.replace(b"KEY", json.dumps(key)[1:-1].encode()))
     assert open_export(exported, "auto", "fp32", 1).name == "openvino"
-    assert json.loads(cache.read_text()) == {key: "openvino"}
-
-
-@pytest.mark.usefixtures("openvino_is_faster")
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_memory_that_cannot_be_written_is_no_error(made: Made, cache: Path, kind: str) -> None:
-    if kind == "folder":
-        cache.mkdir(parents=True)
-    else:
-        cache.parent.parent.write_text("a file where the folder would be")
-    assert open_export(read_export(made.folder), "auto", "fp32", 1).name == "openvino"
-
-
-def test_engine_that_is_named_is_not_measured(made: Made, cache: Path) -> None:
-    assert open_export(read_export(made.folder), "onnx", "fp32", 1).name == "onnx"
-    assert open_export(read_export(made.folder), "auto", "bf16", 1).name == "openvino"
-    assert not cache.exists()
+    assert open_export(exported, "onnx", "fp32", 1).name == "onnx"
+    assert open_export(exported, "auto", "bf16", 1).name == "openvino"
 
 
 # What cannot be opened

@@ -11,7 +11,7 @@ from PIL import Image
 
 from calibrated import Brightness, plain_meaning
 from conftest import Capture, refused
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.model.folded import Folded
 from dcmpl.runs import read_run
 from dcmpl.scoring.calibration import read_calibration
@@ -30,7 +30,8 @@ TOLERANCE = 3e-6
 def reading_run(tmp_path_factory: pytest.TempPathFactory, calibrated_words: list[str]) -> Path:
     """A calibrated run whose alignment reads the prompt; copy it before changing it."""
     folder = tmp_path_factory.mktemp("runs") / "reading"
-    words = [*calibrated_words, "--preset", "dcmpl-prompted", "--mismatch-weight", "3"]
+    words = [*calibrated_words, "--preset", "dcmpl-prompted"]
+    words.insert(words.index("--set") + 1, "train.mismatch_weight=3")
     assert main([*words, "--out", str(folder)]) == 0
     return folder
 

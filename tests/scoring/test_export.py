@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -16,18 +15,13 @@ import onnxruntime
 import pytest
 
 from conftest import Capture, refused
-from dcmpl.cli import main
-from dcmpl.config import MpaConfig
+from dcmpl.cli.main import main
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
-from dcmpl.images.decode import read_image
-from dcmpl.model.dcmpl import DCMPL
 from dcmpl.runs import read_run
+from dcmpl.scoring import export
 from dcmpl.scoring.engines import Engine, open_variant, read_export
-from dcmpl.scoring.export import write_export
-from dcmpl.scoring.job import export
 from dcmpl.scoring.scorer import Scorer
-from dcmpl.scoring.torch_engine import TorchEngine
 from exported import VARIANTS, Made
 
 pytest_plugins = ("exported",)
@@ -183,7 +177,7 @@ def test_run_whose_data_has_moved_is_exported_without_int8_and_says_so(of_moved:
     assert found["compared_on"] == "noise"
     with pytest.raises(UsageError, match="got onnx int8: it is calibrated on pictures, and there"):
         Scorer.from_pretrained(of_moved.folder, engine="onnx", precision="int8")
-    with pytest.raises(UsageError, match="it was exported without pictures: name --views"):
+    with pytest.raises(UsageError, match="how few views are enough: name --views"):
         Scorer.from_pretrained(of_moved.folder, engine="onnx", views="auto")
 
 
@@ -322,16 +316,6 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
         "expected onnx, onnxscript, onnxruntime to export, found none: "
         "pip install 'dcmpl-agiqa[onnx]'"
     )
-
-
-def test_prompts_that_depend_on_pictures_cannot_be_exported(
-    build: Callable[..., DCMPL], trained_run: Path, picture_data: Path, tmp_path: Path
-) -> None:
-    engine = TorchEngine(build("dcmpl", mpa=MpaConfig(source="encoder_outputs")), ("quality",))
-    shown = [read_image(picture_data.with_name("00.png"))]
-    with pytest.raises(UsageError, match="encoder_outputs: only torch runs it"):
-        write_export(engine, read_run(trained_run), tmp_path / "x", shown, print)
-    assert not (tmp_path / "x").exists()
 
 
 def test_words_that_make_no_export_are_told_at_once(

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 
 from conftest import Capture, refused
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.config import TARGETS
 from dcmpl.scoring.files import COLUMNS, Row, manifest_of, read_manifest, read_scores, write_scores
-from dcmpl.scoring.job import Part
+from dcmpl.scoring.job import Journal
 
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
 COUNT = 200  # three whole chunks and a part of one
@@ -101,7 +101,7 @@ def test_scores_read_back_as_they_were_written(tmp_path: Path, suffix: str) -> N
         | {"status": "error", "reason": "\r\n" * 10**5},
     ]
     rows = [{**row, "authenticity": None, "image": 'a"\r\n,\t\x01'} for row in rows]
-    assert write_scores(tmp_path / f"x{suffix}", iter(rows), {}) == {"ok": 1, "error": 1}
+    assert write_scores(tmp_path / f"x{suffix}", iter(rows), {}, {}) == {"ok": 1, "error": 1}
     assert list(read_scores(tmp_path / f"x{suffix}")) == rows
 
 
@@ -157,12 +157,12 @@ def test_standard_output_gets_nothing_but_rows(
     assert not Path("-").exists()
 
 
-@pytest.mark.parametrize("flag", ["resume", "sort", "top 1", "copy-top 1 x", "move-below 1 x"])
+@pytest.mark.parametrize("flag", ["resume", "rank"])
 def test_flags_that_need_a_file_are_wrong_usage_with_standard_output(
     capsys: Capture, many: Path, trained_run: Path, flag: str
 ) -> None:
     words = ["score", many, "--model", trained_run, "-o", "-", *f"--{flag}".split()]
-    assert refused(capsys, 2, *words).startswith("expected a file at -o with --resume, ")
+    assert refused(capsys, 2, *words).startswith("expected a file at -o with --resume and --rank, ")
 
 
 def test_folder_in_place_of_the_scores_is_wrong_usage(
@@ -187,15 +187,15 @@ def test_place_that_cannot_be_written_fails_before_anything_is_scored(
 def test_folder_made_at_the_place_of_the_scores_meanwhile_costs_no_rows(
     capsys: Capture, picture_data: Path, trained_run: Path, out: Path, monkeypatch: Any
 ) -> None:
-    write = Part.write
+    write = Journal.write
 
-    def meanwhile(self: Part, row: Row) -> None:
+    def meanwhile(self: Journal, row: Row) -> None:
         out.mkdir(exist_ok=True)
         write(self, row)
 
     words = ["score", picture_data.parent, "--model", trained_run, "-o", out]
     with monkeypatch.context() as patched:
-        patched.setattr(Part, "write", meanwhile)
+        patched.setattr(Journal, "write", meanwhile)
         assert score(*words[1:]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"dcmpl: expected to write {out}, got: {out} is a folder; "
@@ -214,10 +214,10 @@ def test_scores_that_cannot_be_written_leave_the_old_ones(tmp_path: Path) -> Non
         raise OSError(28, "No space left on device")
 
     out = tmp_path / "x.csv"
-    write_scores(out, [row], {"a": 1})
+    write_scores(out, [row], {"a": 1}, {})
     before = out.read_bytes()
     with pytest.raises(OSError, match="No space left"):
-        write_scores(out, broken(), {"a": 2})
+        write_scores(out, broken(), {"a": 2}, {})
     assert out.read_bytes() == before
     assert read_manifest(out) == {"a": 1}
     assert len(list(tmp_path.iterdir())) == 2
@@ -339,7 +339,7 @@ def test_shards_of_another_job_are_refused(
     assert told.startswith(f"expected shards of one job, {files[1]} and {files[0]} differ in ")
 
 
-@pytest.mark.parametrize("flag", ["--sort", "--top=3", "--by=quality"])
+@pytest.mark.parametrize("flag", ["--rank", "--by=quality"])
 def test_scores_of_a_whole_job_are_no_shards(
     capsys: Capture, picture_data: Path, trained_run: Path, out: Path, tmp_path: Path, flag: str
 ) -> None:

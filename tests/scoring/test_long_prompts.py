@@ -17,7 +17,7 @@ from dcmpl.model.folded import Folded
 from dcmpl.model.tokenizer import LONG_PROMPTS, Ids, Tokenizer
 from dcmpl.presets import PRESETS
 from dcmpl.scoring.results import Score
-from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
@@ -68,7 +68,7 @@ def model(randomise: Fill) -> DCMPL:
 @pytest.fixture(scope="module")
 def of_model(model: DCMPL) -> ScorerWith:
     engine = TorchEngine(model, model.config.tasks)
-    return lambda long: Scorer(engine, "center", workers=1, long_prompts=long)
+    return lambda long: Scorer(engine, "center", ScoringOptions(workers=1, long_prompts=long))
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,14 @@ def of_tiny(randomise: Fill) -> ScorerWith:
         if name != "clip":
             randomise(module, index)
     engine = TorchEngine(model, model.config.tasks)
-    return lambda long: Scorer(engine, "center", workers=1, long_prompts=long)
+    return lambda long: Scorer(engine, "center", ScoringOptions(workers=1, long_prompts=long))
 
 
 @pytest.fixture(scope="module")
 def of_small(build: Build) -> ScorerWith:
     model = build("dcmpl-prompted")
     engine = TorchEngine(model, model.config.tasks)
-    return lambda long: Scorer(engine, "center", workers=1, long_prompts=long)
+    return lambda long: Scorer(engine, "center", ScoringOptions(workers=1, long_prompts=long))
 
 
 def noise(seed: int = 0, side: int = 32) -> Image.Image:
@@ -326,7 +326,9 @@ def test_long_prompts_of_neighbours_change_no_alignment(of_small: ScorerWith) ->
 def test_windows_of_picture_and_prompt_are_all_paired(build: Build) -> None:
     model = build("dcmpl-prompted")
     engine = TorchEngine(model, model.config.tasks)
-    scorer = Scorer(engine, "grid-2", workers=1, long_prompts="window", batch_size=3)
+    scorer = Scorer(
+        engine, "grid-2", ScoringOptions(workers=1, long_prompts="window", batch_size=3)
+    )
     image, prompt = noise(1, side=72), words(50)
     (found,) = scorer.score([image], prompt)
     pixels = np.asarray(image)
@@ -349,7 +351,7 @@ def test_window_is_looked_at_once_for_all_parts_of_a_prompt(
     assert isinstance(network, Folded)
     stem = network.stem.forward
     monkeypatch.setattr(network.stem, "forward", lambda x: counts.append(len(x)) or stem(x))
-    scorer = Scorer(engine, "grid-2", workers=1, long_prompts="window")
+    scorer = Scorer(engine, "grid-2", ScoringOptions(workers=1, long_prompts="window"))
     prompt = words(200)
     assert len(engine.parts(prompt, "window").ids) == 7
     one, two = scorer.score([noise(1, side=72), noise(2, side=72)], [prompt, "a red fox"])
@@ -361,7 +363,7 @@ def test_model_that_reads_nothing_cuts_and_refuses_nothing(build: Build) -> None
     model = build("dcmpl")
     engine = TorchEngine(model, model.config.tasks)
     for long in LONG_PROMPTS:
-        scorer = Scorer(engine, "center", workers=1, long_prompts=long)
+        scorer = Scorer(engine, "center", ScoringOptions(workers=1, long_prompts=long))
         (row,) = scored(scorer, [words(300)])
         assert (row.status, row.note, dict(row.more)) == ("ok", "", {})
         assert row.alignment is not None
@@ -369,7 +371,7 @@ def test_model_that_reads_nothing_cuts_and_refuses_nothing(build: Build) -> None
 
 def test_targets_without_alignment_read_no_prompt(build: Build) -> None:
     engine = TorchEngine(build("dcmpl-prompted"), ["quality"])
-    scorer = Scorer(engine, "center", workers=1, long_prompts="error")
+    scorer = Scorer(engine, "center", ScoringOptions(workers=1, long_prompts="error"))
     (row,) = scored(scorer, [words(300)])
     assert (row.status, row.note, dict(row.more)) == ("ok", "", {})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
-from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights.backbones import load_backbone
 from exported import Made
@@ -28,7 +28,7 @@ TOLERANCE = 1e-5
 def scorer_of(build: Build) -> Callable[..., Scorer]:
     def scorer_of(views: str = "center", preset: str = "dcmpl", **fields: Any) -> Scorer:
         model = build(preset, **fields)
-        return Scorer(TorchEngine(model, model.config.tasks), views, workers=1)
+        return Scorer(TorchEngine(model, model.config.tasks), views, ScoringOptions(workers=1))
 
     return scorer_of
 
@@ -38,7 +38,7 @@ def tiny() -> Scorer:
     """The embedded backbone, whose stem computes statistics."""
     backbone = load_backbone("tiny")
     model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS["dcmpl"].model, 0)
-    return Scorer(TorchEngine(model, model.config.tasks), "center", workers=1)
+    return Scorer(TorchEngine(model, model.config.tasks), "center", ScoringOptions(workers=1))
 
 
 def of_bytes(*shape: int, seed: int = 0) -> Tensor:

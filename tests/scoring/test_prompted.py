@@ -16,27 +16,26 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import Capture, refused
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.config import TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
+from dcmpl.evaluation.results import prompts_matter
 from dcmpl.images.decode import read_image
-from dcmpl.measuring import _prompts_matter
 from dcmpl.metrics import bootstrap, srcc
 from dcmpl.model.prompt_reader import Reader
 from dcmpl.runs import read_run
 from dcmpl.scoring.files import Row
-from dcmpl.scoring.job import Part
-from dcmpl.scoring.scorer import Scorer
-from dcmpl.scoring.torch_engine import TorchEngine, answers_of, load_model
+from dcmpl.scoring.job import Journal
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
+from dcmpl.scoring.torch_engine import TorchEngine, load_model, predict_table
 from dcmpl.training.batches import EpochWindows, epoch_loader
 from dcmpl.training.calibrate import judged
 from dcmpl.training.features import (
+    FrozenEngine,
     PromptsOf,
     freeze_table,
-    predict_frozen,
-    predict_table,
     shuffled_prompts,
 )
 from dcmpl.training.loop import EpochReport
@@ -54,7 +53,7 @@ Words = list[str]
 def prompted_words(train_words: Words) -> Words:
     """Of a quick training of the preset, all but ``--out``; the weight has it learn to read."""
     words = [*train_words, "--preset", "dcmpl-prompted", "--epochs", "2"]
-    return [*words, "--mismatch-weight", "3"]
+    return [*words, "--set", "train.mismatch_weight=3"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ def score(*words: object) -> int:
 
 def test_run_records_that_alignment_reads_the_prompt(prompted_run: Path) -> None:
     run = read_run(prompted_run)
-    assert run.model.aux.reads_prompt
+    assert run.model.reads_prompt
     assert run.learned == ("quality", "alignment")
     assert (run.train.epochs, len(run.history)) == (2, 2)
     tensors = load_file(prompted_run / "model.safetensors")
@@ -130,7 +129,7 @@ def test_training_that_was_broken_off_ends_with_the_same_tensors(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.commands._epoch_printer", lambda done: break_off)
+        patch.setattr("dcmpl.cli.train.epoch_printer", lambda done: break_off)
         assert main(words) == 130
     assert len(read_run(folder).history) == 1
     assert main([*words, "--resume"]) == 0
@@ -142,7 +141,14 @@ def test_training_that_was_broken_off_ends_with_the_same_tensors(
 def test_training_with_another_weight_of_telling_apart_is_not_resumed(
     capsys: Capture, prompted_run: Path, prompted_words: Words
 ) -> None:
-    words = [*prompted_words, "--out", prompted_run, "--resume", "--mismatch-weight", "0.5"]
+    words = [
+        *prompted_words,
+        "--out",
+        prompted_run,
+        "--resume",
+        "--set",
+        "train.mismatch_weight=0.5",
+    ]
     assert refused(capsys, 1, *words).startswith(
         f"expected to resume {prompted_run} with the train"
     )
@@ -151,11 +157,13 @@ def test_training_with_another_weight_of_telling_apart_is_not_resumed(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--set", "model.mpa.source=encoder_outputs"], "expected mpa.source=input_prompts where"),
         (["--set", "model.readout=linear"], "expected only fields that this model reads, got"),
         (["--targets", "quality", "authenticity"], "expected only fields that this model reads"),
-        (["--mismatch-weight", "-1"], "expected a positive lr, an alignment_weight and a mismatch"),
-        (["--mismatch-weight", "much"], "expected a finite number for --mismatch-weight"),
+        (
+            ["--set", "train.mismatch_weight=-1"],
+            "expected a positive lr, an alignment_weight and a mismatch",
+        ),
+        (["--set", "train.mismatch_weight=much"], "expected a number for train.mismatch_weight"),
     ],
 )
 def test_words_that_do_not_go_with_reading_are_wrong_usage(
@@ -171,7 +179,7 @@ def test_alignment_may_be_the_main_task_of_a_run_that_reads(
 ) -> None:
     folder = tmp_path / "run"
     words = [*prompted_words, "--epochs", "1", "--targets", "alignment", "quality"]
-    words += ["--set", "model.text_depth=0", "--missing-alignment", "quality"]
+    words += ["--set", "model.text_depth=0", "--set", "train.missing_alignment=quality"]
     assert main([*words, "--out", str(folder)]) == 0
     capsys.readouterr()
     scorer = Scorer.from_pretrained(folder, device="cpu", workers=1)
@@ -188,12 +196,12 @@ def test_validation_reads_the_own_prompt_of_each_picture(
     table = load_table(picture_data, MosScale(1, 5))
     rows = scorer.score(list(table.frame["image"]), list(table.frame["prompt"]))
     wanted = [value for row in rows for value in (row.quality, row.alignment)]
-    frozen = freeze_table(model, table, "center", "fp32")
+    frozen, tasks = freeze_table(model, table, "center", "fp32"), model.config.tasks
     for found in (
-        predict_table(model, table, "center", "fp32", "reading"),
-        predict_frozen(model, table, frozen, "fp32"),
+        predict_table(TorchEngine(model, tasks), table, "center", "reading")[0],
+        predict_table(FrozenEngine(model, tasks, frozen), table, "center", "reading")[0],
     ):
-        assert found[:, :2].ravel().tolist() == pytest.approx(wanted, abs=1e-5)
+        assert found.ravel().tolist() == pytest.approx(wanted, abs=1e-5)
     texts = [row.alignment for row in scorer.score(list(table.frame["image"]), "prompt 0")]
     differ = np.abs(np.array(texts, dtype=np.float64) - found[:, 1])
     assert (differ[np.arange(48) % 12 != 0] > 2e-5).mean() > 0.9
@@ -395,7 +403,7 @@ def test_unknown_way_with_long_prompts_is_wrong_usage(
 ) -> None:
     words = ["score", paths[0], "--model", prompted_run, "-o", tmp_path / "scores.csv"]
     told = refused(capsys, 2, *words, "--long-prompts", "drop")
-    assert told == "expected 'truncate', 'window', 'error' for --long-prompts, got drop"
+    assert told == "expected --long-prompts of truncate, window, error, got drop: take one of these"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -436,7 +444,7 @@ def test_sorted_by_alignment_rows_without_a_prompt_come_last(
     prompted_run: Path, listed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.csv"
-    words = [listed, "--model", prompted_run, "-o", out, "--sort", "--by", "alignment"]
+    words = [listed, "--model", prompted_run, "-o", out, "--rank", "--by", "alignment"]
     assert score(*words) == 0
     found = [row["alignment"] for row in rows_of(out)]
     assert found[4:] == ["", ""]
@@ -476,10 +484,10 @@ def test_scoring_that_was_broken_off_goes_on_with_the_same_rows(
     many: tuple[Words, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, whole = many
-    out, real = tmp_path / "scores.csv", Part.write
+    out, real = tmp_path / "scores.csv", Journal.write
     written = 0
 
-    def write_or_break(part: Part, row: Row) -> None:
+    def write_or_break(part: Journal, row: Row) -> None:
         nonlocal written
         if written == 100:
             raise KeyboardInterrupt
@@ -487,7 +495,7 @@ def test_scoring_that_was_broken_off_goes_on_with_the_same_rows(
         real(part, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Part, "write", write_or_break)
+        patch.setattr(Journal, "write", write_or_break)
         assert score(*words, "-o", out) == 130
     assert not out.exists()
     assert score(*words, "-o", out, "--resume") == 0
@@ -517,8 +525,9 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         return bootstrap(metric, predicted, opinion, groups, 2)
 
     monkeypatch.setattr("dcmpl.evaluation.results.bootstrap", quick)
-    monkeypatch.setattr("dcmpl.measuring.write_plots", lambda *_: True)
-    monkeypatch.setattr("dcmpl.measuring._floors", lambda *_: {})
+    monkeypatch.setattr("dcmpl.evaluation.results.write_plots", lambda *_: True)
+    monkeypatch.setattr("dcmpl.evaluation.results.statistics_of", lambda *_: {})
+    monkeypatch.setattr("dcmpl.evaluation.results.predict_baselines", lambda *_: {})
 
 
 def measured(run: Path, out: Path) -> dict[str, Any]:
@@ -558,14 +567,14 @@ def test_alignment_of_rows_without_a_prompt_counts_nowhere(
     table = load_table(picture_data, MosScale(1, 5))
     prompts = [*table.frame["prompt"][:-2], "", "  "]
     assert isinstance(scorer.engine, TorchEngine)
-    scores, spread = answers_of(scorer.engine, table, "center", "scoring", prompts)
+    scores, spread = predict_table(scorer.engine, table, "center", "scoring", prompts)
     column = scorer.engine.tasks.index("alignment")
     assert np.isnan(scores[:, column]).tolist() == [not p.strip() for p in prompts]
     assert np.isfinite(np.delete(scores, column, axis=1)).all()
     assert len(judged(table, "alignment", scores[:, column], spread[:, column])) == len(table) - 2
     blank = replace(table, frame=table.frame.assign(prompt=prompts))
     model = load_model(prompted_run)[1]
-    found = _prompts_matter(scorer.engine, model, blank, "center", scores)["alignment"]
+    found = prompts_matter(scorer.engine, model, blank, "center", scores)["alignment"]
     assert np.isfinite(list(found.values())).all()
 
 
@@ -611,14 +620,14 @@ def test_export_leaves_alignment_out_and_says_so(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dcmpl.scoring.export.write_export", made)
-        patch.setattr("dcmpl.scoring.export._calibration", lambda *_: [])
+        patch.setattr("dcmpl.runs.validation_pictures", lambda *_: [])
         assert main(["export", str(prompted_run), "-o", str(tmp_path / "new")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "alignment" in line]
     assert line.startswith("note: alignment reads the prompt, which only torch does")
     (engine,) = engines
     assert (engine.tasks, engine.reads) == (("quality",), None)
     assert not any(isinstance(module, Reader) for module in engine.network.modules())
-    found = Scorer(engine, "center", workers=1).score(paths, "blue")
+    found = Scorer(engine, "center", ScoringOptions(workers=1)).score(paths, "blue")
     assert {(row.alignment, row.note, row.status) for row in found} == {(None, "", "ok")}
     qualities = [row.quality for row in scorer.score(paths, "blue")]
     assert [row.quality for row in found] == pytest.approx(qualities, abs=TOLERANCE)
@@ -628,7 +637,7 @@ def test_export_tells_in_words_what_is_exported(
     capsys: Capture, prompted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dcmpl.scoring.export.write_export", lambda *_: {"variants": []})
-    monkeypatch.setattr("dcmpl.scoring.export._calibration", lambda *_: [])
+    monkeypatch.setattr("dcmpl.runs.validation_pictures", lambda *_: [])
     assert main(["export", str(prompted_run), "-o", str(tmp_path / "new")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "alignment" in line]
     assert line.endswith("exported: quality")
@@ -655,12 +664,15 @@ def test_floors_are_of_the_pictures_that_have_a_prediction(
     frame.loc[::2, "prompt"] = ""
     frame.to_csv(tmp_path / "half.csv", index=False)
     rising = np.linspace(0.1, 0.9, 3 * len(frame)).reshape(len(frame), 3)
-    monkeypatch.setattr("dcmpl.measuring._floors", lambda *_: {"statistics": rising})
-    monkeypatch.setattr("dcmpl.measuring._refuse_leaks", lambda *_: None)
+    monkeypatch.setattr("dcmpl.evaluation.results.statistics_of", lambda *_: {})
+    monkeypatch.setattr(
+        "dcmpl.evaluation.results.predict_baselines", lambda *_: {"statistics": rising}
+    )
+    monkeypatch.setattr("dcmpl.data.leaks.find_leaks", lambda *_: [])
     words = ["--data", tmp_path / "half.csv", "--mos-scale", "1", "5", "--out", tmp_path / "out"]
     assert main(["evaluate", *map(str, [prompted_run, "--split", "all", *words])]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     opinions = frame["mos_alignment"].to_numpy(float)[1::2]
     wanted = srcc(rising[1::2, 1], opinions)
     assert found["alignment"]["n"] == len(opinions)
-    assert found["floors"]["statistics"]["alignment"]["srcc"] == pytest.approx(wanted)
+    assert found["baselines"]["statistics"]["alignment"]["srcc"] == pytest.approx(wanted)

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +16,15 @@ from PIL import Image
 
 from calibrated import PROMPTS, Brightness, grey, plain_calibration, plain_meaning
 from conftest import Capture, refused
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.errors import UsageError
 from dcmpl.runs import read_run, read_split
+from dcmpl.scoring import engines, export
 from dcmpl.scoring.calibration import LABELS, Calibration, read_calibration
 from dcmpl.scoring.engines import Exported, read_export
 from dcmpl.scoring.files import COLUMNS, Row, read_manifest, read_scores
-from dcmpl.scoring.job import Part, engines, export, part_of
-from dcmpl.scoring.scorer import Opened, Scorer
+from dcmpl.scoring.job import Journal, journal_of
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
 
 pytest_plugins = ("calibrated",)
@@ -262,7 +262,7 @@ def test_percentiles_against_an_unknown_generator_are_wrong_usage(
     assert refused(capsys, 2, "score", *words, "--against", "c") == (
         "expected a generator of the training pictures (a, b), got c"
     )
-    assert not part_of(out).exists()
+    assert not journal_of(out).exists()
 
 
 def test_percentiles_against_a_generator_need_a_calibrated_run(
@@ -281,7 +281,7 @@ def test_percentiles_against_a_generator_need_a_calibrated_run(
 # --by
 
 
-@pytest.mark.parametrize("flag", [["--sort"], ["--rank"], ["--top", 2], ["--copy-top", 1, "x"]])
+@pytest.mark.parametrize("flag", [["--rank"]])
 def test_order_by_mos_needs_a_calibrated_run(
     capsys: Capture, uncalibrated_run: Path, judged_data: Path, out: Path, flag: list[object]
 ) -> None:
@@ -290,7 +290,7 @@ def test_order_by_mos_needs_a_calibrated_run(
         "expected a calibrated model for quality_mos, got uncalibrated: it was not calibrated "
         "(dcmpl train --resume does that)"
     )
-    assert not part_of(out).exists()
+    assert not journal_of(out).exists()
 
 
 @pytest.mark.parametrize("by", ["quality_mos", "authenticity_mos", "nothing"])
@@ -299,14 +299,14 @@ def test_order_without_a_flag_that_takes_it_is_wrong_usage_as_well(
 ) -> None:
     words = [judged_data.parent / "000.png", "--model", uncalibrated_run, "-o", out]
     refused(capsys, 2, "score", *words, "--by", by)
-    assert not part_of(out).exists()
+    assert not journal_of(out).exists()
 
 
 @pytest.mark.parametrize("by", ["quality_label", "quality_rank", "quality_percentile_against"])
 def test_order_by_what_a_calibrated_run_has_not_is_not_blamed_on_calibration(
     capsys: Capture, calibrated_run: Path, judged_data: Path, out: Path, by: str
 ) -> None:
-    words = [judged_data.parent / "000.png", "--model", calibrated_run, "-o", out, "--sort"]
+    words = [judged_data.parent / "000.png", "--model", calibrated_run, "-o", out, "--rank"]
     told = refused(capsys, 2, "score", *words, "--by", by)
     assert by in told
     assert "not calibrated" not in told
@@ -317,23 +317,10 @@ def test_order_is_by_the_number_that_was_named(
     calibrated_run: Path, judged_data: Path, out: Path, by: str
 ) -> None:
     paths = [judged_data.parent / f"{i:03}.png" for i in range(12)]
-    assert score(*paths, "--model", calibrated_run, "-o", out, "--sort", "--by", by) == 0
+    assert score(*paths, "--model", calibrated_run, "-o", out, "--rank", "--by", by) == 0
     values = [row[by] for row in rows_of(out)]
     assert values == sorted(values, reverse=True)
-    assert read_manifest(out)["sort"] == by
-
-
-def test_files_are_moved_by_their_mos(
-    calibrated_run: Path, judged_data: Path, ok: Rows, tmp_path: Path, out: Path
-) -> None:
-    own = {Path(row["image"]).name: row["quality_mos"] for row in ok[:8]}
-    for name in own:
-        shutil.copy(judged_data.parent / name, tmp_path / name)
-    middle = float(np.median([*own.values()]))
-    words = [*(tmp_path / name for name in own), "--model", calibrated_run, "-o", out]
-    assert score(*words, "--by", "quality_mos", "--move-below", middle, tmp_path / "below") == 0
-    moved = {path.name for path in (tmp_path / "below").iterdir()}
-    assert moved == {name for name, mos in own.items() if mos < middle}
+    assert read_manifest(out)["rank"] == by
 
 
 # --rank
@@ -355,7 +342,7 @@ def test_ranks_number_the_best_first_and_what_fails_has_none(ranks: Path) -> Non
     assert (rows[-1]["status"], rows[-1]["better_than_next"]) == ("error", None)
     assert not rows[-2]["call"]
     manifest = read_manifest(ranks)
-    assert (manifest["rank"], manifest["sort"]) == (True, "quality")
+    assert manifest["rank"] == "quality"
 
 
 def test_rows_of_a_ranking_are_those_of_a_scoring(ranks: Path, ok: Rows) -> None:
@@ -392,15 +379,6 @@ def test_the_first_is_said_and_how_sure_that_is(
         f"{first['image']} is ranked first; the chance that people prefer it to the next is "
         f"{first['better_than_next']:.0%}: {first['call']}"
     ) in capsys.readouterr().err.splitlines()
-
-
-def test_best_of_a_ranking_are_kept_with_their_ranks(
-    calibrated_run: Path, out: Path, ranks: Path
-) -> None:
-    best = [row["image"] for row in rows_of(ranks)[:7]]
-    words = [*sorted(best), "--model", calibrated_run, "-o", out, "--rank", "--top", 3]
-    assert score(*words) == 0
-    assert [(row["rank"], row["image"]) for row in rows_of(out)] == [*enumerate(best[:3], 1)]
 
 
 def test_uncalibrated_run_ranks_and_calls_nothing(
@@ -452,7 +430,7 @@ def scorer(*tasks: str, **fields: Any) -> Scorer:
     """A scorer of brightness with a calibration made by hand, over two windows of a picture."""
     calibration = plain_calibration(*tasks, meaning=plain_meaning(**fields))
     calibration = Calibration(calibration.data, "grid-2", "", calibration.targets)
-    return Scorer(Brightness(*tasks), "grid-2", calibration=calibration, workers=1)
+    return Scorer(Brightness(*tasks), "grid-2", ScoringOptions(workers=1), calibration=calibration)
 
 
 def test_equal_pictures_stay_as_they_came_and_are_even() -> None:
@@ -511,9 +489,8 @@ def two_pictures(tmp_path: Path) -> list[Path]:
 
 def opens(patch: pytest.MonkeyPatch, made: Scorer) -> None:
     """Any folder is the model of that scorer."""
-    about = {"model": "made", "backbone": "made"}
-    opened = Opened(made.engine, made.targets, "grid-2", about, made.calibration, "")
-    patch.setattr("dcmpl.scoring.scorer.open_model", lambda *_: opened)
+    made.about = {"model": "made", "backbone": "made"}
+    patch.setattr(Scorer, "from_pretrained", lambda *_, **__: made)
 
 
 def test_command_ranks_by_a_target_of_two_words(
@@ -525,7 +502,7 @@ def test_command_ranks_by_a_target_of_two_words(
     assert [Path(row["image"]).stem for row in rows_of(out)] == ["dark", "bright"]
 
 
-@pytest.mark.parametrize("flag", ["--rank", "--sort", "--top=1"])
+@pytest.mark.parametrize("flag", ["--rank"])
 def test_order_by_quality_that_is_not_predicted_is_wrong_usage(
     capsys: Capture,
     two_pictures: list[Path],
@@ -551,15 +528,15 @@ def test_picture_that_is_worse_than_the_one_behind_it_is_not_too_close_to_call()
 
 def break_off(words: list[object], patch: pytest.MonkeyPatch, after: int) -> None:
     """Score until the disk is full."""
-    write, count = Part.write, iter(range(after))
+    write, count = Journal.write, iter(range(after))
 
-    def failing(self: Part, row: Row) -> None:
+    def failing(self: Journal, row: Row) -> None:
         if next(count, None) is None:
             raise OSError(28, "No space left on device")
         write(self, row)
 
     with patch.context() as patched:
-        patched.setattr(Part, "write", failing)
+        patched.setattr(Journal, "write", failing)
         assert score(*words) == 1
 
 
@@ -577,7 +554,7 @@ def test_scoring_that_was_broken_off_ends_with_the_same_bytes(
     whole, broken = tmp_path / f"whole{suffix}", tmp_path / f"broken{suffix}"
     assert score(*words, "-o", whole) == 3
     break_off([*words, "-o", broken], monkeypatch, 70)
-    assert part_of(broken).exists()
+    assert journal_of(broken).exists()
     assert score(*words, "-o", broken, "--resume") == 3
     assert "64 of 80 pictures were scored before" in capsys.readouterr().err
     assert broken.read_bytes() == whole.read_bytes()
@@ -593,7 +570,7 @@ def test_rows_without_ranks_are_not_gone_on_with_for_ranks(
     break_off(words, monkeypatch, 0)
     capsys.readouterr()
     told = refused(capsys, 1, "score", *words, "--rank", "--resume")
-    assert "differs in columns, sort, rank" in told
+    assert "differs in columns, rank" in told
 
 
 def test_rows_of_another_calibration_are_not_gone_on_with(
@@ -666,7 +643,7 @@ def test_export_of_an_uncalibrated_run_says_so(
     assert score(*words) == 0
     told = f"{NO_UNITS}its run was not calibrated when it was exported"
     assert told in capsys.readouterr().err.splitlines()
-    assert refused(capsys, 2, "score", *words, "--sort", "--by", "quality_mos").endswith(
+    assert refused(capsys, 2, "score", *words, "--rank", "--by", "quality_mos").endswith(
         "its run was not calibrated when it was exported"
     )
 

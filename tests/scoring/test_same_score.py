@@ -18,7 +18,7 @@ from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS
-from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.weights.backbones import Backbone, load_backbone
 
@@ -105,7 +105,7 @@ def test_no_batch_order_neighbour_thread_or_form_changes_a_score(
     drawn = data.draw(st.lists(items, min_size=1, max_size=10))
     views = data.draw(st.sampled_from(VIEWS))
     workers, batch_size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 40))
-    scorer = Scorer(pool.engine, views, workers=workers, batch_size=batch_size)
+    scorer = Scorer(pool.engine, views, ScoringOptions(workers=workers, batch_size=batch_size))
     images = [FORMS[form](pool, index) for index, form in drawn]
     check(scorer, pool, [index for index, _ in drawn], images, views)
 
@@ -116,7 +116,7 @@ def test_every_form_and_views_give_the_score_of_the_model(
     pool: Pool, form: str, views: str
 ) -> None:
     images = [FORMS[form](pool, index) for index in range(len(SHAPES))]
-    scorer = Scorer(pool.engine, views, workers=2, batch_size=7)
+    scorer = Scorer(pool.engine, views, ScoringOptions(workers=2, batch_size=7))
     check(scorer, pool, list(range(len(SHAPES))), images, views)
 
 
@@ -126,7 +126,7 @@ def test_one_tensor_of_many_pictures_scores_as_its_pictures(pool: Pool, kind: to
         np.pad(a, ((0, 40), (0, 40), (0, 0)), mode="symmetric")[:40, :40] for a in pool.arrays
     ]
     batch = torch.stack([tensor_of(pixels) for pixels in square[:2] + square[3:5]]).to(kind)
-    scorer = Scorer(pool.engine, "windows", workers=2)
+    scorer = Scorer(pool.engine, "windows", ScoringOptions(workers=2))
     assert batch.shape == (4, 3, 40, 40)
     expected = [row.quality for row in scorer.score(square[:2] + square[3:5])]
     assert [row.quality for row in scorer.score(batch)] == pytest.approx(expected, abs=TOLERANCE)
@@ -139,7 +139,7 @@ def test_tensors_score_as_the_bytes_they_round_to(pool: Pool, kind: torch.dtype)
     generator = torch.Generator().manual_seed(4)
     tensor = torch.rand(3, 40, 44, generator=generator).to(kind)
     rounded = (tensor.double() * 255).round().byte().permute(1, 2, 0).numpy()
-    scorer = Scorer(pool.engine, "windows", workers=1)
+    scorer = Scorer(pool.engine, "windows", ScoringOptions(workers=1))
     (found,), (expected,) = scorer.score([tensor]), scorer.score([rounded])
     assert found.quality == pytest.approx(expected.quality, abs=TOLERANCE)
 
@@ -147,7 +147,7 @@ def test_tensors_score_as_the_bytes_they_round_to(pool: Pool, kind: torch.dtype)
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(order=st.permutations(range(len(SHAPES))))
 def test_rank_finds_the_same_order_however_pictures_are_given(pool: Pool, order: list[int]) -> None:
-    scorer = Scorer(pool.engine, "center", workers=2, batch_size=4)
+    scorer = Scorer(pool.engine, "center", ScoringOptions(workers=2, batch_size=4))
     images: list[Any] = [pool.arrays[index] for index in order]
     images.insert(3, pool.paths[0].with_name("none.png"))
     for column, by in enumerate(("quality", "alignment")):
@@ -161,13 +161,13 @@ def test_rank_finds_the_same_order_however_pictures_are_given(pool: Pool, order:
 
 
 def test_rank_of_equal_pictures_keeps_their_order_and_errors_theirs(pool: Pool) -> None:
-    scorer, missing = Scorer(pool.engine, "center", workers=3), Path("none.png")
+    scorer, missing = Scorer(pool.engine, "center", ScoringOptions(workers=3)), Path("none.png")
     found = scorer.rank([missing, pool.arrays[0], pool.arrays[0], missing, pool.arrays[0]])
     assert [row.index for row in found] == [1, 2, 4, 0, 3]
 
 
 def test_frame_of_scores_has_a_row_for_each_and_numbers_where_there_are_some(pool: Pool) -> None:
-    scorer = Scorer(pool.engine, "center", ["quality"], workers=1)
+    scorer = Scorer(pool.engine, "center", ScoringOptions(targets=("quality",), workers=1))
     frame = scorer.score([pool.paths[0], Path("none.png"), pool.arrays[1]], "x").to_dataframe()
     columns = ["image", "prompt", "quality", "alignment", "authenticity", "reason", "note"]
     assert list(frame) == [*columns, "index", "status"]
@@ -183,7 +183,12 @@ def test_frame_of_scores_has_a_row_for_each_and_numbers_where_there_are_some(poo
 
 
 def test_rank_and_prompts_that_do_not_fit_are_usage_errors(pool: Pool) -> None:
-    scorer = Scorer(pool.engine, "center", ["quality"], workers=1, about={"model": "runs/a"})
+    scorer = Scorer(
+        pool.engine,
+        "center",
+        ScoringOptions(targets=("quality",), workers=1),
+        about={"model": "runs/a"},
+    )
     with pytest.raises(UsageError, match=r"that runs/a predicts \(quality\), got alignment"):
         scorer.rank(pool.arrays, by="alignment")
     with pytest.raises(UsageError, match="expected one prompt for each of 2 pictures, got 3"):
@@ -221,7 +226,7 @@ write them here, and say in the log why they changed."""
 @pytest.mark.parametrize("preset", ["clip-iqa", "dcmpl"])
 def test_embedded_backbone_scores_as_it_always_did(tiny: Backbone, preset: str) -> None:
     model = DCMPL(tiny.clip, tiny.tokenizer, PRESETS[preset].model, 0)
-    scorer = Scorer(TorchEngine(model, model.config.tasks), "center", workers=1)
+    scorer = Scorer(TorchEngine(model, model.config.tasks), "center", ScoringOptions(workers=1))
     found = scorer.score(golden_pictures())
     scores = {target: [row[target] for row in found] for target in scorer.targets}
     assert scores == {k: pytest.approx(v, abs=TOLERANCE) for k, v in GOLDEN[preset].items()}

@@ -4,7 +4,6 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dcmpl.data.sources import Request
+from dcmpl.data.sources import Source
 from dcmpl.errors import RunError, UsageError
-from dcmpl.images.decode import decode, read_image
+from dcmpl.images.decode import read_image
 from dcmpl.scoring.results import Score
 from dcmpl.scoring.scorer import Scorer
 
@@ -28,9 +27,8 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def scorer(trained_run: Path) -> Scorer:
-    found = Scorer.from_pretrained(trained_run, device="cpu")
-    found.batch_size = 3  # so that batches end within the lists below
-    return found
+    # Small, so that batches end within the lists below.
+    return Scorer.from_pretrained(trained_run, device="cpu", batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +172,7 @@ def test_stream_takes_pictures_as_it_needs_them(scorer: Scorer, paths: list[Path
             yield path, ""
 
     next(scorer.stream(pairs()))
-    under_way = scorer.batch_size * (scorer.workers + 1)  # one window each
+    under_way = scorer.options.batch_size * (scorer.workers + 1)  # one window each
     assert len(taken) <= under_way + scorer.workers + 3  # and those that are read meanwhile
 
 
@@ -193,8 +191,7 @@ def test_backbone_that_moved_can_be_named(
     trained_run: Path, small_backbone: Path, tmp_path: Path, scorer: Scorer, paths: list[Path]
 ) -> None:
     moved = Path(shutil.copytree(small_backbone, tmp_path / "moved"))
-    found = Scorer.from_pretrained(trained_run, backbone=str(moved), device="cpu")
-    found.batch_size = scorer.batch_size
+    found = Scorer.from_pretrained(trained_run, backbone=str(moved), device="cpu", batch_size=3)
     assert found.score(paths) == scorer.score(paths)
 
 
@@ -265,7 +262,7 @@ def test_note_says_what_was_done_to_read_a_picture(scorer: Scorer, tmp_path: Pat
 
 
 def test_index_is_the_place_of_the_picture(scorer: Scorer, paths: list[Path]) -> None:
-    asked = (Request(str(path), "", partial(decode, path)) for path in paths[:3])
+    asked = (Source(str(path), str(path)) for path in paths[:3])
     assert [row.index for row in scorer.rows(asked, start=64)] == [64, 65, 66]
 
 

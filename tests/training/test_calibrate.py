@@ -18,7 +18,7 @@ from PIL import Image
 
 from calibrated import PROMPTS, SCALE, drawn, judged_of, plain_meaning
 from conftest import Capture, made_table, refused
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.errors import DataError
 from dcmpl.evaluation.results import measure_calibration
 from dcmpl.metrics import fit_logistic4, logistic4
@@ -549,13 +549,13 @@ def test_every_command_refuses_a_damaged_calibration_in_one_sentence(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """``dcmpl evaluate`` with two bootstrap draws and without plots and floors."""
-    from dcmpl import measuring
-    from dcmpl.evaluation import results as evaluate
+    from dcmpl.evaluation import results
 
-    monkeypatch.setattr(evaluate, "FITTED_DRAWS", 1)
-    monkeypatch.setattr(measuring, "write_results", partial(evaluate.write_results, draws=2))
-    monkeypatch.setattr(measuring, "write_plots", lambda *_: True)
-    monkeypatch.setattr(measuring, "_floors", lambda *_: {})
+    monkeypatch.setattr(results, "FITTED_DRAWS", 1)
+    monkeypatch.setattr(results, "write_results", partial(results.write_results, draws=2))
+    monkeypatch.setattr(results, "write_plots", lambda *_: True)
+    monkeypatch.setattr(results, "statistics_of", lambda *_: {})
+    monkeypatch.setattr(results, "predict_baselines", lambda *_: {})
     monkeypatch.setenv("COLUMNS", "160")
 
 
@@ -594,7 +594,7 @@ def test_evaluate_measures_the_calibration_on_the_test_part(
     shown = next(line for line in printed.splitlines() if "MOS inside the 90 % interval" in line)
     cells = [cell.strip() for cell in shown.strip("│ ").split("│")[1:]]
     assert cells == [f"{found[t]['coverage_0.9']:.3f}" for t in ("quality", "alignment")]
-    for name in ("calibration error, MOS units", "pairs of a prompt that are called"):
+    for name in ("calibration error, MOS units", "decided pairs"):
         assert name in printed
 
 

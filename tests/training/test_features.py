@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from dcmpl.config import TARGETS, ModelConfig, MpaConfig
+from dcmpl.config import TARGETS, ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
+from dcmpl.data.splits import ValidationPart
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
+from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS, with_settings
-from dcmpl.scoring.engines import Question, all_scores, scores_of
-from dcmpl.scoring.torch_engine import TorchEngine
-from dcmpl.training.features import FrozenTable, freeze_table, predict_frozen, predict_table
+from dcmpl.scoring.engines import Answer, Question, all_scores, score_images
+from dcmpl.scoring.torch_engine import TorchEngine, by_target, predict_table
+from dcmpl.training.features import FrozenEngine, FrozenTable, freeze_table
+from dcmpl.training.loop import validate
 from dcmpl.weights.backbones import load_backbone
 
 TOLERANCE = 1e-6
@@ -64,8 +67,15 @@ def expected(model: DCMPL, pictures: list[np.ndarray]) -> np.ndarray:
 def scored(
     engine: TorchEngine, pictures: Iterable[np.ndarray | None], batch_size: int = 32
 ) -> np.ndarray:
-    found = list(scores_of(engine, map(Question, pictures), "windows", batch_size=batch_size))
+    found = answers(engine, pictures, "windows", batch_size)
     return np.array([answer.scores for answer in found if answer is not None])
+
+
+def answers(
+    engine: TorchEngine, pictures: Iterable[np.ndarray | None], views: str, batch_size: int = 16
+) -> Iterator[Answer | None]:
+    images = ((None, Question(picture)) for picture in pictures)
+    return (answer for _, answer in score_images(engine, images, views, batch_size=batch_size))
 
 
 def assert_equal(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -105,14 +115,14 @@ def test_score_does_not_depend_on_the_neighbours(
 
 
 def test_no_pictures_give_no_scores(engine: TorchEngine) -> None:
-    assert list(scores_of(engine, [], "windows")) == []
+    assert list(score_images(engine, [], "windows")) == []
 
 
 def test_no_picture_gives_no_score_and_leaves_the_others(
     engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
 ) -> None:
     given = [None, pictures[0], None, None, pictures[3], None]
-    found = list(scores_of(engine, map(Question, given), "windows", batch_size=4))
+    found = list(answers(engine, given, "windows", 4))
     assert [row is None for row in found] == [picture is None for picture in given]
     assert_equal(np.array([row.scores for row in found if row is not None]), expected[[0, 3]])
 
@@ -138,7 +148,7 @@ def test_pictures_are_taken_only_as_a_batch_needs_them(
             taken.append(i)
             yield np.full((32, 32, 3), i, np.uint8)
 
-    next(scores_of(engine, map(Question, source()), "center", batch_size=batch_size))
+    next(answers(engine, source(), "center", batch_size))
     assert len(taken) <= most
 
 
@@ -153,7 +163,7 @@ def test_pictures_that_are_scored_are_let_go(engine: TorchEngine) -> None:
             yield picture
             del picture
 
-    for _ in scores_of(engine, map(Question, source()), "center", batch_size=4):
+    for _ in answers(engine, source(), "center", 4):
         alive = max(alive, sum(ref() is not None for ref in held))
     assert alive <= 5  # one batch of four and the picture at hand
 
@@ -161,7 +171,7 @@ def test_pictures_that_are_scored_are_let_go(engine: TorchEngine) -> None:
 def test_taking_scores_leaves_gradients_as_they_were(
     engine: TorchEngine, pictures: list[np.ndarray]
 ) -> None:
-    next(scores_of(engine, map(Question, pictures), "center", batch_size=1))
+    next(answers(engine, pictures, "center", 1))
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
 
@@ -225,13 +235,16 @@ def test_frozen_part_is_kept_for_every_window(
 def test_scores_from_the_frozen_part_are_those_of_the_pictures(
     either: DCMPL, table: ImageTable, frozen: FrozenTable
 ) -> None:
-    wanted = predict_table(either, table, "windows", "fp32", "scoring")
-    found = predict_frozen(either, table, frozen, "fp32")
+    tasks = either.config.tasks
+    wanted, _ = predict_table(TorchEngine(either, tasks), table, "windows", "scoring")
+    found, _ = predict_table(FrozenEngine(either, tasks, frozen), table, "windows", "scoring")
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
 
 
 def test_task_that_the_model_has_not_is_nan(either: DCMPL, table: ImageTable) -> None:
-    found = predict_table(either, table, "center", "fp32", "scoring")
+    tasks = either.config.tasks
+    scores, _ = predict_table(TorchEngine(either, tasks), table, "center", "scoring")
+    found = by_target(scores, tasks, table)
     absent = [target not in either.config.tasks for target in TARGETS]
     assert np.isnan(found).all(axis=0).tolist() == absent
 
@@ -275,35 +288,29 @@ def test_frozen_part_can_be_mapped(frozen: FrozenTable) -> None:
     assert (mapped.starts, mapped.rows) == (frozen.starts, frozen.rows)
 
 
-@pytest.fixture(scope="module")
-def reader_of_batches(small_backbone: Path) -> DCMPL:
-    """A model whose prompts depend on all pictures of a batch."""
-    backbone = load_backbone(str(small_backbone))
-    config = ModelConfig(mpa=MpaConfig(source="encoder_outputs"))
-    return DCMPL(backbone.clip, backbone.tokenizer, config, 0).eval()
-
-
-def test_model_that_reads_the_batch_is_given_one_picture_at_a_time(
-    reader_of_batches: DCMPL, pictures: list[np.ndarray]
+def test_row_without_a_prompt_has_no_alignment_either_way(
+    either: DCMPL, table: ImageTable, frozen: FrozenTable
 ) -> None:
-    engine = TorchEngine(reader_of_batches, reader_of_batches.config.tasks)
-    alone = [scored(engine, [picture], 1000) for picture in pictures]
-    assert_equal(scored(engine, pictures, 1000), np.concatenate(alone))
+    blank = table.frame["prompt"].where(table.frame.index != 3, " ")
+    some = ImageTable(table.name, table.scale, table.frame.assign(prompt=blank))
+    tasks = either.config.tasks
+    for engine in (TorchEngine(either, tasks), FrozenEngine(either, tasks, frozen)):
+        scores, _ = predict_table(engine, some, "windows", "scoring")
+        missing = np.isnan(scores).any(axis=1)
+        assert missing.tolist() == [either.reads_prompt and row == 3 for row in range(len(some))]
 
 
-def test_table_is_scored_one_picture_at_a_time_where_the_model_reads_the_batch(
-    reader_of_batches: DCMPL, table: ImageTable
+def test_validation_leaves_out_what_evaluation_leaves_out(
+    either: DCMPL, table: ImageTable, frozen: FrozenTable
 ) -> None:
-    alone = [
-        predict_table(
-            reader_of_batches,
-            ImageTable(table.name, table.scale, table.frame[i : i + 1]),
-            "windows",
-            "fp32",
-            "scoring",
-        )
-        for i in range(4)
-    ]
-    few = ImageTable(table.name, table.scale, table.frame[:4])
-    together = predict_table(reader_of_batches, few, "windows", "fp32", "scoring")
-    assert_equal(together, np.concatenate(alone))
+    blank = table.frame["prompt"].where(table.frame.index % 2 == 0, "")
+    some = ImageTable(table.name, table.scale, table.frame.assign(prompt=blank))
+    tasks, config = either.config.tasks, TrainConfig(views="windows")
+    scores, _ = predict_table(TorchEngine(either, tasks), some, "windows", "scoring")
+    opinion = some.targets(tasks)
+    for known in (None, frozen):
+        found = validate(either, ValidationPart(some), config, known)
+        for column, task in enumerate(tasks):
+            rows = np.isfinite(scores[:, column])
+            wanted = srcc(scores[rows, column], opinion[rows, column])
+            assert found[f"{task}_srcc"] == pytest.approx(wanted, abs=1e-9)

@@ -1,30 +1,29 @@
 """``--views auto``: the fewest views that are enough, measured on validation and kept."""
 
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from conftest import Capture, refused
+from conftest import made_table
+from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
 from dcmpl.images.decode import read_image
 from dcmpl.model.tokenizer import Ids, Parts
-from dcmpl.runs import MODEL, read_run, validation_pictures
+from dcmpl.runs import read_run, read_split, table_of_run, validation_pictures
 from dcmpl.scoring.batching import lanes
-from dcmpl.scoring.engines import Engine, read_export
+from dcmpl.scoring.calibration import CALIBRATION, read_calibration
+from dcmpl.scoring.engines import Engine
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
 from dcmpl.training import calibrate as fewest
-from dcmpl.training.calibrate import TOLERANCE, compare_views, fewest_of_run, fewest_views
+from dcmpl.training.calibrate import TOLERANCE, compare_views, enough_views, fewest_views
 from exported import Made
 
-pytest_plugins = ("exported",)
+pytest_plugins = ("exported", "calibrated")
 
 KINDS = ["center", "grid-2", "grid-3", "grid-4", "windows"]
 
@@ -32,7 +31,7 @@ KINDS = ["center", "grid-2", "grid-3", "grid-4", "windows"]
 class Mean:
     """Scores a window by its mean brightness, for the second task by that of its red."""
 
-    name, precision, tasks, size, apart = "mean", "fp32", ("quality", "alignment"), 32, False
+    name, precision, tasks, size = "mean", "fp32", ("quality", "alignment"), 32
 
     reads: str | None = None
 
@@ -122,18 +121,49 @@ def test_small_pictures_have_one_window_in_any_views() -> None:
 # Of a run
 
 
-@pytest.fixture
-def run(trained_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained_run, tmp_path / "run"))
-
-
 def opened(folder: Path, **fields: Any) -> Scorer:
     return Scorer.from_pretrained(folder, device="cpu", views="auto", **fields)
 
 
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What is measured is grid-3; returns how many pictures it was measured on, each time."""
+def test_views_of_a_run_are_measured_on_its_validation_part_when_it_is_calibrated(
+    calibrated_run: Path,
+) -> None:
+    run, model = load_model(calibrated_run, device="cpu")
+    split = read_split(calibrated_run, run)
+    assert split is not None
+    validation = split.validation_part(table_of_run(run)).table
+    engine = TorchEngine(model, run.learned)
+    pictures = [read_image(path) for path in validation.frame["image"]]
+    wanted = fewest_views(compare_views(engine, pictures))
+    assert enough_views(engine, validation) == wanted
+    assert opened(calibrated_run).views == wanted
+    calibration = read_calibration(calibrated_run, run.weights_sha256)
+    assert calibration is not None
+    assert calibration.enough_views == wanted
+
+
+def test_opening_a_run_for_its_views_writes_nothing(calibrated_run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in calibrated_run.iterdir()}
+    opened(calibrated_run)
+    assert {path.name: path.read_bytes() for path in calibrated_run.iterdir()} == before
+
+
+def test_validation_pictures_are_those_that_chose_the_epoch(
+    trained_run: Path, picture_data: Path
+) -> None:
+    names = json.loads((trained_run / "split.json").read_text())["val"]
+    shown = validation_pictures(trained_run, read_run(trained_run))
+    assert len(shown) == len(names) == 4
+    for name, pixels in zip(sorted(names), shown, strict=True):
+        assert (pixels == read_image(picture_data.with_name(name))).all()
+
+
+def test_uncalibrated_run_does_not_know_how_few_views_are_enough(trained_run: Path) -> None:
+    with pytest.raises(UsageError, match="how few views are enough: name --views"):
+        opened(trained_run)
+
+
+def test_many_pictures_are_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 
     def compare(engine: Engine, pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -141,132 +171,31 @@ def always(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return rows_at(center=1.0, grid_3=0.0)
 
     monkeypatch.setattr(fewest, "compare_views", compare)
-    return measured
+    monkeypatch.setattr(fewest, "read_image", lambda path: stripes(1))
+    table = made_table(mos_quality=[3.0] * 256)
+    assert enough_views(Mean(), table) == "grid-3"
+    assert measured == [64]
 
 
-def test_views_of_a_run_are_measured_on_its_validation_part_and_kept(run: Path) -> None:
-    scorer = opened(run)
-    record = json.loads((run / "views.json").read_text())
-    described, model = load_model(run, device="cpu")
-    shown = validation_pictures(run, described)
-    rows = compare_views(TorchEngine(model, described.learned), shown)
-    assert scorer.views == record["fewest_views"] == fewest_views(rows)
-    assert record["identity"] == f"{described.identity} fp32 quality alignment"
-    assert [row["views"] for row in record["views_compared"]] == KINDS
-    found = [row["most"] for row in record["views_compared"]]
-    assert found == pytest.approx([row["most"] for row in rows], abs=1e-6)
-    assert found[0] > 0
-
-
-def test_validation_pictures_are_those_that_chose_the_epoch(run: Path, picture_data: Path) -> None:
-    names = json.loads((run / "split.json").read_text())["val"]
-    shown = validation_pictures(run, read_run(run))
-    assert len(shown) == len(names) == 4
-    for name, pixels in zip(sorted(names), shown, strict=True):
-        assert (pixels == read_image(picture_data.with_name(name))).all()
-
-
-def test_views_are_measured_once(run: Path, always: list[int]) -> None:
-    assert [opened(run).views, opened(run).views] == ["grid-3"] * 2
-    assert always == [4]
-    assert Scorer.from_pretrained(run, device="cpu").views == "center"  # what it was trained with
-    assert Scorer.from_pretrained(run, device="cpu", views="grid-2").views == "grid-2"
-
-
-def edited(content: bytes) -> bytes:
-    return content.replace(b"grid-3", b"center")
-
-
-def resealed_of_another(content: bytes) -> bytes:
-    record = json.loads(content)
+@pytest.mark.parametrize("views", ["nothing", 3, "auto"])
+def test_calibration_with_other_views_is_refused(copied: Path, views: object) -> None:
+    file = copied / CALIBRATION
+    record = json.loads(file.read_text())
     del record["digest"]
-    return sealed({**record, "identity": "another run", "fewest_views": "center"})
+    file.write_bytes(sealed({**record, "enough_views": views}))
+    with pytest.raises(RunError, match="expected a calibration at"):
+        opened(copied)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        edited,
-        resealed_of_another,
-        lambda content: content[:-9],
-        lambda content: b"",
-        lambda content: b"[]",
-        lambda content: b"\xff",
-        lambda content: b"[" * 100_000,
-        lambda content: sealed({"identity": "no more"}),
-    ],
-)
-def test_views_are_measured_anew_where_the_record_is_not_as_it_was_written(
-    run: Path, always: list[int], change: Any
+def test_views_of_an_export_are_those_of_the_calibration_inside(
+    made: Made, calibrated_run: Path, tmp_path: Path
 ) -> None:
-    opened(run)
-    path = run / "views.json"
-    written = path.read_bytes()
-    path.write_bytes(change(written))
-    assert opened(run).views == "grid-3"
-    assert len(always) == 2
-    assert path.read_bytes() == written
-    opened(run)
-    assert len(always) == 2
-
-
-def test_views_of_a_run_without_its_pictures_cannot_be_measured(
-    run: Path, picture_data: Path, capsys: Capture, tmp_path: Path
-) -> None:
-    described = read_run(run)
-    assert described.source is not None
-    moved = replace(described.source, path=str(tmp_path / "gone.csv"))
-    replace(described, source=moved).write(run)
-    picture, out = picture_data.with_name("00.png"), tmp_path / "x.csv"
-    words = ["score", picture, "--model", run, "--views", "auto", "-o", out]
-    assert refused(capsys, 1, *words).startswith("expected ")
-    assert not (run / "views.json").exists()
-    assert Scorer.from_pretrained(run, device="cpu").score([picture])[0].status == "ok"
-
-
-def test_many_pictures_are_thinned_out_evenly(tmp_path: Path, always: list[int]) -> None:
-    pictures = [stripes(1)] * 256
-    assert fewest_of_run(tmp_path, "identity", Mean(), lambda: pictures) == "grid-3"
-    assert always == [64]
-
-
-def test_views_that_were_found_score_as_those_that_are_named(
-    run: Path, always: list[int], picture_data: Path
-) -> None:
-    paths = [picture_data.with_name(f"{i:02}.png") for i in range(3)]
-    named = Scorer.from_pretrained(run, device="cpu", views="grid-3")
-    assert opened(run).score(paths) == named.score(paths)
-    assert always == [4]
-
-
-# Of an export
-
-
-def test_views_of_an_export_are_stored_in_its_record_and_said(made: Made, run: Path) -> None:
-    record = read_export(made.folder).record
-    assert [row["views"] for row in record["views_compared"]] == KINDS
-    said = made.said.splitlines()[-6:]
-    assert [line.split(":")[0] for line in said[:-1]] == [f"views {name}" for name in KINDS]
-    assert said[-1] == f"--views auto is {record['fewest_views']}, within 0.02"
-    opened(run)
-    measured = json.loads((run / "views.json").read_text())
-    assert measured["fewest_views"] == record["fewest_views"]
-    for ours, theirs in zip(measured["views_compared"], record["views_compared"], strict=True):
-        assert ours["most"] == pytest.approx(theirs["most"], abs=1e-5)
-
-
-def test_views_of_an_export_are_those_of_its_record(made: Made, tmp_path: Path) -> None:
     folder = made.copied(tmp_path / "copy")
     record = json.loads((folder / "export.json").read_text())
     del record["digest"]
-    (folder / "export.json").write_bytes(sealed({**record, "fewest_views": "grid-4"}))
+    calibration = json.loads((calibrated_run / CALIBRATION).read_text())
+    inside = {**calibration, "enough_views": "grid-4"}
+    del inside["digest"]
+    (folder / "export.json").write_bytes(sealed({**record, "calibration": inside}))
     assert Scorer.from_pretrained(folder, engine="onnx", views="auto").views == "grid-4"
     assert Scorer.from_pretrained(folder, engine="onnx").views == record["views"]
-    assert not (folder / "views.json").exists()
-
-
-def test_run_that_is_opened_for_its_views_keeps_its_weights(run: Path) -> None:
-    before = (run / MODEL).read_bytes()
-    opened(run)
-    assert (run / MODEL).read_bytes() == before
-    assert torch.is_grad_enabled()

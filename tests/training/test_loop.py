@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.config import TARGETS, ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import check_pictures, tied_units
@@ -30,7 +30,7 @@ from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS
-from dcmpl.runs import Run, Source, read_run
+from dcmpl.runs import DataSource, Run, read_run
 from dcmpl.training.linear_probe import STRENGTHS
 from dcmpl.training.loop import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights.backbones import load_backbone
@@ -39,7 +39,11 @@ QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
 
 NAN = float("nan")
 
-READERS = ("dcmpl.training.batches.read_image", "dcmpl.training.features.read_image")
+READERS = (
+    "dcmpl.training.batches.read_image",
+    "dcmpl.training.features.read_image",
+    "dcmpl.scoring.torch_engine.read_image",
+)
 """Where training and validation read their pictures."""
 
 
@@ -83,7 +87,7 @@ def fit_in(small_backbone: Path, table: ImageTable, split: Split) -> Fit:
         backbone = load_backbone(str(small_backbone))
         model = DCMPL(backbone.clip, backbone.tokenizer, ModelConfig(), config.seed)
         spoil(model)
-        source = Source("scores.csv", "scores", MosScale(1, 5), "0" * 64)
+        source = DataSource("scores.csv", "scores", MosScale(1, 5), "0" * 64)
         run = Run.begin("dcmpl", backbone, source, model.config, config, split, data)
         parts = split.train_part(data), split.validation_part(data)
         return Trained(model, fit(model, *parts, run, folder, report), folder)
@@ -177,7 +181,7 @@ def test_process_killed_after_a_line_resumes_to_the_same_bytes(
     train_words: list[str], trained_run: Path, tmp_path: Path, line: str
 ) -> None:
     words = [*train_words, "--out", str(tmp_path / "run")]
-    script = "import sys; from dcmpl.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = "import sys; from dcmpl.cli.main import main; sys.exit(main(sys.argv[1:]))"
     with subprocess.Popen(
         [sys.executable, "-c", script, *words],
         stderr=subprocess.PIPE,
@@ -529,7 +533,7 @@ def fit_preset(
     def work(preset: str, config: TrainConfig = QUICK, name: str = "run") -> Trained:
         backbone = load_backbone(str(small_backbone))
         model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS[preset].model, config.seed)
-        source = Source("scores.csv", "scores", MosScale(1, 5), "0" * 64)
+        source = DataSource("scores.csv", "scores", MosScale(1, 5), "0" * 64)
         run = Run.begin(preset, backbone, source, model.config, config, split, table)
         parts = split.train_part(table), split.validation_part(table)
         folder = tmp_path / name

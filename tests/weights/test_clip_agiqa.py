@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS

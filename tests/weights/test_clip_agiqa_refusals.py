@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.model.clip import Clip
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS

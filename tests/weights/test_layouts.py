@@ -14,7 +14,7 @@ from torch import Tensor
 
 import golden_open_clip
 from dcmpl.errors import UsageError, WeightsError
-from dcmpl.model.clip import Clip
+from dcmpl.model.clip import Clip, as_tensors
 from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import Backbone, load_backbone
 from dcmpl.weights.layouts import read_config
@@ -82,7 +82,7 @@ def embeddings(backbone: Backbone) -> Tensor:
     images = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     tokens = backbone.tokenizer(TEXTS)
     with torch.no_grad():
-        return torch.cat([backbone.clip.visual(images), backbone.clip.text(tokens.ids, tokens.end)])
+        return torch.cat([backbone.clip.visual(images), backbone.clip.text(*as_tensors(tokens))])
 
 
 def refusal(name: Path | str) -> str:
@@ -260,7 +260,7 @@ def assert_golden(folder: Path, golden: dict[str, Any]) -> None:
     with torch.no_grad():
         found = {
             "image_embedding": backbone.clip.visual(golden_open_clip.pictures()),
-            "text_embedding": backbone.clip.text(tokens.ids, tokens.end),
+            "text_embedding": backbone.clip.text(*as_tensors(tokens)),
         }
     for name, ours in found.items():
         theirs = torch.from_numpy(golden[f"{folder.name}/{name}"])

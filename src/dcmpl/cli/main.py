@@ -97,6 +97,8 @@ def parser_of(name: str, command: Command, helping: bool = True) -> argparse.Arg
         else:
             shown = {"metavar": flag.metavar, "dest": flag.dest}
             options["required"] = helping and flag.required
+        if flag.count == "+" and not flag.positional:
+            options["action"] = "extend"  # the flag may be given again
         names = [flag.dest] if flag.positional else flag.names
         parser.add_argument(*names, nargs=nargs, default=None, **shown, **options)
     return parser
@@ -179,6 +181,7 @@ def _configuration(path: str, flags: Mapping[str, Flag], name: str) -> dict[str,
             raise UsageError(f"expected flags of dcmpl {name} in {path}, got {key}: {hint}")
         if value is not None and value != [] and value is not False:
             found[dest] = flags[dest].written(value)
+            flags[dest].read(found[dest])  # also one that the command line replaces
     return found
 
 

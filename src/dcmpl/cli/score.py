@@ -139,12 +139,12 @@ def score(arguments: Arguments) -> int:
         by = arguments.by if arguments.rank else None
         job = Job(scorer, sources, shard, arguments.prompt_from, by)
         if arguments.out == "-":
+            _say_uncalibrated(scorer)
             return 3 if job.print() else 0
         out = Path(arguments.out)
         counts = job.write(out, arguments.resume)
     say_faults(read_scores(out))
-    if scorer.calibration is None:
-        say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
+    _say_uncalibrated(scorer)
     print(f"{counts['ok']} of {len(job.own)} pictures scored: {out} and its manifest")
     return 3 if counts["error"] else 0
 
@@ -251,6 +251,11 @@ def _say_what_scores_mean(scorer: "Scorer", arguments: Arguments) -> None:
         say(f"note: this model does not predict {lacks[0]}; its column stays empty")
 
 
+def _say_uncalibrated(scorer: "Scorer") -> None:
+    if scorer.calibration is None:
+        say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
+
+
 def merge(arguments: Arguments) -> int:
     """Join the scores of all shards of one job."""
     _check_output(arguments.out)
@@ -261,11 +266,9 @@ def merge(arguments: Arguments) -> int:
             raise UsageError(f"expected scores that end in {', '.join(FORMATS)}, got {path}")
         if Path(path).absolute() == Path(arguments.out).absolute():
             raise UsageError(f"expected a new file at -o, got {path}, which is to be merged")
-    import platform
-
     from dcmpl.scoring.files import merged, read_scores, write_scores
 
-    job, paths = merged([Path(path) for path in arguments.FILE])
+    job, made_with, paths = merged([Path(path) for path in arguments.FILE])
     out = Path(arguments.out)
 
     def rows(files: Sequence[Path]) -> "Iterator[Row]":
@@ -274,7 +277,7 @@ def merge(arguments: Arguments) -> int:
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        counts = write_scores(out, rows(paths), job, {"python": platform.python_version()})
+        counts = write_scores(out, rows(paths), job, made_with)
     except OSError as error:
         raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
     if sum(counts.values()) != job["count"]:

@@ -110,14 +110,19 @@ def read_prompts(file: Path, pictures: Sequence[str]) -> tuple[dict[str, str], l
 MAX_SIDECAR_BYTES = 64 * 2**10
 
 
+NOTHING = object()
+"""No image was given; None may be one that somebody tries to score."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where one image is, by the name its row has, and what is known of its prompt.
 
-    ``member``: its name within the archive ``path``. ``content``: its bytes or the image itself
-    where they are in memory already. ``fault`` says why there is nothing to read, as for a
-    damaged archive; ``note`` what the row should say, as of a sidecar that was too long to be a
-    prompt. ``in_metadata``: the prompt is the one that an image generator wrote into the file.
+    ``member``: its name within the archive ``path``. ``content``: its bytes where they are in
+    memory already. ``given``: the image itself, in a form a program has it. ``fault`` says why
+    there is nothing to read, as for a damaged archive; ``note`` what the row should say, as of
+    a sidecar that was too long to be a prompt. ``in_metadata``: the prompt is the one that an
+    image generator wrote into the file.
     """
 
     name: str
@@ -126,17 +131,18 @@ class Source:
     prompt: str = ""
     fault: str = ""
     note: str = ""
-    content: Any = field(default=None, repr=False)
+    content: bytes | None = field(default=None, repr=False)
+    given: Any = field(default=NOTHING, repr=False)
     in_metadata: bool = False
 
     def read(self) -> DecodedImage:
         """Decode the image; raises :class:`DataError` with the reason where that fails."""
         if self.fault:
             raise DataError(self.fault)
-        if isinstance(self.content, bytes):
-            return read_picture(self.content, self.name)
         if self.content is not None:
-            return read_input(self.content)
+            return read_picture(self.content, self.name)
+        if self.given is not NOTHING:
+            return read_input(self.given)
         return decode(self.path)
 
     def prompt_of(self, image: DecodedImage) -> str:

@@ -36,6 +36,7 @@ from dcmpl.training.features import shuffled_prompts
 
 __all__ = [
     "METRICS",
+    "calibrations",
     "evaluate_run",
     "measure",
     "measure_baselines",
@@ -319,7 +320,7 @@ def evaluate_run(
     predicted = by_target(scores, engine.tasks, table)
     known = {} if calibration is None else calibration.targets
     found = {
-        "calibration": _calibrations(known, engine.tasks, table, scores, spread),
+        "calibration": calibrations(known, engine.tasks, table, scores, spread),
         "prompts": prompts_matter(engine, model, table, views, scores),
         "split_sha256": run.split_sha256,
         "backbone": run.backbone,
@@ -338,7 +339,7 @@ def evaluate_run(
     return metrics, write_plots(out, table, predicted)
 
 
-def _calibrations(
+def calibrations(
     known: Mapping[str, Meaning],
     tasks: Sequence[str],
     table: ImageTable,

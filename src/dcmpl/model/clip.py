@@ -18,8 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.model.stem import PatchStem, StatisticsStem
+from dcmpl.model.tokenizer import Tokens
 
-__all__ = ["VIT_B_32", "Clip", "ClipConfig", "TextTower", "TowerConfig", "VisionTower", "put"]
+__all__ = [
+    "VIT_B_32",
+    "Clip",
+    "ClipConfig",
+    "TextTower",
+    "TowerConfig",
+    "VisionTower",
+    "as_tensors",
+    "put",
+]
 
 Activation = Literal["gelu", "quick_gelu"]
 Prompts = Sequence[Tensor | None]
@@ -287,6 +297,13 @@ class VisionTower(nn.Module):
         self, images: Float[Tensor, "batch 3 size size"], prompts: Prompts = ()
     ) -> Float[Tensor, "batch joint"]:
         return self.encode(self.embed(images), prompts)
+
+
+def as_tensors(
+    tokens: Tokens, device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, "texts length"], Int[Tensor, " texts"]]:
+    """Ids and places of the end tokens, as a text tower on ``device`` takes them."""
+    return torch.from_numpy(tokens.ids).to(device), torch.from_numpy(tokens.end).to(device)
 
 
 class TextTower(nn.Module):

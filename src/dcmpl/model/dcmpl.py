@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dcmpl.config import ModelConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.adapter import ImageAdapter
-from dcmpl.model.clip import Clip
+from dcmpl.model.clip import Clip, as_tensors
 from dcmpl.model.prompt_reader import Reader, Reading, Texts
 from dcmpl.model.prompts import (
     CoupledPrompts,
@@ -135,8 +135,8 @@ class DCMPL(nn.Module):
         for task, pairs in config.words.items():
             slots = config.n_context if len(self._branch(task).text) else 0
             tokens = tokenizer([f"{word}." for pair in pairs for word in pair], slots)
-            self.register_buffer(f"{task}_ids", torch.from_numpy(tokens.ids), persistent=False)
-            self.register_buffer(f"{task}_end", torch.from_numpy(tokens.end), persistent=False)
+            for name, value in zip(("ids", "end"), as_tensors(tokens), strict=True):
+                self.register_buffer(f"{task}_{name}", value, persistent=False)
 
     @property
     def _adapted(self) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ class DCMPL(nn.Module):
 
     def read(self, tokens: Tokens, condition: Condition) -> Reading:
         """Texts as the prompted text tower understands them."""
-        ids, end = (torch.from_numpy(t).to(self.mean.device) for t in (tokens.ids, tokens.end))
+        ids, end = as_tensors(tokens, self.mean.device)
         return Reading.begin(self.clip.text, ids, end, condition.text)
 
     def frozen(self, images: Float[Tensor, "batch 3 size size"]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.errors import UsageError
-from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower
+from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower, as_tensors
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Reading
 from dcmpl.model.stem import PatchStem, StatisticsStem, to_unit_range
@@ -206,7 +206,7 @@ class TextReader:
         known = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = self.tokenizer.framed(list(known), self.slots)
         device = self.tower.positional_embedding.device
-        ids, end = (torch.from_numpy(t).to(device) for t in (tokens.ids, tokens.end))
+        ids, end = as_tensors(tokens, device)
         rows = torch.tensor([known[text] for text in texts]).to(device)
         return Reading.begin(self.tower, ids, end, self.prompts).of(rows)
 

@@ -132,7 +132,7 @@ class Exported:
 
     def lack(self, engine: str, precision: str) -> str:
         """Why there is no variant for them, as the end of a sentence."""
-        asked = [name for name in MODULES if engine in ("auto", name)]
+        asked = [name for name in ENGINES if name in MODULES and engine in ("auto", name)]
         if missing := [name for name in asked if not find_spec(MODULES[name])]:
             extras = ",".join(missing)
             return f", which takes what is not installed: pip install 'dcmpl-agiqa[{extras}]'"

@@ -101,14 +101,18 @@ def manifest_of(out: Path) -> Path:
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """The job of a file of scores; raises :class:`RunError` where the file is not as written."""
+    return dict(_read_manifest(out)["job"])
 
+
+def _read_manifest(out: Path) -> dict[str, Any]:
     def build(record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        return dict(record["job"]), record["sha256"] == sha256_of(out)
+        whole = {**record, "job": dict(record["job"]), "made_with": dict(record["made_with"])}
+        return whole, record["sha256"] == sha256_of(out)
 
-    job, same = read_record(manifest_of(out), f"the manifest of the scores {out}", build)
+    record, same = read_record(manifest_of(out), f"the manifest of the scores {out}", build)
     if not same:
         raise RunError(f"expected {out} as dcmpl score wrote it, it was changed since")
-    return job
+    return record
 
 
 def _write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
@@ -205,12 +209,13 @@ READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
 }
 
 
-def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]:
-    """The whole job of which ``paths`` are all shards, and the paths in order.
+def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str], list[Path]]:
+    """The whole job of which ``paths`` are all shards, what made it, and the paths in order.
 
     Raises :class:`RunError` where one is missing, twice there, or of another job.
     """
-    jobs = [read_manifest(path) for path in paths]
+    records = [_read_manifest(path) for path in paths]
+    jobs = [dict(record["job"]) for record in records]
     shards = [str(job.get("shard")) for job in jobs]
     for path, job in zip(paths, jobs, strict=True):
         if names := [n for n in jobs[0] if n not in PER_SHARD and job.get(n) != jobs[0][n]]:
@@ -226,4 +231,4 @@ def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]:
         )
     order = [shards.index(shard) for shard in wanted]
     whole = {**jobs[0], "shard": None, "count": sum(int(job["count"]) for job in jobs)}
-    return whole, [paths[i] for i in order]
+    return whole, dict(records[0]["made_with"]), [paths[i] for i in order]

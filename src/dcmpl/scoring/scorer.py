@@ -348,7 +348,7 @@ class Scorer:
     def stream(self, pairs: Iterable[tuple[Input, object]]) -> Iterator[Score]:
         """The same for (image, prompt) pairs that come one by one, in bounded memory."""
         return self.rows(
-            Source(name_of(image), prompt=text_of(prompt), content=image) for image, prompt in pairs
+            Source(name_of(image), prompt=text_of(prompt), given=image) for image, prompt in pairs
         )
 
     def rows(self, sources: Iterable[Source], start: int = 0) -> Iterator[Score]:

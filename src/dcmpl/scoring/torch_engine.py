@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ def load_model(
     return run, model.to(place).eval()
 
 
+@runtime_checkable
 class TableEngine(Protocol):
     """What :func:`predict_table` asks of an engine: its windows of a file, and their scores."""
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dcmpl.config import TrainConfig
 from dcmpl.data.table import ImageTable
+from dcmpl.model.clip import as_tensors
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.training.features import FrozenTable, freeze_table
 
@@ -56,7 +57,7 @@ def _similarity(
     prompts = list(table.frame["prompt"].unique())
     with torch.inference_mode():
         texts = [
-            clip.text(*(torch.from_numpy(t).to(device) for t in (tokens.ids, tokens.end)))[0]
+            clip.text(*as_tensors(tokens, device))[0]
             for tokens in (model.tokenizer([prompt]) for prompt in prompts)
         ]
     rows = [prompts.index(prompt) for prompt in table.frame["prompt"]]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dcmpl.config import CLIP_AGIQA_WORDS, ModelConfig
 from dcmpl.errors import RunError, UsageError
-from dcmpl.model.clip import Clip
+from dcmpl.model.clip import Clip, as_tensors
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS
@@ -118,7 +118,7 @@ def _check_tokens(
             )
         stored.append(tensor)
     with torch.no_grad():
-        vectors = model.clip.text.token_embedding(tokens.ids)
+        vectors = model.clip.text.token_embedding(as_tensors(tokens)[0])
     for row, end in enumerate(tokens.end.tolist()):
         ours = torch.cat([vectors[row, :1], vectors[row, 1 + n : end + 1]])
         theirs = torch.cat([stored[0][row], stored[1][row, : end - n]])

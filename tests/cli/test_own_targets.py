@@ -12,26 +12,24 @@ import pytest
 import torch
 
 from conftest import Capture, made_table, refused
-from dcmpl.cli import main
-from dcmpl.config import ModelConfig
+from dcmpl.cli.main import main
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
-from dcmpl.evaluation.results import predictions_frame
-from dcmpl.measuring import _calibration
+from dcmpl.evaluation.results import calibrations, predictions_frame
 from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import Scores
 from dcmpl.presets import PRESETS, with_targets
 from dcmpl.runs import read_run, read_split
 from dcmpl.scoring.calibration import Calibration, Meaning
 from dcmpl.scoring.results import Score
-from dcmpl.scoring.scorer import Scorer
+from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine
 from dcmpl.training.calibrate import calibrate
 from dcmpl.training.loop import task_loss
 
 Words = list[str]
-TASKS = '{"realism": ["realistic photo", "fake photo"]}'
+REALISM = "realism=realistic photo/fake photo"
 UNLABELLED = 3
 """Every so many rows has no opinion on realism."""
 
@@ -61,9 +59,11 @@ def own_run(own_words: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     file = folder / "tasks.yaml"
     file.write_text(
-        "tasks:\n"
-        "  realism: [realistic photo, fake photo]\n"
-        "  photo_fit: [fitting photo, strange photo]\n"
+        "targets:\n"
+        "  - quality\n"
+        "  - alignment\n"
+        "  - realism=realistic photo/fake photo\n"
+        "  - photo_fit=fitting photo/strange photo\n"
         "preset: dcmpl-prompted\n"
     )
     words = ["train", "--config", str(file), *own_words[1:]]
@@ -104,24 +104,6 @@ def test_tasks_of_yaml_stand_behind_those_of_the_preset_with_their_words(own_run
     assert {"realism_srcc", "realism_plcc", "photo_fit_srcc"} <= run.history[-1].keys()
 
 
-def test_tasks_of_the_command_line_are_those_of_yaml(
-    own_words: Words, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models: list[ModelConfig] = []
-    tasks = '{"realism": ["realistic photo", "fake photo"], "photo_fit": ["it fits", "not"]}'
-
-    def stop(arguments: Any, table: Any) -> ModelConfig:
-        models.append(with_targets(PRESETS["dcmpl"].model, table.judged, None, arguments.tasks))
-        raise UsageError("expected no training here")
-
-    monkeypatch.setattr("dcmpl.commands.model_of", stop)
-    (tmp_path / "tasks.yaml").write_text(f"tasks: {tasks}\n")
-    for words in (["--tasks", tasks], ["--config", str(tmp_path / "tasks.yaml")]):
-        refused(capsys, 2, *own_words, "--out", tmp_path / "run", *words)
-    assert models[0] == models[1]
-    assert models[0].tasks == ("quality", "alignment", "realism", "photo_fit")
-
-
 def test_rows_without_an_opinion_teach_that_task_nothing() -> None:
     values = torch.full((3, 4), 0.5, requires_grad=True)
     targets = torch.full((4, 3), 0.25)
@@ -138,7 +120,7 @@ def test_rows_without_an_opinion_teach_that_task_nothing() -> None:
 def test_own_task_may_be_the_main_one(
     capsys: Capture, own_words: Words, paths: list[Path], tmp_path: Path
 ) -> None:
-    words = [*own_words, "--epochs", "1", "--tasks", TASKS, "--targets", "realism", "quality"]
+    words = [*own_words, "--epochs", "1", "--targets", REALISM, "quality"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     assert read_run(tmp_path / "run").learned == ("realism", "quality")
     told = capsys.readouterr().err
@@ -151,85 +133,33 @@ def test_own_task_may_be_the_main_one(
 
 
 @pytest.mark.parametrize(
-    ("tasks", "told"),
+    ("target", "told"),
     [
-        (
-            '{"mood": ["cheerful photo", "sad photo"]}',
-            "expected a task that the data has opinions on (quality, alignment, realism, "
-            "photo_fit), got mood: its column is mos_mood",
-        ),
-        (
-            '{"realism": ["realistic photo"]}',
-            "expected a positive and a negative word for the task realism, as in --tasks "
-            '\'{"realism": ["good photo", "bad photo"]}\', got [\'realistic photo\']',
-        ),
-        (
-            '{"realism": ["realistic", "half", "fake"]}',
-            "expected a positive and a negative word for the task realism, as in --tasks "
-            "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', 'half', 'fake']",
-        ),
-        (
-            '{"realism": ["realistic", "fake", "realistic"]}',
-            "expected a positive and a negative word for the task realism, as in --tasks "
-            "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', 'fake', "
-            "'realistic']",
-        ),
-        (
-            '{"realism": ["realistic", " "]}',
-            "expected a positive and a negative word for the task realism, as in --tasks "
-            "'{\"realism\": [\"good photo\", \"bad photo\"]}', got ['realistic', ' ']",
-        ),
-        (
-            '{"Real-ism": ["realistic photo", "fake photo"]}',
-            "expected a task of small letters, digits and _ that names nothing else in tables of "
-            "scores, got Real-ism: rename it and its column",
-        ),
-        (
-            '{"prompt": ["good prompt", "bad prompt"]}',
-            "expected a task of small letters, digits and _ that names nothing else in tables of "
-            "scores, got prompt: rename it and its column",
-        ),
-    ],
-    ids=[
-        "no such column",
-        "one word",
-        "three words",
-        "one twice",
-        "blank",
-        "bad name",
-        "taken name",
+        ("mood=cheerful photo/sad photo", "got mood: its column is mos_mood"),
+        ("realism=realistic photo", "a positive and a negative end for the target realism"),
+        ("realism=realistic/half/fake", "a positive and a negative end for the target realism"),
+        ("realism=real/real", "a positive and a negative end for the target realism"),
+        ("realism=realistic/ ", "a positive and a negative end for the target realism"),
+        ("realism", "or realism with its two ends"),
+        ("Real-ism=realistic photo/fake photo", "got Real-ism: rename it and its column"),
+        ("prompt=good prompt/bad prompt", "got prompt: rename it and its column"),
+        ("quality", "expected each of --targets once"),
     ],
 )
-def test_bad_tasks_are_wrong_usage_in_a_sentence(
-    capsys: Capture, own_words: Words, tmp_path: Path, tasks: str, told: str
+def test_bad_targets_are_wrong_usage_in_a_sentence(
+    capsys: Capture, own_words: Words, tmp_path: Path, target: str, told: str
 ) -> None:
-    words = [*own_words, "--out", tmp_path / "run", "--tasks", tasks]
-    assert refused(capsys, 2, *words) == told
+    words = [*own_words, "--out", tmp_path / "run", "--targets", "quality", target]
+    assert told in refused(capsys, 2, *words)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "tasks", ['{"realism": "realistic photo"}', "realism", '["realism"]', '{"realism": [1, 2]}']
-)
-def test_tasks_of_another_form_are_wrong_usage(
-    capsys: Capture, own_words: Words, tmp_path: Path, tasks: str
-) -> None:
-    told = refused(capsys, 2, *own_words, "--out", tmp_path / "run", "--tasks", tasks)
-    assert told.startswith("expected ")
-    assert "--tasks" in told
-
-
-@pytest.mark.parametrize("tasks", ['{"realism": "realistic photo"}', "realism"])
-def test_tasks_of_another_form_are_told_the_right_one(
-    capsys: Capture, own_words: Words, tmp_path: Path, tasks: str
-) -> None:
-    told = refused(capsys, 2, *own_words, "--out", tmp_path / "run", "--tasks", tasks)
-    assert "NoneType" not in told
-
-
-def test_two_equal_words_are_refused() -> None:
-    with pytest.raises(UsageError):
-        with_targets(PRESETS["dcmpl"].model, ["realism"], None, {"realism": ["real", "real"]})
+def test_targets_of_the_command_line_are_those_of_yaml(own_run: Path) -> None:
+    judged = ["quality", "alignment", "realism", "photo_fit"]
+    targets = ["quality", "alignment", "realism=realistic photo/fake photo"]
+    targets.append("photo_fit=fitting photo/strange photo")
+    found = with_targets(PRESETS["dcmpl-prompted"].model, judged, targets)
+    assert found == read_run(own_run).model
 
 
 TAKEN = ("image", "prompt", "status", "reason", "note", "index", "rank", "call", "tokens_dropped")
@@ -238,9 +168,8 @@ TAKEN = ("image", "prompt", "status", "reason", "note", "index", "rank", "call",
 
 @pytest.mark.parametrize("name", [*TAKEN, "generator", "group", "some_label", "quality_mos"])
 def test_name_that_rows_use_for_something_else_is_refused(name: str) -> None:
-    words = {name: ["realistic photo", "fake photo"]}
-    with pytest.raises(UsageError):
-        with_targets(PRESETS["dcmpl"].model, [name], None, words)
+    with pytest.raises(UsageError, match="names nothing else in tables"):
+        with_targets(PRESETS["dcmpl"].model, [name], [f"{name}=realistic photo/fake photo"])
 
 
 @pytest.mark.parametrize("column", ["generator", "prompt", "group", "image"])
@@ -329,7 +258,7 @@ def test_loss_of_a_number_that_goes_with_a_target_is_a_usage_error(own_run: Path
     calibrated = Scorer(
         scorer.engine,
         "center",
-        workers=1,
+        ScoringOptions(workers=1),
         calibration=Calibration("own", "center", "", known),
     )
     with pytest.raises(UsageError):
@@ -341,7 +270,7 @@ def test_files_of_scores_have_its_column(
     own_run: Path, scorer: Scorer, paths: list[Path], tmp_path: Path, suffix: str
 ) -> None:
     out = tmp_path / f"scores{suffix}"
-    assert score(*paths, "--model", own_run, "-o", out, "--sort", "--by", "realism") == 0
+    assert score(*paths, "--model", own_run, "-o", out, "--rank", "--by", "realism") == 0
     read: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".csv": pd.read_csv,
         ".jsonl": lambda file: pd.read_json(file, lines=True, precise_float=True),
@@ -350,7 +279,7 @@ def test_files_of_scores_have_its_column(
     frame = read[suffix](out)
     assert list(frame.columns) == [
         *("image", "prompt", "quality", "alignment", "authenticity", "realism", "photo_fit"),
-        *("tokens_dropped", "status", "reason", "note"),
+        *("tokens_dropped", "rank", "better_than_next", "call", "status", "reason", "note"),
     ]
     wanted = {str(row.image): row.realism for row in scorer.score(paths)}
     assert frame["realism"].tolist() == pytest.approx(sorted(wanted.values(), reverse=True))
@@ -381,8 +310,9 @@ def metrics(own_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dcmpl.evaluation.results.bootstrap", quick)
-        patch.setattr("dcmpl.measuring.write_plots", lambda *_: True)
-        patch.setattr("dcmpl.measuring._floors", lambda *_: {})
+        patch.setattr("dcmpl.evaluation.results.write_plots", lambda *_: True)
+        patch.setattr("dcmpl.evaluation.results.statistics_of", lambda *_: {})
+        patch.setattr("dcmpl.evaluation.results.predict_baselines", lambda *_: {})
         assert main(["evaluate", str(own_run), "--split", "all", "--out", str(folder)]) == 0
     found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     found["rows"] = pd.read_csv(folder / "predictions.csv")
@@ -410,11 +340,13 @@ def test_calibrated_run_is_measured_on_data_without_its_own_target(
     own_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, meaning = read_run(own_run), Meaning(1.0, 5.0)
-    known = Calibration("own", "center", "", dict.fromkeys(run.learned, meaning))
-    monkeypatch.setattr("dcmpl.measuring.read_calibration", lambda *_: known)
-    monkeypatch.setattr("dcmpl.measuring.measure_calibration", lambda *_: {"mean_error": 0.0})
+    known = dict.fromkeys(run.learned, meaning)
+    monkeypatch.setattr(
+        "dcmpl.evaluation.results.measure_calibration", lambda *_: {"mean_error": 0.0}
+    )
     scores = np.full((2, len(run.learned)), 0.5)
-    found = _calibration(own_run, run, made_table(mos_quality=[1.0, 2.0]), scores, scores)
+    table = made_table(mos_quality=[1.0, 2.0])
+    found = calibrations(known, run.learned, table, scores, scores)
     assert found == {"quality": {"mean_error": 0.0}}
 
 

@@ -20,6 +20,7 @@ from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import PRESETS
 from dcmpl.training.loop import task_loss
 from dcmpl.weights.clip_agiqa import read_clip_agiqa
+from naive import image_embeddings
 
 GOLDEN = Path(__file__).parent
 
@@ -160,7 +161,7 @@ def run(model: DCMPL) -> Found:
     loss = task_loss(scores, targets, alignment_weight=0.1)
     loss.backward()
     with torch.no_grad():
-        images = model.image_embeddings(frozen, condition)
+        images = image_embeddings(model, frozen, condition)
     branches = ("main", "aux")[: len(scores.tasks)]
     embeddings = {
         f"{branch}_{kind}_embedding": embedding
@@ -255,7 +256,7 @@ def test_files_of_its_script_score_as_the_reference(
     }
     for learner, (sizes, texts) in learners.items():
         state = {n: draw(f"prompt_learner_{learner}.{n}", size) for n, size in sizes.items()}
-        found = tokenizer(texts, 8).ids
+        found = torch.from_numpy(tokenizer(texts, 8).ids)
         ids = torch.zeros(2, VIT_B_32.context_length, dtype=torch.long)
         ids[:, : found.shape[1]] = found
         vectors = clip.text.token_embedding.weight.detach()[ids]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.data.splits import Split
 from dcmpl.runs import RECORD, as_json
 
@@ -43,7 +43,16 @@ def split_file(data: Path, test: Sequence[int], val: Sequence[int] = (), name: s
 
 def train(data: Path, split: Path, backbone: Path, out: Path) -> int:
     words = ["train", "--data", str(data), *SCALE, "--backbone", str(backbone)]
-    words += ["--split", str(split), "--out", str(out), "--epochs", "1", "--views", "center"]
+    words += [
+        "--split",
+        str(split),
+        "--out",
+        str(out),
+        "--epochs",
+        "1",
+        "--set",
+        "train.views=center",
+    ]
     return main(words)
 
 
@@ -112,7 +121,16 @@ def test_written_split_is_the_one_that_training_draws(
     drawn = Split.read(tmp_path / "s" / "clean-1.json")
     assert f"sha256 {drawn.digest[:12]}" in capsys.readouterr().out
     common = ["train", "--data", str(data), *SCALE, "--backbone", str(small_backbone)]
-    common += ["--epochs", "1", "--views", "center", "--seed", "1", "--out", str(tmp_path / "run")]
+    common += [
+        "--epochs",
+        "1",
+        "--set",
+        "train.views=center",
+        "--seed",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(common) == 0
     assert Split.read(tmp_path / "run" / "split.json") == drawn
 
@@ -158,7 +176,7 @@ def test_check_lists_what_is_missing_damaged_and_doubled(
 def test_check_of_a_copy_without_pictures_says_how_many_more(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dcmpl.data_commands.MOST_LINES", 5)
+    monkeypatch.setattr("dcmpl.cli.data.MOST_LINES", 5)
     for picture in data.parent.glob("*.png"):
         picture.unlink()
     assert main(["data", "check", str(data), *SCALE]) == 1

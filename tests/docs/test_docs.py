@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.evaluation.compare import published_rows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS

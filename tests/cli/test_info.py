@@ -9,8 +9,7 @@ import pytest
 
 from calibrated import plain_meaning
 from conftest import Capture, refused
-from dcmpl.cli import main
-from dcmpl.config import AuxConfig
+from dcmpl.cli.main import main
 from dcmpl.runs import Run, read_run
 from dcmpl.scoring.calibration import CALIBRATION, Calibration, Cut, PatchReadout, read_calibration
 
@@ -230,7 +229,7 @@ def test_unfinished_run_is_told_to_be_so(capsys: Capture, copied: Path) -> None:
 
 def test_run_that_reads_prompts_is_told_to_read_them(capsys: Capture, copied: Path) -> None:
     run = read_run(copied)
-    reading = replace(run, model=replace(run.model, aux=AuxConfig(reads_prompt=True)))
+    reading = replace(run, model=replace(run.model, reads_prompt=True))
     printed = told_of(capsys, copied, reading)
     assert row_of(printed, "alignment") == ["reads the prompt"]
 

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 from dcmpl.config import TARGETS
 
-QUICK = ["--epochs", "3", "--batch-size", "16", "--lr", "0.003", "--views", "center"]
+QUICK = ["--epochs", "3", "--batch-size", "16", "--lr", "0.003", "--set", "train.views=center"]
+NAMES = ["--protocols", "image-level", "clip-agiqa", "--repeats", "2"]
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -43,20 +44,23 @@ def words(agiqa: Path, small_backbone: Path) -> list[str]:
 def protocols(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
     """Two repeats of three protocols."""
     out = tmp_path_factory.mktemp("protocols")
-    names = ["--protocol", "image-level", "clip-agiqa", "--repeats", "2"]
-    assert main(["evaluate", *names, *words, "--out", str(out)]) == 0
+    assert main(["benchmark", *NAMES, *words, "--out", str(out)]) == 0
     return out
 
 
 def rows(out: Path, **wanted: str) -> pd.DataFrame:
-    frame = pd.read_csv(out / "protocols.csv")
+    frame = pd.read_csv(out / "summary.csv")
     for column, value in wanted.items():
         frame = frame[frame[column] == value]
     return frame
 
 
+def folder_of(out: Path, protocol: str, repeat: int) -> Path:
+    return out / "AGIQA-3K" / "dcmpl" / protocol / f"repeat{repeat}"
+
+
 def trial(out: Path, protocol: str, repeat: int) -> dict:
-    return json.loads((out / protocol / f"repeat{repeat}" / "trial.json").read_text())
+    return json.loads((folder_of(out, protocol, repeat) / "trial.json").read_text())
 
 
 def test_clean_is_run_beside_every_other_protocol(protocols: Path) -> None:
@@ -68,17 +72,31 @@ def test_mean_and_optimism_are_those_of_the_trials(protocols: Path) -> None:
     means = {}
     for name in ("clean", "image-level"):
         values = [trial(protocols, name, r)["quality"]["srcc"]["value"] for r in (0, 1)]
-        own = rows(protocols, protocol=name, target="quality").iloc[0]
+        own = rows(protocols, protocol=name, target="quality", variant="dcmpl").iloc[0]
         means[name] = np.mean(values)
         assert own["mean"] == pytest.approx(means[name])
         assert own["deviation"] == pytest.approx(np.std(values, ddof=1))
-    optimism = rows(protocols, protocol="image-level", target="quality").iloc[0]["optimism"]
-    assert optimism == pytest.approx(means["image-level"] - means["clean"])
+    own = rows(protocols, protocol="image-level", target="quality", variant="dcmpl").iloc[0]
+    assert own["optimism"] == pytest.approx(means["image-level"] - means["clean"])
 
 
-def test_every_table_carries_its_floors(protocols: Path) -> None:
-    predictors = rows(protocols, protocol="clean", target="quality")["predictor"].tolist()
-    assert predictors[1:] == ["generator's mean", "statistics, support vectors"]
+def test_every_table_carries_its_baselines(protocols: Path) -> None:
+    variants = rows(protocols, protocol="clean", target="quality")["variant"].tolist()
+    assert variants == [
+        "dcmpl",
+        "baseline: generator's mean",
+        "baseline: statistics, support vectors",
+    ]
+
+
+def test_every_trial_has_its_rows_and_everything_is_written(protocols: Path) -> None:
+    trials = pd.read_csv(protocols / "trials.csv")
+    assert len(trials) == 2 * 3 * 2 * 3  # repeats, protocols, targets, predictors
+    own = trials[(trials["variant"] == "dcmpl") & (trials["protocol"] == "clean")]
+    first = own[(own["repeat"] == 0) & (own["target"] == "quality")].iloc[0]
+    assert first["srcc"] == trial(protocols, "clean", 0)["quality"]["srcc"]["value"]
+    for name in ("summary.md", "summary.json", "summary.png"):
+        assert (protocols / name).stat().st_size > 100
 
 
 def test_leaks_of_a_protocol_are_recorded_and_clean_has_none(protocols: Path) -> None:
@@ -100,29 +118,31 @@ def test_finished_trials_are_not_run_again(
 ) -> None:
     out = shutil.copytree(protocols, tmp_path / "again")
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
-    names = ["--protocol", "image-level", "clip-agiqa", "--repeats", "2"]
-    assert main(["evaluate", *names, *words, "--out", str(out)]) == 0
+    assert main(["benchmark", *NAMES, *words, "--out", str(out)]) == 0
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == before
-    assert (out / "protocols.csv").read_text() == (protocols / "protocols.csv").read_text()
+    assert (out / "trials.csv").read_text() == (protocols / "trials.csv").read_text()
 
 
 def test_trial_that_was_broken_off_ends_with_the_same_numbers(
     protocols: Path, words: list[str], tmp_path: Path
 ) -> None:
     out = shutil.copytree(protocols, tmp_path / "again")
-    shutil.rmtree(out / "clean" / "repeat1")
-    (out / "image-level" / "repeat0" / "trial.json").unlink()
-    names = ["--protocol", "image-level", "clip-agiqa", "--repeats", "2"]
-    assert main(["evaluate", *names, *words, "--out", str(out)]) == 0
-    assert (out / "protocols.csv").read_text() == (protocols / "protocols.csv").read_text()
+    shutil.rmtree(folder_of(out, "clean", 1))
+    (folder_of(out, "image-level", 0) / "trial.json").unlink()
+    assert main(["benchmark", *NAMES, *words, "--out", str(out)]) == 0
+    found, wanted = (
+        pd.read_csv(place / "trials.csv").drop(columns="seconds_per_step")
+        for place in (out, protocols)
+    )
+    pd.testing.assert_frame_equal(found, wanted)
 
 
 def test_results_of_other_settings_are_refused(
     protocols: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(protocols, tmp_path / "again")
-    changed = [*words, "--alignment-weight", "0.7", "--out", str(out)]
-    assert main(["evaluate", "--protocol", "clean", "--repeats", "1", *changed]) == 1
+    changed = [*words, "--set", "train.alignment_weight=0.7", "--out", str(out)]
+    assert main(["benchmark", "--repeats", "1", *changed]) == 1
     assert "got those of others: choose another --out" in said(capsys)
 
 
@@ -130,7 +150,7 @@ def test_evaluating_a_trial_leaves_its_record(
     protocols: Path, words: list[str], tmp_path: Path
 ) -> None:
     out = shutil.copytree(protocols, tmp_path / "again")
-    folder = out / "clean" / "repeat0"
+    folder = folder_of(out, "clean", 0)
     assert main(["evaluate", str(folder)]) == 0
     before = trial(out, "clean", 0)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -138,7 +158,7 @@ def test_evaluating_a_trial_leaves_its_record(
         found, then = (m[target]["srcc"]["value"] for m in (metrics, before))
         assert found == pytest.approx(then, abs=1e-6)
     assert metrics["protocol"] == "clean"
-    assert metrics["floors"]["statistics"] == before["floors"]["statistics"]
+    assert metrics["baselines"]["statistics"] == before["baselines"]["statistics"]
 
 
 def test_compare_sets_like_beside_like(
@@ -157,9 +177,8 @@ def test_compare_sets_like_beside_like(
     fu = theirs[(theirs["method"] == "CLIP-AGIQA (Fu)") & (theirs["task"] == "quality")].iloc[0]
     assert (fu["srcc"], fu["plcc"]) == (0.8747, 0.9190)
     assert fu["protocol"] == "prompt-grouped, best epoch on test"
-    page = (tmp_path / "comparison.html").read_text()
-    assert page.count("<h2>") == page.count("</h2>") > 3
-    assert "48 pictures" in (tmp_path / "comparison.md").read_text()
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+    assert "8 images each" in (tmp_path / "comparison.md").read_text()
 
 
 def test_two_runs_on_the_same_pictures_are_compared(
@@ -169,26 +188,30 @@ def test_two_runs_on_the_same_pictures_are_compared(
     preset = ["--preset", "linear-probe", "--out", str(other)]
     assert main(["train", *words, *preset]) == 0
     assert main(["evaluate", str(other)]) == 0
-    first = protocols / "clean" / "repeat0"
+    first = folder_of(protocols, "clean", 0)
     assert main(["compare", str(first), str(other), "--out", str(tmp_path)]) == 0
     text = (tmp_path / "comparison.md").read_text()
     assert "## Run against run" in text
-    table = [line for line in text.splitlines() if line.startswith(f"| {first} | {other} |")]
-    assert [line.split(" | ")[2] for line in table] == ["quality", "alignment"]
+    table = [
+        line
+        for line in text.splitlines()
+        if [cell.strip() for cell in line.split("|")][1:3] == [str(first), str(other)]
+    ]
+    assert [line.split("|")[3].strip() for line in table] == ["quality", "alignment"]
 
 
 def test_compare_refuses_a_folder_without_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", str(tmp_path)]) == 1
-    assert "found neither metrics.json (dcmpl evaluate RUN) nor protocols.json" in said(capsys)
+    assert "found neither metrics.json (dcmpl evaluate RUN) nor summary.json" in said(capsys)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": 3}', "[" * 100_000])
 def test_compare_refuses_results_that_are_none(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "protocols.json").write_text(content)
+    (tmp_path / "summary.json").write_text(content)
     assert main(["compare", str(tmp_path)]) == 1
     assert said(capsys).startswith("dcmpl: expected results ")
 
@@ -208,50 +231,82 @@ def second_set(folder: Path, seed: int) -> Path:
     return folder / "second.csv"
 
 
-def test_cross_tests_every_model_on_every_set(
+def test_every_model_is_tested_on_every_set(
     agiqa: Path, small_backbone: Path, tmp_path: Path
 ) -> None:
     own, out = second_set(tmp_path / "s", 5), tmp_path / "out"
-    command = ["cross", "--data", str(agiqa), str(own), "--mos-scale", "0", "100"]
-    command += ["--backbone", str(small_backbone), *QUICK, "--out", str(out)]
+    command = ["benchmark", "--data", str(agiqa), str(own), "--mos-scale", "0", "100"]
+    command += ["--backbone", str(small_backbone), *QUICK, "--repeats", "1", "--out", str(out)]
     assert main(command) == 0
-    frame = pd.read_csv(out / "cross.csv").set_index(["target", "trained_on", "tested_on"])["srcc"]
-    own_test = json.loads((out / "second" / "trial.json").read_text())
-    assert frame["quality", "second", "second"] == pytest.approx(
-        own_test["quality"]["srcc"]["value"]
-    )
-    transferred = json.loads((out / "AGIQA-3K" / "on-second" / "trial.json").read_text())
+    frame = pd.read_csv(out / "summary.csv")
+    frame = frame[frame["variant"] == "dcmpl"]
+    found = frame.set_index(["target", "trained_on", "tested_on"])["mean"]
+    place = "dcmpl/clean/repeat0"
+    own_test = json.loads((out / "second" / place / "trial.json").read_text())
+    assert found["quality", "second", "second"] == own_test["quality"]["srcc"]["value"]
+    there = out / "AGIQA-3K" / place / "on-second" / "trial.json"
+    transferred = json.loads(there.read_text())
     assert transferred["quality"]["n"] == 30
-    assert frame["quality", "AGIQA-3K", "second"] == transferred["quality"]["srcc"]["value"]
+    assert found["quality", "AGIQA-3K", "second"] == transferred["quality"]["srcc"]["value"]
     # AGIQA-3K was not judged for authenticity, so nothing was learned of it or can be tested.
-    assert np.isnan(frame["authenticity", "AGIQA-3K", "second"])
-    assert np.isnan(frame["authenticity", "second", "AGIQA-3K"])
-    before = (out / "cross.csv").read_text()
+    assert ("authenticity", "AGIQA-3K", "second") not in found
+    assert ("authenticity", "second", "AGIQA-3K") not in found
+    told = (out / "summary.md").read_text()
+    assert "rows are trained on, columns tested on" in told
+    before = (out / "summary.csv").read_text()
     assert main(command) == 0
-    assert (out / "cross.csv").read_text() == before
+    assert (out / "summary.csv").read_text() == before
 
 
-def test_cross_refuses_sets_that_share_pictures(
+def test_sets_that_share_pictures_are_refused(
     agiqa: Path, small_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = second_set(tmp_path / "s", 5)
     for i in range(10):  # whichever of them are trained on
         shutil.copy(agiqa / "img" / f"glide_{i:02}.png", own.parent / f"x{i}.png")
-    command = ["cross", "--data", str(own), str(agiqa), "--mos-scale", "0", "100"]
-    command += ["--backbone", str(small_backbone), *QUICK, "--out", str(tmp_path / "out")]
-    assert main(command) == 1
+    command = ["benchmark", "--data", str(own), str(agiqa), "--mos-scale", "0", "100"]
+    command += ["--backbone", str(small_backbone), *QUICK, "--epochs", "1", "--repeats", "1"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
     told = said(capsys)
     assert "expected nothing of" in told
     assert re.search(r"x(\d)\.png and glide_0\1\.png|glide_0(\d)\.png and x\2\.png", told)
 
 
+def test_variants_of_a_grid_are_compared_with_the_first(
+    agiqa: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "grid.yaml").write_text("variants: {a: {preset: coop}, b: {preset: linear-probe}}")
+    out = tmp_path / "out"
+    command = ["benchmark", "--data", str(agiqa), "--grid", str(tmp_path / "grid.yaml")]
+    command += ["--backbone", str(small_backbone), *QUICK, "--epochs", "1", "--repeats", "2"]
+    assert main([*command, "--out", str(out)]) == 0
+    frame = pd.read_csv(out / "summary.csv")
+    own = frame[(frame["variant"] == "b") & (frame["target"] == "quality")].iloc[0]
+    values = {
+        name: [
+            json.loads(
+                (out / "AGIQA-3K" / name / "clean" / f"repeat{r}" / "trial.json").read_text()
+            )
+            for r in (0, 1)
+        ]
+        for name in "ab"
+    }
+    means = {n: np.mean([v["quality"]["srcc"]["value"] for v in of]) for n, of in values.items()}
+    assert own["difference"] == pytest.approx(means["b"] - means["a"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["evaluate"], "expected a RUN to measure or --protocol NAME"),
-        (["evaluate", "--protocol", "cleen"], "did you mean clean?"),
-        (["evaluate", "--protocol", "clean"], "expected --data with --protocol, got none"),
-        (["cross", "--data", ".", "--out", "x"], "expected two data sets or more"),
+        (["evaluate"], "expected RUN for dcmpl evaluate, got none"),
+        (["benchmark", "--data", ".", "--out", "x", "--protocols", "cleen"], "did you mean clean?"),
+        (["benchmark", "--out", "x"], "expected --data for dcmpl benchmark, got none"),
+        (["benchmark", "--data", ".", "--out", "x", "--repeats", "0"], "--repeats of at least 1"),
+        (
+            ["benchmark", "--data", ".", "--out", "x", "--grid", "no"],
+            "expected a YAML file at --grid",
+        ),
+        (["benchmark", "--data", ".", "--out", "x", "--presets", "dcmlp"], "did you mean dcmpl?"),
         (["compare", "nowhere"], "expected a run folder made by dcmpl train, found none"),
         (["data", "chek", "x"], "did you mean data check?"),
         (["data", "split", ".", "--protocol", "mine", "--out", "x"], "expected --protocol of"),

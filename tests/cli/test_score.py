@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from conftest import Capture, refused
-from dcmpl.cli import main
+from dcmpl.cli.main import main
 
 
 @pytest.fixture
