@@ -1,12 +1,13 @@
 # make demo    install, draw pictures, train, evaluate, score, plot
 # make test    install, lint, types, all tests
+# make quick   install, lint, types, the tests of one room: make quick ROOM=scoring
 # make docs    write docs/cli.md from the program's own help
 
 PYTHON ?= python3
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test docs clean
+.PHONY: demo test quick docs clean
 
 $(VENV)/.runs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,14 @@ test: $(VENV)/.tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile
+
+# The daily loop: make quick ROOM=scoring
+ROOM ?= model
+quick: $(VENV)/.tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile tests/$(ROOM) tests/test_layout.py
 
 docs: $(VENV)/.tests
 	$(VENV)/bin/python tools/write_cli_docs.py

@@ -29,7 +29,7 @@ import one another."""
 
 ROOMS = [name for names in ORDER for name in names if (SOURCE / name).is_dir()]
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
-MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 14, 500, 60
+MOST_FILES, MOST_LINES, MOST_OF_A_FUNCTION = 14, 500, 55
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

@@ -139,4 +139,4 @@ def test_bytes_of_a_picture_are_those_of_its_file(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     (entry,) = find_sources([str(tmp_path / "a.png")])
-    assert entry.content() == buffer.getvalue()
+    assert entry.file_content() == buffer.getvalue()

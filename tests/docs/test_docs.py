@@ -84,19 +84,17 @@ def test_commands_and_python_of_the_readme_run(
     told = [" ".join(words[:2]) if words[0] == "data" else words[0] for words in run]
     assert told == [
         *["train", "evaluate", "score", "train", "train"],
-        *["score", "score", "export", "score", "score", "score", "merge"],
+        *["score", "select", "score", "export", "score", "score", "score", "merge"],
         *["train", "info", "score", "explain"],
-        *["data check", "data show", "data split", "evaluate", "compare", "cross"],
-        *["train", "train", "ablate", "import"],
+        *["data check", "data show", "data split", "benchmark", "compare", "benchmark"],
+        *["train", "train", "benchmark", "import"],
     ]
     quick = ["--epochs", "1"]
-    shorter = {"train": quick, "cross": quick, "ablate": [*quick, "--repeats", "1"]}
+    shorter = {"train": quick, "benchmark": [*quick, "--repeats", "1"]}
     for command, words in zip(told, run, strict=True):
-        more = shorter.get(command, [])
-        if "--protocol" in words:
-            more = ["--repeats", "1", *(quick if command == "evaluate" else [])]
         # The copy made here is not whole.
-        assert main([*words, *more]) == (1 if command == "data check" else 0), words
+        code = 1 if command == "data check" else 0
+        assert main([*words, *shorter.get(command, [])]) == code, words
     assert len(pd.read_csv("scores.csv")) == 48
     assert Path("whole.csv").read_text().count("\n") == 49
     (example,) = blocks("python")
@@ -109,10 +107,13 @@ def test_count_of_published_numbers_in_the_readme_is_true() -> None:
     assert f"beside {len(published_rows())} published numbers" in README
 
 
-def test_captioned_tree_names_every_source_file() -> None:
-    named = set(re.findall(r"`(?:src/dcmpl/)?(\w+\.py)`", README))
-    there = {path.name for path in (ROOT / "src" / "dcmpl").glob("*.py")} - {"__init__.py"}
-    assert there <= named
+def test_captioned_tree_is_the_package() -> None:
+    tree = README[README.index("```\nsrc/dcmpl/") :].split("```")[1]
+    rooms = set(re.findall(r"^  (\w+)/ ", tree, re.MULTILINE))
+    files = set(re.findall(r"(\w+\.py)", tree))
+    place = ROOT / "src" / "dcmpl"
+    assert rooms == {path.parent.name for path in place.glob("*/__init__.py")}
+    assert files == {path.name for path in place.glob("*.py")}
 
 
 def test_make_targets_of_the_readme_exist() -> None:

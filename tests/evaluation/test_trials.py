@@ -149,7 +149,7 @@ def test_every_variant_is_measured_on_every_split(finished: Finished) -> None:
 
 
 def test_variants_share_their_splits(finished: Finished) -> None:
-    out, variants, _ = finished
+    out, _variants, _ = finished
     splits = set()
     for name in ("dcmpl", "no-adapter", "linear"):
         folder = folder_of(out, name, 1)

@@ -138,9 +138,8 @@ def fit(
     accelerator = Accelerator(device_placement=False, kwargs_handlers=[reached])
     _check_targets(model, training.table, validation.table)
     parameters = trainable_parameters(model)
-    if frozen is None and parameters and trains_on_views(run.model, config):
-        both = training.table.joined(validation.table)
-        frozen = freeze_table(model, both, config.views, config.precision)
+    if frozen is None and parameters:
+        frozen = _frozen_part(model, training.table.joined(validation.table), config)
     table = with_alignment(training.table, config, model, frozen)
     stepwise = bool(parameters) and run.model.readout == "words"
     epochs = config.epochs if stepwise else 1
@@ -154,6 +153,7 @@ def fit(
     for epoch in range(len(history) + 1, epochs + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
+        entry, seconds = {}, 0.0
         if stepwise:
             size = model.clip.config.image_size
             data = EpochWindows(table, size, config, epoch, frozen, run.model.tasks)
@@ -162,19 +162,15 @@ def fit(
             )
             _check_finite(loss, epoch, folder)
             entry = {"loss": loss}
-        else:
-            seconds = 0.0
-            entry = _fit_at_once(model, table, validation.table, frozen)
+        elif run.model.readout == "linear" and frozen is not None:  # solved at once
+            fit_ridge(model, table, validation.table, frozen)
         entry |= validate(model, validation, config, frozen)
         # One process's numbers for all, or they might not stop together.
         (entry,) = broadcast_object_list([entry])
         history = (*history, entry)
         run = replace(run, history=history, best_epoch=best_epoch(history))
         if accelerator.is_main_process:
-            if run.best_epoch == epoch:
-                save_learned(folder / MODEL, model, run)
-            save_learned(folder / LAST, model, run, _adam_state(optimizer, parameters))
-            run.write(folder)
+            _save_epoch(model, run, folder, _adam_state(optimizer, parameters))
             report(EpochReport(epoch, epochs, entry, seconds, run.best_epoch == epoch))
     accelerator.wait_for_everyone()  # for the tensors that the first process writes
     run = replace(run, history=history, best_epoch=best_epoch(history)).finished_in(folder)
@@ -184,21 +180,27 @@ def fit(
     return run
 
 
+def _frozen_part(model: DCMPL, table: ImageTable, config: TrainConfig) -> FrozenTable | None:
+    """What the frozen part makes of all windows, where training takes no others."""
+    if not trains_on_views(model.config, config):
+        return None
+    return freeze_table(model, table, config.views, config.precision)
+
+
+def _save_epoch(model: DCMPL, run: Run, folder: Path, adam: dict[str, Tensor]) -> None:
+    """Everything that a run that is killed now goes on from."""
+    if run.best_epoch == len(run.history):
+        save_learned(folder / MODEL, model, run)
+    save_learned(folder / LAST, model, run, adam)
+    run.write(folder)
+
+
 def _check_finite(loss: float, epoch: int, folder: Path) -> None:
     if not math.isfinite(loss):
         raise RunError(
             f"expected a finite loss, got {loss} in epoch {epoch}: lower --lr; "
             f"the epochs before it are kept in {folder}"
         )
-
-
-def _fit_at_once(
-    model: DCMPL, training: ImageTable, validation: ImageTable, frozen: FrozenTable | None
-) -> dict[str, float]:
-    """A linear readout is solved; a model that learns nothing is left as it is."""
-    if model.config.readout == "linear" and frozen is not None:
-        fit_ridge(model, training, validation, frozen)
-    return {}
 
 
 def trains_on_views(model: ModelConfig, config: TrainConfig) -> bool:
