@@ -108,6 +108,7 @@ def _fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
     return _run(func, args, kwargs)
 
 
-_setup_privateuseone_for_python_backend(ELSEWHERE, _Backend())
-_LIBRARY = torch.library.Library("_", "IMPL")
-_LIBRARY.fallback(_fallback, "PrivateUse1")
+if not hasattr(torch, ELSEWHERE):  # once for a process, whoever imports this file
+    _setup_privateuseone_for_python_backend(ELSEWHERE, _Backend())
+    LIBRARY = torch.library.Library("_", "IMPL")
+    LIBRARY.fallback(_fallback, "PrivateUse1")
