@@ -135,8 +135,8 @@ class DCMPL(nn.Module):
         for task, pairs in config.words.items():
             slots = config.n_context if len(self._branch(task).text) else 0
             tokens = tokenizer([f"{word}." for pair in pairs for word in pair], slots)
-            for kind, numbers in zip(("ids", "end"), as_tensors(tokens), strict=True):
-                self.register_buffer(f"{task}_{kind}", numbers, persistent=False)
+            for part, numbers in zip(("ids", "end"), as_tensors(tokens), strict=True):
+                self.register_buffer(f"{task}_{part}", numbers, persistent=False)
 
     @property
     def _adapted(self) -> tuple[str, ...]:

@@ -170,5 +170,5 @@ class FrozenEngine(ModelEngine):
             tokens = self.model.tokenizer.framed(list(known), self.model.slots)
             read = Texts(tokens, torch.tensor([known[text] for text in own]))
         scores = self.model(inputs, self.condition, True, read)
-        values: np.ndarray = scores.values[self._columns].T.cpu().double().numpy()
+        values: np.ndarray = scores.values.cpu().double().numpy()[self._columns].T
         return values
