@@ -21,8 +21,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from conftest import Capture, refused
+from dcmpl.cli import select as choosing
 from dcmpl.cli.main import main
+from dcmpl.data import sources as sources_of
 from dcmpl.data.sources import Source
+from dcmpl.images.decode import DecodedImage
 from dcmpl.scoring import job as scoring
 from dcmpl.scoring import scorer as predict
 from dcmpl.scoring.files import manifest_of, read_manifest, read_scores
@@ -92,6 +95,91 @@ def fail_at(patch: Patch, where: Any, name: str, count: int, error: BaseExceptio
     patch.setattr(where, name, failing)
 
 
+def selected(out: Path, *words: object) -> int:
+    return main(["select", str(out), *(str(word) for word in words)])
+
+
+@pytest.mark.parametrize("flag", ["--move", "--copy"])
+def test_moving_and_copying_go_on_where_they_were_interrupted(
+    monkeypatch: Patch, words: Words, out: Path, flag: str
+) -> None:
+    place, before = out.parent / "place", contents(Path(words[1]))
+    assert main(words) == 0
+    there = written(out)
+    function = {"--move": (choosing.os, "rename"), "--copy": (choosing, "write_whole")}[flag]
+    with monkeypatch.context() as patch:
+        fail_at(patch, *function, 3, KeyboardInterrupt())
+        assert selected(out, flag, place) == 130
+    assert len(contents(place)) == 2
+    assert selected(out, flag, place) == 0
+    assert contents(place) == before
+    assert contents(Path(words[1])) == ({} if flag == "--move" else before)
+    assert written(out) == there
+
+
+def test_copies_of_one_name_are_made_once(folder: Path, words: Words, out: Path) -> None:
+    for i, path in enumerate([*folder.iterdir()]):
+        (folder / f"{i}").mkdir()
+        os.rename(path, folder / f"{i}" / "x.png")
+    assert main(words) == 0
+    assert selected(out, "--top", 2, "--copy", out.parent / "best") == 0
+    before = contents(out.parent / "best")
+    assert sorted(before) == ["x-2.png", "x.png"]
+    assert selected(out, "--top", 2, "--copy", out.parent / "best") == 0
+    assert contents(out.parent / "best") == before
+
+
+def test_copy_that_fails_leaves_nothing_of_it(
+    monkeypatch: Patch, words: Words, out: Path, capsys: Capture
+) -> None:
+    place, write = out.parent / "best", Path.write_bytes
+
+    def half(path: Path, content: bytes) -> int:
+        if path.parent != place:
+            return write(path, content)
+        write(path, content[:99])
+        raise OSError(28, "No space left on device")
+
+    assert main(words) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        assert selected(out, "--top", 1, "--copy", place) == 3
+    assert contents(place) == {}
+    told = capsys.readouterr().err
+    assert told.startswith(f"0 copied to {place}\nexpected to copy ")
+    assert told.endswith(", got: No space left on device\n")
+    assert selected(out, "--top", 1, "--copy", place) == 0
+    assert len(contents(place)) == 1
+
+
+def test_copies_out_of_an_archive_that_are_gone_are_made_again(
+    folder: Path, words: Words, out: Path
+) -> None:
+    words[1] = str(out.parent / "in.zip")
+    with zipfile.ZipFile(words[1], "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+    assert main(words) == 0
+    for _ in range(2):
+        assert selected(out, "--top", 2, "--copy", out.parent / "best") == 0
+        assert len(contents(out.parent / "best")) == 2
+        shutil.rmtree(out.parent / "best")
+
+
+def test_finished_scores_count_for_their_words_and_as_they_were_written(
+    words: Words, out: Path, capsys: Capture
+) -> None:
+    assert main(words) == 0
+    assert main([*words, "--views", "resize", "--resume"]) == 0
+    assert read_manifest(out)["views"] == "resize"
+    assert "is finished" not in capsys.readouterr().err
+    out.write_text(out.read_text().replace("ok", "so"))
+    assert refused(capsys, 1, *words, "--resume") == (
+        f"expected {out} as dcmpl score wrote it, it was changed since"
+    )
+
+
 def test_folder_in_place_of_the_manifest_costs_no_rows(
     words: Words, out: Path, capsys: Capture
 ) -> None:
@@ -151,7 +239,7 @@ def test_reader_that_has_enough_ends_the_scoring(words: Words) -> None:
     words[words.index("-o") + 1] = "-"
     code = "import sys; from dcmpl.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *words]
-    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert found.returncode == 0
     (line,) = found.stderr.splitlines()  # of what is known before the first row
@@ -243,14 +331,20 @@ def test_pipe_is_a_row_and_nobody_waits_for_it(words: Words, out: Path, listed: 
     assert rows_of(out)[0]["reason"] == f"expected a file at {pipe}, found something else"
 
 
-def test_nothing_is_kept_of_pictures_that_were_read(trained_run: Path) -> None:
+def test_nothing_is_kept_of_pictures_that_were_read(trained_run: Path, monkeypatch: Patch) -> None:
     alive: list[weakref.ref[Any]] = []
 
-    def source() -> Source:
-        pixels = np.zeros((40, 44, 3), np.uint8)
-        alive.append(weakref.ref(pixels))
-        return Source("x", given=pixels)
+    def read_input(given: np.ndarray) -> DecodedImage:
+        image = DecodedImage(given + 1)
+        alive.append(weakref.ref(image.pixels))
+        return image
 
+    def source() -> Source:
+        given = np.zeros((40, 44, 3), np.uint8)
+        alive.append(weakref.ref(given))
+        return Source("x", given=given)
+
+    monkeypatch.setattr(sources_of, "read_input", read_input)
     scorer, most = Scorer.from_pretrained(trained_run, workers=1), 0
 
     def sources() -> Iterator[Source]:
@@ -260,6 +354,7 @@ def test_nothing_is_kept_of_pictures_that_were_read(trained_run: Path) -> None:
             yield source()
 
     assert len([*scorer.rows(sources())]) == 100
+    assert len(alive) == 200
     assert most < 10  # while 64 of them wait for their batch
 
 

@@ -172,7 +172,7 @@ def test_no_more_batches_are_under_way_than_asked_for(depth: int) -> None:
 
 
 def test_lanes_compute_at_the_same_time() -> None:
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2)
 
     def compute(batch: list[int]) -> list[int]:
         both.wait()
@@ -277,17 +277,19 @@ def test_iteration_that_is_broken_off_ends_its_threads() -> None:
 
 def test_what_has_not_begun_when_lanes_end_is_not_done() -> None:
     done = []
-    begun = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def slow(number: int) -> None:
         begun.set()
-        time.sleep(0.05)
+        ended.wait()
         done.append(number)
 
     with lanes(1) as pool:
-        for number in range(20):
-            pool.submit(slow, number)
-        assert begun.wait(20)
+        first, *_, last = [pool.submit(slow, number) for number in range(20)]
+        last.add_done_callback(lambda future: ended.set())  # called when it is cancelled
+        begun.wait()
+    assert first.done()
+    assert last.cancelled()
     assert done == [0]
 
 

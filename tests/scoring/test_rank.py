@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -323,6 +324,20 @@ def test_order_is_by_the_number_that_was_named(
     assert read_manifest(out)["rank"] == by
 
 
+def test_files_are_moved_by_their_mos(
+    calibrated_run: Path, judged_data: Path, ok: Rows, tmp_path: Path, out: Path
+) -> None:
+    own = {Path(row["image"]).name: row["quality_mos"] for row in ok[:8]}
+    for name in own:
+        shutil.copy(judged_data.parent / name, tmp_path / name)
+    middle = float(np.median([*own.values()]))
+    assert score(*(tmp_path / name for name in own), "--model", calibrated_run, "-o", out) == 0
+    words = [out, "--by", "quality_mos", "--below", middle, "--move", tmp_path / "below"]
+    assert main(["select", *map(str, words)]) == 0
+    moved = {path.name for path in (tmp_path / "below").iterdir()}
+    assert moved == {name for name, mos in own.items() if mos < middle}
+
+
 # --rank
 
 
@@ -379,6 +394,17 @@ def test_the_first_is_said_and_how_sure_that_is(
         f"{first['image']} is ranked first; the chance that people prefer it to the next is "
         f"{first['better_than_next']:.0%}: {first['call']}"
     ) in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_best_of_a_ranking_are_kept_with_their_ranks(
+    ranks: Path, tmp_path: Path, suffix: str
+) -> None:
+    best = tmp_path / f"best{suffix}"
+    assert main(["select", str(ranks), "--top", "3", "-o", str(best)]) == 0
+    kept = [*read_scores(best)]
+    assert kept == rows_of(ranks)[:3]
+    assert [row["rank"] for row in kept] == [1, 2, 3]
 
 
 def test_uncalibrated_run_ranks_and_calls_nothing(

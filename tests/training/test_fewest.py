@@ -2,21 +2,26 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from conftest import made_table
+from conftest import Capture, made_table, refused
+from dcmpl.cli.main import main
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
 from dcmpl.images.decode import read_image
 from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.runs import read_run, read_split, table_of_run, validation_pictures
+from dcmpl.scoring import export
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.calibration import CALIBRATION, read_calibration
-from dcmpl.scoring.engines import Engine
+from dcmpl.scoring.engines import Engine, read_export
+from dcmpl.scoring.files import read_manifest
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
 from dcmpl.training import calibrate as fewest
@@ -142,10 +147,64 @@ def test_views_of_a_run_are_measured_on_its_validation_part_when_it_is_calibrate
     assert calibration.enough_views == wanted
 
 
-def test_opening_a_run_for_its_views_writes_nothing(calibrated_run: Path) -> None:
+def without_measuring(*_: object) -> None:
+    raise AssertionError("views were compared once more")
+
+
+def test_opening_a_run_for_its_views_measures_and_writes_nothing(
+    calibrated_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fewest, "compare_views", without_measuring)
     before = {path.name: path.read_bytes() for path in calibrated_run.iterdir()}
     opened(calibrated_run)
     assert {path.name: path.read_bytes() for path in calibrated_run.iterdir()} == before
+    assert torch.is_grad_enabled()
+
+
+def keep(folder: Path, views: str | None) -> None:
+    """Have a calibrated run say that these are enough."""
+    found = read_calibration(folder, read_run(folder).weights_sha256)
+    assert found is not None
+    replace(found, enough_views=views).write(folder)
+
+
+def test_views_that_were_found_score_as_those_that_are_named(
+    copied: Path, judged_data: Path
+) -> None:
+    keep(copied, "grid-3")
+    paths = [judged_data.with_name(f"{i:03}.png") for i in range(3)]
+    found = opened(copied)
+    assert found.views == "grid-3"
+    named = Scorer.from_pretrained(copied, device="cpu", views="grid-3")
+    assert found.score(paths) == named.score(paths)
+    assert Scorer.from_pretrained(copied, device="cpu").views == "grid-2"  # as it was trained
+    assert Scorer.from_pretrained(copied, device="cpu", views="center").views == "center"
+
+
+def test_views_are_known_where_the_pictures_of_the_run_are_gone(
+    copied: Path, judged_data: Path, tmp_path: Path
+) -> None:
+    keep(copied, "grid-3")
+    described = read_run(copied)
+    assert described.source is not None
+    moved = replace(described.source, path=str(tmp_path / "gone.csv"))
+    replace(described, source=moved).write(copied)
+    picture, out = judged_data.with_name("000.png"), tmp_path / "x.csv"
+    words = ["score", picture, "--model", copied, "--views", "auto", "-o", out]
+    assert main([str(word) for word in words]) == 0
+    assert read_manifest(out)["views"] == "grid-3"
+
+
+def test_views_that_were_never_measured_are_refused_in_one_sentence(
+    copied: Path, judged_data: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    keep(copied, None)
+    picture, out = judged_data.with_name("000.png"), tmp_path / "x.csv"
+    words = ["score", picture, "--model", copied, "--views", "auto", "-o", out]
+    told = refused(capsys, 2, *words)
+    assert told.startswith("expected a calibrated run for --views auto, ")
+    assert told.endswith("how few views are enough: name --views")
+    assert not out.exists()
 
 
 def test_validation_pictures_are_those_that_chose_the_epoch(
@@ -199,3 +258,22 @@ def test_views_of_an_export_are_those_of_the_calibration_inside(
     (folder / "export.json").write_bytes(sealed({**record, "calibration": inside}))
     assert Scorer.from_pretrained(folder, engine="onnx", views="auto").views == "grid-4"
     assert Scorer.from_pretrained(folder, engine="onnx").views == record["views"]
+
+
+@pytest.mark.usefixtures("copied_models")
+def test_views_of_a_calibrated_run_are_in_its_export_and_said(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "FP32_DRIFT", 1.0)  # the models that are copied are of another run
+    keep(copied, "grid-3")
+    found = Made.by(copied, "-o", tmp_path / "export")
+    assert "--views auto is grid-3" in found.said.splitlines()
+    calibration = read_export(found.folder).calibration
+    assert calibration is not None
+    assert calibration.enough_views == "grid-3"
+
+
+def test_export_of_an_uncalibrated_run_says_nothing_of_views(made: Made) -> None:
+    assert "--views auto" not in made.said
+    with pytest.raises(UsageError, match="how few views are enough: name --views"):
+        Scorer.from_pretrained(made.folder, engine="onnx", views="auto")
