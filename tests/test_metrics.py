@@ -1,6 +1,7 @@
 """Metrics equal scipy's where they are defined, and are nan where they are not."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dcmpl.metrics import (
+    CURVES,
     bootstrap,
     krcc,
     logistic_mapped,
@@ -127,6 +129,22 @@ def test_mapping_does_not_lower_plcc_of_a_sigmoid(noise: float) -> None:
 def test_mapping_recovers_a_logistic_without_noise() -> None:
     x, y = sigmoidal(noise=0.0)
     assert logistic_mapped(x, y) == pytest.approx(y, abs=1e-4)  # the fit ends at a tolerance
+
+
+@pytest.mark.parametrize("parameters", [4, 5])
+@pytest.mark.parametrize(
+    "at", [[2.0, -1.5, 0.3, 0.7], [-1.0, 3.0, -0.2, -0.4], [1.0, 2.0, 9.0, 1e-3]]
+)
+def test_slopes_of_the_mappings_are_their_derivatives(
+    parameters: Literal[4, 5], at: list[float]
+) -> None:
+    curve, slopes = CURVES[parameters]
+    x, at = np.linspace(-2, 2, 9), [*at, 0.1][:parameters]
+    for place, value in enumerate(at):
+        step = 1e-6 * max(1.0, abs(value))
+        ends = [curve(x, *at[:place], value + side * step, *at[place + 1 :]) for side in (1, -1)]
+        expected = (ends[0] - ends[1]) / (2 * step)
+        assert slopes(x, *at)[:, place] == pytest.approx(expected, abs=1e-6, rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [0, 1, 4])

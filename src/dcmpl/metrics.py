@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 __all__ = [
+    "CURVES",
     "Interval",
     "Paired",
     "bootstrap",
@@ -47,6 +48,30 @@ def _logistic5(x: np.ndarray, b1: float, b2: float, b3: float, b4: float, b5: fl
     return mapped
 
 
+def _slopes4(x: np.ndarray, b1: float, b2: float, b3: float, b4: float) -> np.ndarray:
+    """Derivatives of :func:`logistic4` by its parameters, (rows, 4)."""
+    width = abs(b4) + 1e-12
+    power = np.clip((x - b3) / width, -500, 500)
+    share = 1 / (1 + np.exp(-power))
+    by_center = -(b1 - b2) * share * (1 - share) / width
+    return np.stack([share, 1 - share, by_center, by_center * power * np.sign(b4)], axis=1)
+
+
+def _slopes5(x: np.ndarray, b1: float, b2: float, b3: float, b4: float, b5: float) -> np.ndarray:
+    """Derivatives of :func:`_logistic5` by its parameters, (rows, 5)."""
+    share = 1 / (1 + np.exp(np.clip(b2 * (x - b3), -500, 500)))
+    by_power = b1 * share * (1 - share)
+    columns = [0.5 - share, by_power * (x - b3), -by_power * b2, x, np.ones_like(x)]
+    return np.stack(columns, axis=1)
+
+
+CURVES: dict[int, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
+    4: (logistic4, _slopes4),
+    5: (_logistic5, _slopes5),
+}
+"""By number of parameters: a mapping and its derivatives."""
+
+
 def logistic_mapped(
     predicted: np.ndarray, opinion: np.ndarray, parameters: Literal[4, 5] = 4
 ) -> np.ndarray:
@@ -60,9 +85,8 @@ def logistic_mapped(
     best = _fitted(predicted, opinion, parameters)
     if best is None:
         return predicted
-    curve: Callable[..., np.ndarray] = logistic4 if parameters == 4 else _logistic5
     x = (predicted - predicted.mean()) / predicted.std()
-    mapped: np.ndarray = curve(x, *best) * opinion.std() + opinion.mean()
+    mapped: np.ndarray = CURVES[parameters][0](x, *best) * opinion.std() + opinion.mean()
     return mapped
 
 
@@ -91,14 +115,19 @@ def _fitted(
     sign = 1.0 if slope >= 0 else -1.0
     ends = [y.max(), y.min()][:: int(sign)]
     starts = {4: [*ends, 0.0, 1.0], 5: [sign * np.ptp(y) / 4, 1.0, 0.0, slope / 2, 0.0]}
-    curve: Callable[..., np.ndarray] = logistic4 if parameters == 4 else _logistic5
+    curve, slopes = CURVES[parameters]
 
     def residuals(b: np.ndarray) -> np.ndarray:
         apart: np.ndarray = curve(x, *b) - y
         return apart
 
+    def jacobian(b: np.ndarray) -> np.ndarray:
+        return slopes(x, *b)
+
     # A fit that is still getting better when it is stopped is a fit all the same.
-    found = optimize.least_squares(residuals, starts[parameters], method="lm", max_nfev=FIT_STEPS)
+    found = optimize.least_squares(
+        residuals, starts[parameters], jac=jacobian, method="lm", max_nfev=FIT_STEPS
+    )
     best: np.ndarray = found.x
     return best
 

@@ -190,6 +190,21 @@ def test_deviation_of_raters_is_a_parabola_of_the_mos_where_it_is_known() -> Non
     assert meaning.rater_deviation(grid).max() <= ends[1]
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-15, 1e-9, 1e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("range_of_mos", [1e-9, 1e-5, 2.0])
+def test_predictions_that_are_all_but_equal_are_calibrated(
+    spread: float, range_of_mos: float
+) -> None:
+    """As those of a model after an epoch; numpy's fits warn of them, and a warning fails."""
+    rng = np.random.default_rng(0)
+    scores = 0.5 + spread * rng.permutation(np.arange(40) / 40)
+    mos = 3 + range_of_mos * (scores - 0.5 + rng.uniform(0, 0.1, 40))
+    known = judged_of(scores, mos, raters=rng.uniform(0.3, 0.9, 40))
+    meaning = fitted(known)
+    low, high = meaning.interval(scores, np.zeros(40))
+    assert np.isfinite([low, high, meaning.rater_deviation(meaning.mos(scores))]).all()
+
+
 @pytest.mark.parametrize(("count", "is_known"), [(9, False), (10, True)])
 def test_few_known_deviations_of_raters_are_none(count: int, is_known: bool) -> None:
     raters = np.full(40, np.nan)

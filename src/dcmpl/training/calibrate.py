@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.polynomial import Polynomial
 from scipy import optimize
 from scipy.stats import norm
 
@@ -54,6 +55,9 @@ MOST_RANKED, MOST_FITTED = 10_000, 400
 
 FEWEST = 10
 """Opinions, below which nothing is fitted."""
+
+LEAST_SPREAD = 1e-3
+"""Range of predicted MOS over that of opinions, below which no curve over MOS is fitted."""
 
 
 @dataclass(frozen=True)
@@ -187,12 +191,20 @@ def _out_of_fold(known: Judged, plain: Meaning) -> Values:
 
 
 def _rater_curve(known: Judged, mos: Values) -> tuple[tuple[float, ...], tuple[float, float]]:
+    """A parabola from MOS to the deviation of raters, highest power first, and its bounds.
+
+    Nothing where deviations are few, or the MOS all but equal, as those of a model that was
+    hardly trained are.
+    """
     rows = np.isfinite(known.raters)
-    if rows.sum() < FEWEST or len(np.unique(mos[rows])) < 3:
+    if rows.sum() < FEWEST or np.ptp(mos[rows]) < LEAST_SPREAD * np.ptp(known.mos):
         return (), (0.0, 0.0)
     raters = known.raters[rows]
     low, high = np.quantile(raters, [0.05, 0.95])
-    return tuple(np.polyfit(mos[rows], raters, 2).tolist()), (float(low), float(high))
+    curve, (_, rank, *_) = Polynomial.fit(mos[rows], raters, 2, full=True)
+    if rank < 3:
+        return (), (0.0, 0.0)
+    return tuple(curve.convert().coef[::-1].tolist()), (float(low), float(high))
 
 
 def _variance_weights(
