@@ -68,7 +68,7 @@ def named(module: str, name: str) -> bytes:
     return f"c{module}\n{name}\n".encode()
 
 
-INT_LIST = named("torch.jit._pickle", "build_intlist")
+ORDERED = named("collections", "OrderedDict")
 
 
 def tensor(
@@ -93,10 +93,10 @@ def tensor(
     )
 
 
-def module(**attributes: bytes) -> bytes:
-    """An object of the archive's program."""
-    pairs = b"".join(plain(name) + value for name, value in attributes.items())
-    return named("__torch__.model", "Model") + b")\x81}(" + pairs + b"ub"
+def described(**tensors: bytes) -> bytes:
+    """A state dict of these tensors."""
+    pairs = b"".join(plain(name) + value for name, value in tensors.items())
+    return b"}(" + pairs + b"u"
 
 
 def save_archive(
@@ -105,12 +105,12 @@ def save_archive(
     storages: Mapping[str, bytes] | None = None,
     compress: int = zipfile.ZIP_STORED,
 ) -> None:
-    """What :func:`save_torchscript` writes, with a pickle of one's own."""
+    """What ``torch.save`` writes, with a pickle of one's own."""
     with zipfile.ZipFile(path, "w", compress) as archive:
-        archive.writestr("m/constants.pkl", b"\x80\x02).", zipfile.ZIP_STORED)
         archive.writestr("m/data.pkl", b"\x80\x02" + tree + b".", zipfile.ZIP_STORED)
         for key, content in ({"0": bytes(4)} if storages is None else storages).items():
             archive.writestr(f"m/data/{key}", content)
+        archive.writestr("m/version", b"3\n")
 
 
 LEARNERS = {

@@ -2,7 +2,7 @@
 
 A backbone is a folder as Hugging Face or open_clip lays it out, an id on the hub, a ``.pt``
 file of OpenAI's, or ``tiny``, which comes with the package. Tensors are read as tensors;
-nothing in these files is ever executed.
+nothing in these files is executed, but for the four programs that OpenAI published its CLIPs as.
 """
 
 import contextlib

@@ -1,15 +1,13 @@
-"""Tensors from PyTorch's own files, read as data: nothing in them is ever executed.
+"""Weights files that PyTorch saved, read by ``torch.load(weights_only=True)``.
 
-Both kinds, a saved state dict and the TorchScript archives that OpenAI published, are zip
-files with raw numbers and a pickle that says what they are. That pickle is not unpickled:
-its instructions are read one by one, and those that build tensors and containers are done
-on plain values of ours. Every other instruction, and every other name, is refused.
+``torch.load`` never executes what a file names. The checks before it bound memory and time:
+PyTorch's files are zip archives, and nothing in them may be larger than the file itself.
 """
 
 import pickletools
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -17,313 +15,165 @@ import torch
 from torch import Tensor
 
 from dcmpl.errors import WeightsError
+from dcmpl.files import sha256_of
 
-__all__ = ["read_torch"]
+__all__ = ["OPENAI", "read_torch"]
+
+OPENAI = {
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B/32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B/16",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L/14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
+}
+"""SHA-256 of the files that OpenAI published: programs (TorchScript), so no other may run."""
 
 MAX_PICKLE_BYTES = 4 * 2**20
-"""OpenAI's largest has 200 kB."""
+"""Bound on the pickle that describes the tensors; OpenAI's largest has 200 kB."""
+
+MAX_TUPLES = 20_000
+"""Bound on its tuples, so on their depth; a tensor needs four, a CLIP has some 600 tensors."""
+
+MAX_RECALLED = 1000
+"""Bound on tuples that are used again; optimizers beside the tensors have a few."""
 
 MAX_NAME = 1000
+"""Longest name of a tensor, in characters."""
 
-DTYPES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+KINDS = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Byte", "Bool")
+CALLS = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    *(f"torch {kind}Storage" for kind in KINDS),
 }
+"""All that the pickle of a state dict names."""
 
-
-class _RefusedError(Exception):
-    """What the pickle asks for is not about tensors."""
-
-
-@dataclass(frozen=True)
-class _Name:
-    """Something of a program that the pickle names."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: torch.dtype
-    count: int
-
-
-@dataclass(frozen=True)
-class _Described:
-    """A tensor that is still to be read."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass
-class _Module:
-    """An object of the archive's program: its attributes, and no behaviour."""
-
-    attributes: dict[Any, Any] = field(default_factory=dict)
-
-
-FAULTS = (
-    *(_RefusedError, zipfile.BadZipFile, OSError, EOFError, ValueError, TypeError, KeyError),
-    *(IndexError, AttributeError, OverflowError, RuntimeError, NotImplementedError),
+TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+PUTS = {"BINPUT", "LONG_BINPUT"}
+GETS = {"BINGET", "LONG_BINGET"}
+CALLED_WITH = (
+    ("EMPTY_TUPLE",),
+    ("EMPTY_TUPLE", "REDUCE", "TUPLE"),
+    ("EMPTY_TUPLE", "REDUCE", "TUPLE3"),
 )
-"""What damaged and made-up files raise on the way."""
+"""What comes before a call: no argument, or several with an empty dictionary (hooks) as last."""
+DICTS = {"EMPTY_DICT", "SETITEM", "SETITEMS"}
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict or of a TorchScript archive, by name.
+    """The tensors of a state dict by name, as views of the file; or of a CLIP of OpenAI's.
 
-    Raises :class:`WeightsError` for whatever is not one, or holds anything but tensors.
+    Raises :class:`WeightsError` for a damaged file and for one that holds anything but
+    tensors, before it is unpacked.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            (name,) = (
-                n for n in archive.namelist() if n.endswith("/data.pkl") and n.count("/") == 1
-            )
-            order = f"{name.split('/')[0]}/byteorder"
-            if order in archive.namelist() and _stored(archive, order, 16) != b"little":
-                raise _RefusedError("numbers of another byte order")
-            tree = _Machine().run(_stored(archive, name, MAX_PICKLE_BYTES))
-            return _read_all(archive, name.split("/")[0], dict(_flat(tree)), path.stat().st_size)
-    except FAULTS as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        told = "".join(letter for letter in told if letter.isprintable())
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return _read_program(path)
+            held = _check_archive(archive, path.stat().st_size)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return _checked(loaded, held)
+    except WeightsError:
+        raise
+    except Exception as error:  # damaged and made-up files raise some twenty types
+        reason = str(error) if isinstance(error, _RefusedError) else "a file that is damaged"
+        reason = "".join(letter for letter in reason[:200] if letter.isprintable())
     raise WeightsError(
         f"expected a file that PyTorch 1.6 or later saved, tensors and nothing else, at {path}, "
-        f"got: {told}"
+        f"got: {reason}"
     )
 
 
-def _stored(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
-    """An entry of at most ``size`` bytes, as PyTorch writes them: not compressed."""
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-        raise _RefusedError(f"{name} is compressed or larger than {size} bytes")
-    return archive.read(info)
+class _RefusedError(Exception):
+    """A file that is no plain file of tensors."""
 
 
-class _Machine:
-    """Reads a pickle's instructions, one method for each kind that tensors need."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[Any, Any] = {}
-        self.marks: list[int] = []
-
-    def run(self, content: bytes) -> Any:
-        """The value the pickle describes, made of plain values and the classes above."""
-        for code, value, _ in pickletools.genops(content):
-            if code.name == "STOP":
-                return self.stack.pop()
-            if code.name in INSTRUCTIONS:
-                INSTRUCTIONS[code.name](self, value)
-            elif code.name in VALUES:
-                self.stack.append(value)
-            else:
-                raise _RefusedError(f"the instruction {code.name}, which no file of tensors needs")
-        raise _RefusedError("a pickle without an end")
-
-    def mark(self, _: Any) -> None:
-        self.marks.append(len(self.stack))
-
-    def since_mark(self) -> list[Any]:
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def remember(self, place: Any) -> None:
-        self.memo[len(self.memo) if place is None else place] = self.stack[-1]
-
-    def recall(self, place: Any) -> None:
-        self.stack.append(self.memo[place])
-
-    def name(self, both: Any) -> None:
-        if both is None:  # the two lie on the stack
-            self.stack[-2:] = [_Name(_of(self.stack[-2], str), _of(self.stack[-1], str))]
-        else:
-            self.stack.append(_Name(*_of(both, str).split(" ", 1)))
-
-    def join(self, count: int) -> None:
-        self.stack[-count:] = [tuple(self.stack[-count:])]
-
-    def extend(self, items: list[Any]) -> None:
-        _of(self.stack[-1], list).extend(items)
-
-    def update(self, items: list[Any]) -> None:
-        pairs = zip(items[::2], items[1::2], strict=True)
-        target = _of(self.stack[-1], dict)
-        target.update((_key(key), value) for key, value in pairs)
-
-    def refer(self, _: Any) -> None:
-        self.stack.append(_storage(self.stack.pop()))
-
-    def call(self, _: Any) -> None:
-        arguments, called = _of(self.stack.pop(), tuple), _of(self.stack.pop(), _Name)
-        self.stack.append(_made(called, arguments))
-
-    def build(self, _: Any) -> None:
-        state = self.stack.pop()
-        if isinstance(self.stack[-1], _Module):
-            self.stack[-1].attributes.update(_of(state, dict))
-        else:  # an ordered dictionary's own attributes, of which none is a tensor
-            _of(self.stack[-1], dict)
+def _check_archive(archive: zipfile.ZipFile, size: int) -> int:
+    """Refuse what could outgrow the file, and what is damaged; the bytes that tensors have."""
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    root = names[0].split("/")[0] if names else ""
+    if any(not name.startswith(f"{root}/") for name in names):
+        raise _RefusedError("an archive of several folders")
+    if len({name.casefold() for name in names}) < len(names):
+        raise _RefusedError("an archive with two files of one name")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _RefusedError("compressed tensors, which PyTorch does not write")
+    if sum(entry.file_size for entry in entries) > size:
+        raise _RefusedError("files larger than the archive they are in")
+    if broken := archive.testzip():
+        raise _RefusedError(f"a damaged archive: {broken} is not what was written")
+    if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
+        raise _RefusedError("numbers of another byte order")
+    if archive.getinfo(f"{root}/data.pkl").file_size > MAX_PICKLE_BYTES:
+        raise _RefusedError(f"a description of more than {MAX_PICKLE_BYTES} bytes")
+    _check_pickle(archive.read(f"{root}/data.pkl"))
+    return sum(e.file_size for e in entries if e.filename.startswith(f"{root}/data/"))
 
 
-VALUES = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BININT", "BININT1", "BININT2"}
-VALUES |= {"LONG1", "LONG4", "BINFLOAT"}
+def _check_pickle(content: bytes) -> None:
+    """Refuse calls that make no tensor, and what makes much of little.
+
+    Whatever is in the memo could be copied any number of times: as the argument of a call, as
+    the attributes of an object, or as a tuple in tuples, whose hash doubles with each.
+    """
+    before: deque[str] = deque(maxlen=3)
+    tuples, made, recalled, frames = set(), 0, 0, [False]
+    for code, argument, _ in pickletools.genops(content):
+        name = code.name
+        if name == "GLOBAL" and argument not in CALLS:
+            raise _RefusedError(f"a call of {argument}, which makes no tensor")
+        if name == "REDUCE" and not any(
+            tuple(before)[-len(last) :] == last for last in CALLED_WITH
+        ):
+            raise _RefusedError("a call that makes no tensor")
+        if name == "BUILD" and before[-1] not in DICTS:
+            raise _RefusedError("an object with attributes, which is no tensor")
+        is_again = name in GETS and argument in tuples
+        made, recalled = made + (name in TUPLES), recalled + is_again
+        if (name in TUPLES and frames[-1]) or made > MAX_TUPLES or recalled > MAX_RECALLED:
+            raise _RefusedError("tuples in tuples, which no tensor needs")
+        frames[-1] |= is_again  # a frame is what lies above a mark
+        if name == "MARK":
+            frames.append(False)
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            frames.pop()
+        if name not in PUTS:
+            before.append(name)
+        elif before[-1] in TUPLES:
+            tuples.add(argument)
 
 
-def _push(value: Any) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine.stack.append(value() if callable(value) else value)
+def _read_program(path: Path) -> dict[str, Tensor]:
+    if sha256_of(path) not in OPENAI:
+        raise WeightsError(
+            f"expected a file of tensors at {path}, got a program (TorchScript) that is none of "
+            f"OpenAI's ({', '.join(OPENAI.values())}), and strangers' programs are not run: save "
+            "its state_dict() with safetensors.torch.save_file"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch recommends another format
+        program = torch.jit.load(path, map_location="cpu")
+    state: dict[str, Tensor] = program.state_dict()
+    return state
 
 
-INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": lambda *_: None,
-    "FRAME": lambda *_: None,
-    "MARK": _Machine.mark,
-    "BINPUT": _Machine.remember,
-    "LONG_BINPUT": _Machine.remember,
-    "MEMOIZE": _Machine.remember,
-    "BINGET": _Machine.recall,
-    "LONG_BINGET": _Machine.recall,
-    "GLOBAL": _Machine.name,
-    "STACK_GLOBAL": _Machine.name,
-    "NONE": _push(None),
-    "NEWTRUE": _push(True),
-    "NEWFALSE": _push(False),
-    "EMPTY_TUPLE": _push(()),
-    "EMPTY_LIST": _push(list),
-    "EMPTY_DICT": _push(dict),
-    "TUPLE1": lambda machine, _: machine.join(1),
-    "TUPLE2": lambda machine, _: machine.join(2),
-    "TUPLE3": lambda machine, _: machine.join(3),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.since_mark())),
-    "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
-    "APPENDS": lambda machine, _: machine.extend(machine.since_mark()),
-    "SETITEM": lambda machine, _: machine.update([machine.stack.pop(-2), machine.stack.pop()]),
-    "SETITEMS": lambda machine, _: machine.update(machine.since_mark()),
-    "BINPERSID": _Machine.refer,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BUILD": _Machine.build,
-}
-
-
-def _key(value: Any) -> str | int:
-    if type(value) not in (str, int):
-        raise _RefusedError(f"a {type(value).__name__} as a name")
-    key: str | int = value
-    return key
-
-
-def _of(value: Any, kind: type[Any]) -> Any:
-    if type(value) is not kind:
-        raise _RefusedError(f"a {type(value).__name__} where a {kind.__name__} belongs")
-    return value
-
-
-def _storage(found: Any) -> _Storage:
-    kind, named, key, _, count = _of(found, tuple)
-    dtype = DTYPES.get(str(_of(named, _Name)).removeprefix("torch."))
-    if _of(kind, str) != "storage" or dtype is None:
-        raise _RefusedError(f"a reference to {kind} of {named}, which is no storage of numbers")
-    return _Storage(_of(key, str), dtype, _of(count, int))
-
-
-def _rebuilt(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Described:
-    numbers = (*_of(shape, tuple), *_of(stride, tuple), offset)
-    if not all(type(n) is int and n >= 0 for n in numbers):
-        raise _RefusedError("a tensor whose sizes are no numbers")
-    described = _Described(_of(storage, _Storage), offset, shape, stride)
-    if torch.Size(shape).numel() > storage.count:
-        raise _RefusedError(f"a tensor of shape {shape} in a storage of {storage.count} numbers")
-    return described
-
-
-KNOWN: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor_v2": _rebuilt,
-    "torch._utils._rebuild_parameter": lambda tensor, *_: _of(tensor, _Described),
-    "collections.OrderedDict": lambda: {},
-    **{
-        f"torch.jit._pickle.build_{kind}list": lambda items: _of(items, list)
-        for kind in ("int", "double", "bool", "tensor")
-    },
-}
-
-
-def _made(called: _Name, arguments: tuple[Any, ...]) -> Any:
-    if called.module.split(".")[0] == "__torch__":
-        return _Module()
-    if str(called) not in KNOWN:
-        raise _RefusedError(f"it calls {called}, which makes no tensor")
-    return KNOWN[str(called)](*arguments)
-
-
-def _flat(tree: Any) -> Iterator[tuple[str, _Described]]:
-    """All tensors below, under the names that a state dict gives them."""
-    if isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
-        tree = tree["state_dict"]
-    if isinstance(tree, dict) and not all(isinstance(t, _Described) for t in tree.values()):
-        raise _RefusedError("values that are no tensors")
-    if not isinstance(tree, (dict, _Module)):
-        raise _RefusedError(f"a {type(tree).__name__} and no names with tensors")
-    waiting, seen = [("", tree)], set()
-    while waiting:
-        prefix, node = waiting.pop()
-        if id(node) in seen:
-            raise _RefusedError(f"one module under two names, {prefix} the second")
-        seen.add(id(node))
-        for name, value in (node if isinstance(node, dict) else node.attributes).items():
-            if not isinstance(value, (_Described, _Module)):
-                continue
-            whole = f"{prefix}{_of(name, str)}"
-            if len(whole) > MAX_NAME:
-                raise _RefusedError(f"a name of more than {MAX_NAME} characters")
-            if isinstance(value, _Described):
-                yield whole, value
-            else:
-                waiting.append((f"{whole}.", value))
-
-
-def _read_all(
-    archive: zipfile.ZipFile, root: str, described: dict[str, _Described], size: int
-) -> dict[str, Tensor]:
-    """Read every storage once; all of them together are no larger than the file."""
-    storages: dict[str, Tensor] = {}
-    for tensor in described.values():
-        storage = tensor.storage
-        if storage.key not in storages:
-            wanted = storage.count * storage.dtype.itemsize
-            size -= wanted
-            if size < 0:
-                raise _RefusedError("storages larger than the file they are in")
-            content = bytearray(_stored(archive, f"{root}/data/{storage.key}", wanted))
-            if len(content) != wanted:
-                raise _RefusedError(f"storage {storage.key} of {len(content)} bytes, not {wanted}")
-            empty = torch.empty(0, dtype=storage.dtype)
-            storages[storage.key] = (
-                torch.frombuffer(content, dtype=storage.dtype) if wanted else empty
-            )
-        if storages[storage.key].dtype != storage.dtype:
-            raise _RefusedError(f"storage {storage.key} as two kinds of numbers")
-    held = sum(storage.numel() for storage in storages.values())
-    if sum(torch.Size(tensor.shape).numel() for tensor in described.values()) > 2 * held:
+def _checked(loaded: Any, held: int) -> dict[str, Tensor]:
+    """The state dict that ``loaded`` is, or holds as ``state_dict``; ``held`` bytes in all."""
+    if not isinstance(loaded, dict):
+        raise _RefusedError(f"a {type(loaded).__name__} and no names with tensors")
+    tree = dict(loaded)
+    is_wrapped = isinstance(tree.get("state_dict"), dict)
+    tree = dict(tree["state_dict"]) if is_wrapped else tree
+    for name, tensor in tree.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise _RefusedError(f"a name that is no text of at most {MAX_NAME} characters")
+        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
+            raise _RefusedError(f"values that are no tensors, {name} among them")
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tree.values()}
+    stored = sum(storage.nbytes() for storage in storages.values())
+    if stored > held or (stored < held and not is_wrapped):
+        raise _RefusedError(f"storages of {stored} bytes, {held} bytes are there")
+    if sum(tensor.nbytes for tensor in tree.values()) > 2 * held:
         raise _RefusedError("far more numbers in tensors than in storages")
-    return {
-        name: storages[tensor.storage.key].as_strided(tensor.shape, tensor.stride, tensor.offset)
-        for name, tensor in described.items()
-    }
+    return {name: tensor.detach() for name, tensor in tree.items()}
