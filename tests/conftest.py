@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,20 @@ if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go 
 
 # Small tensors gain nothing from a second thread, and on a busy machine two wait for one another.
 torch.set_num_threads(1)
+
+FEW_DRAWS = 5
+"""Fits of a curve for an interval, of which an evaluation makes 100 for each target."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_draws() -> Iterator[None]:
+    """A small part has no clear best fit, so that each of them takes all its steps."""
+    from dcmpl.evaluation import results
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "FITTED_DRAWS", FEW_DRAWS)
+        yield
+
 
 SMALL = {
     "projection_dim": 24,
