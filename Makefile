@@ -1,4 +1,4 @@
-# make demo    install, draw pictures, train, evaluate, score, plot
+# make demo    install, draw images, train, evaluate, score, plot
 # make test    install, lint, types, all tests
 # make quick   install, lint, types, the tests of one room: make quick ROOM=scoring
 # make docs    write docs/cli.md from the program's own help

@@ -1,14 +1,14 @@
 """What scoring costs, beside what it could cost: ratios, all measured in one run.
 
-    python benchmarks/score_speed.py [--rounds 5] [--run RUN --pictures PATH] [--out FILE]
+    python benchmarks/score_speed.py [--rounds 5] [--run RUN --images PATH] [--out FILE]
 
 ViT-B/32 with random weights, ``dcmpl`` with 8 prompts in every block, quality alone, 512 x 512
 JPEG, all cores. Every variant takes its turn in each round; medians of images a second are
 compared. ``transformers`` runs its image tower eagerly in float32 on ready tensors, with as many
-threads as there are cores. The reference's test loop is transcribed plainly: 25 windows of a
-picture are a batch, for which both image passes and both texts of 77 tokens are computed anew.
-With ``--run`` and ``--pictures`` a trained run is exported too, and int8 and bf16 are held to
-fp32 on these pictures. Results are appended to a file of JSON lines with machine and versions.
+threads as there are cores. The reference's test loop is transcribed plainly: 25 windows of an
+image are a batch, for which both image passes and both texts of 77 tokens are computed anew.
+With ``--run`` and ``--images`` a trained run is exported too, and int8 and bf16 are held to
+fp32 on these images. Results are appended to a file of JSON lines with machine and versions.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
 
 CORES = len(os.sched_getaffinity(0))
-BATCH, PICTURES, SIDE = 16, 64, 512
+BATCH, IMAGES, SIDE = 16, 64, 512
 SMALL = ClipConfig(
     vision=TowerConfig(64, 2, 1, 128, "quick_gelu"),
     text=TowerConfig(64, 2, 1, 128, "quick_gelu"),
@@ -61,11 +61,11 @@ SMALL = ClipConfig(
     vocab_size=1000,
     context_length=40,
 )
-"""For what has nothing to do with the size of the model: memory over many pictures."""
+"""For what has nothing to do with the size of the model: memory over many images."""
 
 
 def draw(folder: Path, count: int, side: int = SIDE) -> list[Path]:
-    """JPEG pictures of noise with the spectrum of natural ones."""
+    """JPEG images of noise with the spectrum of natural ones."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows, columns = np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None]
@@ -208,9 +208,9 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def on_ready(engine: Engine, pictures: list[np.ndarray], views: str = "center") -> Round:
-    """The engine alone, on pictures that are in memory, on all cores."""
-    return lambda: all_scores(engine, pictures, views)
+def on_ready(engine: Engine, images: list[np.ndarray], views: str = "center") -> Round:
+    """The engine alone, on images that are in memory, on all cores."""
+    return lambda: all_scores(engine, images, views)
 
 
 def on_files(engine: Engine, paths: list[Path], views: str) -> Round:
@@ -240,27 +240,27 @@ def eager_transformers(ready: list[np.ndarray]) -> Round:
     return run
 
 
-def plain_loop(model: DCMPL, pictures: list[np.ndarray]) -> Round:
+def plain_loop(model: DCMPL, images: list[np.ndarray]) -> Round:
     reference = Reference(model).eval()
 
     def run() -> np.ndarray:
         found = []
         with torch.inference_mode(), threads(CORES):
-            for picture in pictures:
-                cut = np.stack(list(windows(picture, 224, "windows")))
-                images = torch.from_numpy(cut).permute(0, 3, 1, 2).float() / 255
-                found.append(reference(images).mean(0).numpy())
+            for image in images:
+                cut = np.stack(list(windows(image, 224, "windows")))
+                tensor = torch.from_numpy(cut).permute(0, 3, 1, 2).float() / 255
+                found.append(reference(tensor).mean(0).numpy())
         return np.stack(found)
 
     return run
 
 
 def peak_memory(model: Path, folder: Path, links: Path, count: int) -> float:
-    """MiB that ``dcmpl score`` of ``count`` pictures takes at most, in a process of its own."""
+    """MiB that ``dcmpl score`` of ``count`` images takes at most, in a process of its own."""
     links.mkdir()
-    pictures = sorted(folder.iterdir())
+    images = sorted(folder.iterdir())
     for index in range(count):
-        os.link(pictures[index % len(pictures)], links / f"{index:06}.jpg")
+        os.link(images[index % len(images)], links / f"{index:06}.jpg")
     # Not ru_maxrss, which begins with what the parent held.
     script = (
         "import sys; from dcmpl.cli.main import main; code = main(sys.argv[1:]); "
@@ -290,15 +290,15 @@ def peaks() -> dict[str, float]:
 
 
 def held_to_fp32(run: Path, paths: list[str], folder: Path) -> dict[str, dict[str, float]]:
-    """Drift and SRCC of every variant of a trained run, on pictures."""
+    """Drift and SRCC of every variant of a trained run, on images."""
     record, model = load_model(run, device="cpu")
     engine = TorchEngine(model, record.learned)
-    pictures = [read_image(path) for path in paths]
-    write_export(engine, record, folder, pictures[:: max(1, len(pictures) // 64)], print)
+    images = [read_image(path) for path in paths]
+    write_export(engine, record, folder, images[:: max(1, len(images) // 64)], print)
     exported = read_export(folder)
 
     views = record.train.views
-    wanted = all_scores(engine, pictures, views)
+    wanted = all_scores(engine, images, views)
     others = {"torch bf16": TorchEngine(model, record.learned, "bf16")}
     for variant in exported.record["variants"]:
         if variant["precision"] == "fp32":
@@ -307,7 +307,7 @@ def held_to_fp32(run: Path, paths: list[str], folder: Path) -> dict[str, dict[st
         others[name] = open_variant(exported, variant, CORES)
     rows = {}
     for name, other in others.items():
-        found = all_scores(other, pictures, views)
+        found = all_scores(other, images, views)
         ranks = {f"srcc {t}": srcc(found[:, i], wanted[:, i]) for i, t in enumerate(other.tasks)}
         rows[name] = {"drift": float(np.abs(found - wanted).max()), **ranks}
     return rows
@@ -317,8 +317,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="behind one that warms up")
     parser.add_argument("--run", type=Path, help="a trained run")
-    parser.add_argument("--pictures", help="what its variants are compared on")
-    parser.add_argument("--many", type=int, default=20_000, help="pictures of the memory test")
+    parser.add_argument("--images", help="what its variants are compared on")
+    parser.add_argument("--many", type=int, default=20_000, help="images of the memory test")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/score_speed.jsonl"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -339,21 +339,21 @@ def processor() -> str:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    paths = draw(folder / "pictures", PICTURES)
+    paths = draw(folder / "images", IMAGES)
     small = make_run(folder, SMALL, "dcmpl")
     few, many = (
-        peak_memory(small, folder / "pictures", folder / f"links{n}", n)
+        peak_memory(small, folder / "images", folder / f"links{n}", n)
         for n in (options.many // 10, options.many)
     )
     prompted, bare = (make_run(folder, VIT_B_32, preset) for preset in ("dcmpl", "clip-iqa"))
     _, model = load_model(prompted, device="cpu")
-    pictures = [read_image(path) for path in paths]
-    ready = [next(windows(picture, 224, "resize")) for picture in pictures]
+    images = [read_image(path) for path in paths]
+    ready = [next(windows(image, 224, "resize")) for image in images]
     exports = {}
     for path in (prompted, bare):
         of_run, network = load_model(path, device="cpu")
         exports[path] = folder / f"{path.name}-export"
-        shown = pictures if path == prompted else []
+        shown = images if path == prompted else []
         write_export(TorchEngine(network, ("quality",)), of_run, exports[path], shown, print)
     engines: dict[str, Engine] = {
         f"torch {precision}": TorchEngine(model, ("quality",), precision)
@@ -382,7 +382,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     )
     for name in ("torch", "onnx", "openvino"):
         rounds[f"{name} fp32, from files"] = on_files(engines[f"{name} fp32"], paths, "resize")
-    papers = pictures[:2]
+    papers = images[:2]
     rounds["plain test loop, 25 windows"] = plain_loop(model, papers)
     for name in ("torch fp32", "onnx fp32", "openvino fp32"):
         rounds[f"{name}, 25 windows"] = on_ready(engines[name], papers, "windows")
@@ -393,15 +393,15 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "rounds": options.rounds,
         "images_per_second": speeds,
         "gflops": peaks(),
-        "memory_mib": {"few": few, "many": many, "pictures": options.many},
+        "memory_mib": {"few": few, "many": many, "images": options.many},
     }
     result["rows"] = table(speeds, found, few, many)
     if options.run:
-        chosen = [entry.path for entry in find_entries([options.pictures])]
+        chosen = [entry.path for entry in find_entries([options.images])]
         result["trained"] = held_to_fp32(options.run, chosen, folder / "trained")
         for name, row in result["trained"].items():
             told = ", ".join(f"{key} {value:.5f}" for key, value in row.items())
-            print(f"{options.run.name}, {len(chosen)} pictures, {name}: {told}")
+            print(f"{options.run.name}, {len(chosen)} images, {name}: {told}")
     return result
 
 
@@ -447,7 +447,7 @@ def table(
     key = "torch fp32, both tasks, 25 windows"
     drift = float(np.abs(found[key] - found[loop]).max())
     rows.append((key, loop, speeds[key] / speeds[loop], f"scores within {drift:.1e}"))
-    rows.append((f"peak memory, {many:.0f} MiB", "a tenth of the pictures", many / few, "<= 1.05"))
+    rows.append((f"peak memory, {many:.0f} MiB", "a tenth of the images", many / few, "<= 1.05"))
     for name in engines:
         ratio = speeds[f"{name} fp32, no prompts"] / speeds[f"{name} fp32"]
         rows.append((f"{name} fp32, prompts in every block", "none", ratio, "<= 1.20, of time"))

@@ -27,7 +27,7 @@ Factory = pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def judged_data(tmp_path_factory: Factory) -> Path:
-    """A CSV of 120 pictures of 30 prompts by two generators; noise lowers the MOS (1 to 5)."""
+    """A CSV of 120 images of 30 prompts by two generators; noise lowers the MOS (1 to 5)."""
     folder = tmp_path_factory.mktemp("judged")
     rng = np.random.default_rng(0)
     with (folder / "noise.csv").open("w", newline="") as file:
@@ -85,7 +85,7 @@ def judged_of(
     raters: np.ndarray | None = None,
     per_prompt: int = 4,
 ) -> Judged:
-    """Pictures whose windows agree and whose raters are not known, unless given."""
+    """Images whose windows agree and whose raters are not known, unless given."""
     count = len(scores)
     return Judged(
         np.array(scores, dtype=float),
@@ -143,6 +143,6 @@ class Brightness:
 
 
 def grey(*levels: int) -> np.ndarray:
-    """A picture of one window for each level, side by side."""
+    """An image of one window for each level, side by side."""
     row = np.repeat(np.array(levels, np.uint8), Brightness.size)
     return np.broadcast_to(row[None, :, None], (Brightness.size, len(row), 3)).copy()

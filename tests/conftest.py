@@ -1,4 +1,4 @@
-"""What many tests share: a small CLIP on disk, small pictures with opinions, a short run."""
+"""What many tests share: a small CLIP on disk, small images with opinions, a short run."""
 
 import csv
 import json
@@ -116,9 +116,9 @@ def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CSV of 48 pictures of 12 prompts; noise lowers the MOS (1 to 5)."""
-    folder = tmp_path_factory.mktemp("pictures")
+def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 48 images of 12 prompts; noise lowers the MOS (1 to 5)."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     with (folder / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -195,9 +195,9 @@ def build(
 
 
 @pytest.fixture(scope="session")
-def train_words(small_backbone: Path, picture_data: Path) -> list[str]:
+def train_words(small_backbone: Path, image_data: Path) -> list[str]:
     """The words of a ``dcmpl train`` of three quick epochs, all but ``--out``."""
-    words = f"train --data {picture_data} --mos-scale 1 5 --backbone {small_backbone}"
+    words = f"train --data {image_data} --mos-scale 1 5 --backbone {small_backbone}"
     return [
         *words.split(),
         *["--epochs", "3", "--batch-size", "16", "--lr", "0.003", "--set", "train.views=center"],

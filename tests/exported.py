@@ -48,10 +48,10 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, trained_run: Path, picture_data: Path) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory, trained_run: Path, image_data: Path) -> Made:
     """The whole export, with all variants; copy it before changing it.
 
-    Ranks of 4 pictures that a run of three epochs hardly tells apart are no reason to leave out
+    Ranks of 4 images that a run of three epochs hardly tells apart are no reason to leave out
     8 bits here, as they would be on one processor and not on another.
     """
     from dcmpl.scoring import export
@@ -91,8 +91,8 @@ def copied_models(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(made.folder / "model.onnx", path))
 
-    def write_int8(fp32: Path, path: Path, size: int, views: str, pictures: Any) -> Path:
-        calibrated.append(len(pictures))
+    def write_int8(fp32: Path, path: Path, size: int, views: str, images: Any) -> Path:
+        calibrated.append(len(images))
         return Path(shutil.copy(made.folder / path.name, path))
 
     def write_openvino(path: Path) -> list[Path]:

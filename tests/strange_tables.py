@@ -48,7 +48,7 @@ def sheet(file: Path, columns: list[str], rows: list[list[Any]]) -> Path:
     return file
 
 
-def picture(file: Path) -> Path:
+def image(file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (8, 8)).save(file)
     return file

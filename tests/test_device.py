@@ -105,9 +105,9 @@ def test_training_scoring_and_calibration_on_a_device_give_the_cpu_s_numbers(
     here, there = (read_run(tmp_path / place) for place in ("cpu", device))
     assert there.history[-1] == pytest.approx(here.history[-1], abs=0.02)
     prompts = ["prompt 1", "prompt 2"]
-    pictures = [judged_data.parent / f"{i:03}.png" for i in (1, 2)]
+    images = [judged_data.parent / f"{i:03}.png" for i in (1, 2)]
     found = [
-        Scorer.from_pretrained(tmp_path / device, device=place).score(pictures, prompts)
+        Scorer.from_pretrained(tmp_path / device, device=place).score(images, prompts)
         for place in ("cpu", device)
     ]
     for ours, theirs in zip(*found, strict=True):
@@ -139,7 +139,7 @@ def test_run_that_was_broken_off_goes_on_on_a_device(
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_evaluate_and_explain_run_on_a_device(
-    tmp_path: Path, trained_run: Path, picture_data: Path, device: str
+    tmp_path: Path, trained_run: Path, image_data: Path, device: str
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
@@ -147,11 +147,11 @@ def test_evaluate_and_explain_run_on_a_device(
     assert main(words) == 0
     with (tmp_path / "results" / "predictions.csv").open(newline="") as file:
         assert all(0 <= float(row["quality"]) <= 1 for row in csv.DictReader(file))
-    picture, out = str(picture_data.parent / "03.png"), str(tmp_path / "why.png")
-    words = ["explain", picture, "--model", str(run), "-o", out, "--device", device]
+    image, out = str(image_data.parent / "03.png"), str(tmp_path / "why.png")
+    words = ["explain", image, "--model", str(run), "-o", out, "--device", device]
     assert main(words) == 0
     rows = str(tmp_path / "s.csv")
-    assert main(["score", picture, "--model", str(run), "-o", rows, "--device", device]) == 0
+    assert main(["score", image, "--model", str(run), "-o", rows, "--device", device]) == 0
 
 
 @pytest.mark.parametrize("device", DEVICES)

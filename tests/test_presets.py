@@ -182,23 +182,23 @@ def spread(model: DCMPL) -> DCMPL:
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["far", "fresh"])
 @pytest.mark.parametrize("preset", ALL)
-def test_scores_are_numbers_from_0_to_1_for_every_task_and_picture(
+def test_scores_are_numbers_from_0_to_1_for_every_task_and_image(
     build: Build, images: Tensor, preset: str, fresh: bool
 ) -> None:
     model = build(preset, fresh=fresh)
-    for pictures in (images, images[:1], torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32)):
-        values = model(pictures).values
-        assert values.shape == (len(model.config.words), len(pictures))
+    for batch in (images, images[:1], torch.zeros(2, 3, 32, 32), torch.ones(2, 3, 32, 32)):
+        values = model(batch).values
+        assert values.shape == (len(model.config.words), len(batch))
         assert values.isfinite().all()
         assert ((values >= 0) & (values <= 1)).all()
 
 
 @pytest.mark.parametrize("preset", ALL)
-def test_a_picture_scores_the_same_alone(build: Build, images: Tensor, preset: str) -> None:
+def test_an_image_scores_the_same_alone(build: Build, images: Tensor, preset: str) -> None:
     model = spread(build(preset))
     together = model(images).values
     alone = torch.cat([model(image[None]).values for image in images], dim=1)
-    assert together.std(dim=1).min() > 1e-4  # pictures differ, by more than the tolerance
+    assert together.std(dim=1).min() > 1e-4  # images differ, by more than the tolerance
     # float32 sums of another batch size
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
 

@@ -97,22 +97,22 @@ def test_array_of_images_is_scored_as_the_list_of_them(trained_run: Path) -> Non
 
 
 def test_job_is_what_decides_the_rows_and_not_where_it_ran(
-    trained_run: Path, tmp_path: Path, picture_data: Path
+    trained_run: Path, tmp_path: Path, image_data: Path
 ) -> None:
     out = tmp_path / "s.csv"
-    picture = str(picture_data.parent / "00.png")
-    assert main(["score", picture, "--model", str(trained_run), "-o", str(out)]) == 0
+    image = str(image_data.parent / "00.png")
+    assert main(["score", image, "--model", str(trained_run), "-o", str(out)]) == 0
     assert {"python", "model"}.isdisjoint(read_manifest(out))
 
 
 def test_shards_of_a_run_that_was_renamed_fit_together(
-    trained_run: Path, tmp_path: Path, picture_data: Path
+    trained_run: Path, tmp_path: Path, image_data: Path
 ) -> None:
     shards = []
     for number, name in ((1, "here"), (2, "there")):
         os.symlink(trained_run, tmp_path / name)
         shards.append(str(tmp_path / f"{name}.csv"))
-        words = ["score", str(picture_data.parent), "--model", str(tmp_path / name)]
+        words = ["score", str(image_data.parent), "--model", str(tmp_path / name)]
         assert main([*words, "--shard", f"{number}/2", "-o", shards[-1]]) == 0
     assert main(["merge", *shards, "-o", str(tmp_path / "whole.csv")]) == 0
 
@@ -134,7 +134,7 @@ def test_a_split_has_one_layout_wherever_it_is_written(trained_run: Path) -> Non
     assert file.read_bytes() == as_json(Split.read(file).to_json())
 
 
-def test_bytes_of_a_picture_are_those_of_its_file(tmp_path: Path) -> None:
+def test_bytes_of_an_image_are_those_of_its_file(tmp_path: Path) -> None:
     buffer = BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())

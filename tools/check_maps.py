@@ -1,8 +1,8 @@
 """Whether the map of ``dcmpl explain`` finds damage: a blurred or noisy piece, pasted in.
 
-    python tools/check_maps.py RUN [--pictures 200] [--side 128]
+    python tools/check_maps.py RUN [--images 200] [--side 128]
 
-Pictures of the run's test part, every other one blurred and noisy; a map has found the piece
+Images of the run's test part, every other one blurred and noisy; a map has found the piece
 where its lowest block lies inside. The same with the weights of the model shuffled, each
 tensor in itself, where nothing should be found but by chance. Written to ``RUN/maps.json``.
 """
@@ -45,11 +45,11 @@ def found(
     engine = TorchEngine(model, [next(iter(calibration.targets))])
     hits: dict[str, dict[str, list[bool]]] = {}
     for number, path in enumerate(track(paths, "looking for damage")):
-        picture, rng = read_image(path), np.random.default_rng(number)
-        top, left = (8 * int(rng.integers(0, (s - side) // 8 + 1)) for s in picture.shape[:2])
+        image, rng = read_image(path), np.random.default_rng(number)
+        top, left = (8 * int(rng.integers(0, (s - side) // 8 + 1)) for s in image.shape[:2])
         kind, strength = (("blur", BLUR), ("noise", NOISE))[number % 2]
         box = top, left, top + side, left + side
-        shown = damaged(picture, box, kind, strength, number)
+        shown = damaged(image, box, kind, strength, number)
         assert isinstance(engine.network, Folded)
         maps = {
             "patches": patch_map(engine.network, calibration, shown),
@@ -66,7 +66,7 @@ def found(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="a calibrated run")
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--side", type=int, default=128, help="of the piece, in pixels")
     options = parser.parse_args()
     run, model = load_model(options.run)
@@ -75,11 +75,11 @@ def main() -> None:
     assert split is not None
     assert calibration is not None
     test = each_once(split.test_part(table).table)
-    rows = pd.Series(np.arange(len(test)) % max(1, len(test) // options.pictures) == 0)
-    paths = list(test.select(rows).frame["image"])[: options.pictures]
-    picture = read_image(paths[0])
-    chance = options.side**2 / (picture.shape[0] * picture.shape[1])
-    told = {"pictures": len(paths), "side": options.side, "chance": chance}
+    rows = pd.Series(np.arange(len(test)) % max(1, len(test) // options.images) == 0)
+    paths = list(test.select(rows).frame["image"])[: options.images]
+    image = read_image(paths[0])
+    chance = options.side**2 / (image.shape[0] * image.shape[1])
+    told = {"images": len(paths), "side": options.side, "chance": chance}
     told |= {"trained": found(model, calibration, paths, options.side)}
     told |= {"shuffled": found(shuffled(model, 0), calibration, paths, options.side)}
     write_atomically(options.run / "maps.json", as_json(told))

@@ -28,16 +28,16 @@ GENERATORS = {"steady": 0.0, "plain": 0.5, "wild": 1.0}
 
 
 def draw_sample_set(folder: Path, prompts: int, seed: int) -> None:
-    """``img/*.png`` and ``data.csv``: pictures whose defects and deviations are known.
+    """``img/*.png`` and ``data.csv``: images whose defects and deviations are known.
 
     The MOS (1 to 5) is what is left of flawless after the defects, and after every thing
-    that the picture shows otherwise than its prompt says, with a rater's noise.
+    that the image shows otherwise than its prompt says, with a rater's noise.
     """
     (folder / "img").mkdir(parents=True)
     with (folder / "data.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "prompt", "mos_quality", "mos_alignment", "generator"])
-        for number in track(range(prompts), "drawing pictures"):
+        for number in track(range(prompts), "drawing images"):
             rng = np.random.default_rng([seed, number])
             asked = draw_scene(rng)
             for version in range(PER_PROMPT):
@@ -49,9 +49,9 @@ def draw_sample_set(folder: Path, prompts: int, seed: int) -> None:
                 shown, wrong = asked, int(rng.integers(4))
                 for _ in range(wrong):
                     shown = corrupted(shown, rng)
-                picture = degrade(render(shown, rng, SIDE), defects, rng)
+                image = degrade(render(shown, rng, SIDE), defects, rng)
                 name = f"{generator}_{number:03}_{version}.png"
-                Image.fromarray(to_bytes(picture)).save(folder / "img" / name)
+                Image.fromarray(to_bytes(image)).save(folder / "img" / name)
                 quality = np.clip(pseudo_mos(defects) + rng.normal(0, 0.15), 1, 5)
                 spoilt = 1 + (quality - 1) * 0.9**wrong  # what is spoilt follows nothing
                 alignment = np.clip(0.5 * spoilt + 0.5 * (5 - wrong) + rng.normal(0, 0.15), 1, 5)
@@ -67,7 +67,7 @@ def draw_sample_set(folder: Path, prompts: int, seed: int) -> None:
 
 
 def contact_sheet(scores: Path, out: Path) -> None:
-    """The scored pictures from worst to best, each with its score under it."""
+    """The scored images from worst to best, each with its score under it."""
     with scores.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
     rows.sort(key=lambda row: float(row["quality"]))
@@ -111,7 +111,7 @@ def main() -> None:
         f"\ndone in {time.time() - start:.0f} s; look at\n"
         f"  {out}/run/quality.png     predictions against opinions, prompts never seen\n"
         f"  {out}/run/metrics.json    the table above, with intervals\n"
-        f"  {out}/scores.png          new pictures from worst to best\n"
+        f"  {out}/scores.png          new images from worst to best\n"
         f"  {out}/scores.csv          their scores"
     )
 

@@ -1,11 +1,11 @@
 """A data set of drawings whose prompts are more or less true, to see what a model reads.
 
-    python tools/draw_scenes.py --out DIR [--pictures 24000] [--captions 6] [--seed 0]
+    python tools/draw_scenes.py --out DIR [--images 24000] [--captions 6] [--seed 0]
 
-Each picture shows a scene; half of them have one to three defects. Its prompt is the caption
+Each image shows a scene; half of them have one to three defects. Its prompt is the caption
 with 0 to 8 of its eleven facts replaced: MOS of alignment 5 - 4 faults / 11, of quality the
 pseudo-MOS. ``data.csv`` also holds the right caption and one with a single fault, in
-``wrong_in``. Further captions are rows of links to the same picture.
+``wrong_in``. Further captions are rows of links to the same image.
 """
 
 import argparse
@@ -32,15 +32,15 @@ COLUMNS = (
 
 
 def draw(folder: Path, captions: int, seed: int, number: int) -> list[dict[str, Any]]:
-    """Write a picture and links to it; returns a row for each."""
+    """Write an image and links to it; returns a row for each."""
     rng = np.random.default_rng([seed, number])
     scene = draw_scene(rng)
-    picture = render(scene, rng, SIZE)
+    image = render(scene, rng, SIZE)
     defects = draw_defects(rng) if rng.random() < 0.5 else {}
     faults = int(rng.integers(0, MOST_FAULTS + 1))
     wrong = with_faults(scene, 1, rng)
     name = f"images/{number:05}.png"
-    pixels = to_bytes(degrade(picture, defects, rng))
+    pixels = to_bytes(degrade(image, defects, rng))
     Image.fromarray(pixels).save(folder / name, compress_level=1)
     differ = zip(PARTS, facts(scene), facts(wrong), strict=True)
     known = {
@@ -61,7 +61,7 @@ def draw(folder: Path, captions: int, seed: int, number: int) -> list[dict[str, 
 
 
 def told(scene: Scene, faults: int, rng: np.random.Generator) -> dict[str, Any]:
-    """A prompt with so many faults, and how well the picture follows it."""
+    """A prompt with so many faults, and how well the image follows it."""
     return {
         "prompt": with_faults(scene, faults, rng).caption(),
         "mos_alignment": f"{5 - 4 * faults / len(PARTS):.4f}",
@@ -84,8 +84,8 @@ def facts(scene: Scene) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument("--pictures", type=int, default=24000)
-    parser.add_argument("--captions", type=int, default=6, help="prompts of each picture")
+    parser.add_argument("--images", type=int, default=24000)
+    parser.add_argument("--captions", type=int, default=6, help="prompts of each image")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     (options.out / "images").mkdir(parents=True)
@@ -93,8 +93,8 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         drawing = partial(draw, options.out, options.captions, options.seed)
-        drawn = pool.imap(drawing, range(options.pictures), chunksize=32)
-        for rows in track(drawn, "drawing", options.pictures):
+        drawn = pool.imap(drawing, range(options.images), chunksize=32)
+        for rows in track(drawn, "drawing", options.images):
             writer.writerows(rows)
 
 

@@ -1,4 +1,4 @@
-"""Procedural pictures with captions: what ``tiny`` is trained on.
+"""Procedural images with captions: what ``tiny`` is trained on.
 
 A scene is two textured objects on a background, described by a caption. The defects are in
 ``defects.py``. Everything comes from the random generator given.
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy import ndimage
 
-Picture = np.ndarray
+Pixels = np.ndarray
 """float32 RGB in [0, 1], (size, size, 3)."""
 
 COLOURS = {
@@ -54,7 +54,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says and a picture shows."""
+    """What a caption says and an image shows."""
 
     first: Thing
     relation: str
@@ -261,7 +261,7 @@ def _distance(shape: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return distances[shape]()
 
 
-def _paint(canvas: Picture, thing: Thing, cy: float, cx: float, rng: Generator) -> None:
+def _paint(canvas: Pixels, thing: Thing, cy: float, cx: float, rng: Generator) -> None:
     size = len(canvas)
     y, x = _grid(size)
     radius = SIZES[thing.size] * rng.uniform(0.9, 1.1)
@@ -289,8 +289,8 @@ def _paint(canvas: Picture, thing: Thing, cy: float, cx: float, rng: Generator) 
     canvas += cover * (np.clip(body * light, 0, 1) - canvas)
 
 
-def render(scene: Scene, rng: Generator, size: int) -> Picture:
-    """The clean picture of a scene."""
+def render(scene: Scene, rng: Generator, size: int) -> Pixels:
+    """The clean image of a scene."""
     tint = np.asarray(COLOURS[scene.tint], np.float32)
     brightness = BACKGROUNDS[scene.background](rng, size)[..., None]
     depth = rng.uniform(0.4, 1.0)
@@ -311,6 +311,6 @@ def render(scene: Scene, rng: Generator, size: int) -> Picture:
     return np.clip(canvas, 0, 1).astype(np.float32)
 
 
-def to_bytes(picture: Picture) -> np.ndarray:
+def to_bytes(image: Pixels) -> np.ndarray:
     """uint8 RGB, (size, size, 3)."""
-    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)

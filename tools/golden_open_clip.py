@@ -6,7 +6,7 @@
     .openclip/bin/pip install ftfy regex tqdm huggingface_hub safetensors
     .openclip/bin/python tools/golden_open_clip.py
 
-Weights, pictures and the vocabulary are drawn or made up, so that a test can make them again
+Weights, images and the vocabulary are drawn or made up, so that a test can make them again
 without open_clip; ``tests/golden/README.md`` has the rules.
 """
 
@@ -112,7 +112,7 @@ def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float16).astype(np.float32))
 
 
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     """Four of them, not normalised."""
     return torch.from_numpy(noise("images", (4, 3, 32, 32))).float()
 
@@ -123,7 +123,7 @@ def write_merges(path: Path) -> None:
 
 
 def _open_clip(module: str) -> Any:
-    # open_clip imports torchvision for pictures and ResNets, timm for other towers. Neither is
+    # open_clip imports torchvision for images and ResNets, timm for other towers. Neither is
     # of use here, and a torchvision without CUDA's libraries cannot be imported.
     for name in ("", ".ops", ".ops.misc", ".transforms", ".transforms.functional"):
         sys.modules[f"torchvision{name}"] = MagicMock()
@@ -143,7 +143,7 @@ def main() -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in clip.state_dict().items()}
         clip.load_state_dict({name: draw(name, shape) for name, shape in shapes.items()})
         with torch.no_grad():
-            numbers[f"{case}/image_embedding"] = clip.encode_image(pictures()).numpy()
+            numbers[f"{case}/image_embedding"] = clip.encode_image(images()).numpy()
             numbers[f"{case}/text_embedding"] = clip.encode_text(ids).numpy()
     numbers["names"] = np.array(sorted(f"{n} {'x'.join(map(str, s))}" for n, s in shapes.items()))
     np.savez(GOLDEN, **numbers)

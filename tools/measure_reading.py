@@ -1,6 +1,6 @@
 """What a run reads in drawings that it has never seen; see ``draw_scenes.py``.
 
-    python tools/measure_reading.py RUN --data DIR/data.csv [--pictures 1000]
+    python tools/measure_reading.py RUN --data DIR/data.csv [--images 1000]
 
 Of the test part: SRCC of alignment to the number of faults in the prompt, and how often the
 right caption scores higher than one with a single fault. Written to ``RUN/reading.json``.
@@ -23,13 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="trained on the drawings with dcmpl-prompted")
     parser.add_argument("--data", type=Path, required=True, help="their table")
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     options = parser.parse_args()
     run = read_run(options.run)
     table, split = table_of_run(run), read_split(options.run, run)
     assert split is not None
     test = each_once(split.test_part(table).table)
-    test = test.select(pd.Series(np.arange(len(test)) < options.pictures))
+    test = test.select(pd.Series(np.arange(len(test)) < options.images))
     told = pd.read_csv(options.data).set_index("image").loc[test.frame["name"]]
     _, model = load_model(options.run)
     engine = TorchEngine(model, ["alignment"])

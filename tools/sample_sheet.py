@@ -15,11 +15,11 @@ SIDE, COLUMNS, ROWS = 160, 8, 4
 def main(out: Path) -> None:
     sheet = Image.new("RGB", (SIDE * COLUMNS, SIDE * ROWS))
     for place in range(COLUMNS * ROWS):
-        rng = np.random.default_rng([3, place // 2])  # a clean picture, then a spoilt one
-        picture = render(draw_scene(rng), rng, 256)
+        rng = np.random.default_rng([3, place // 2])  # a clean image, then a spoilt one
+        image = render(draw_scene(rng), rng, 256)
         if place % 2:
-            picture = degrade(picture, draw_defects(rng), rng)
-        tile = Image.fromarray(to_bytes(picture)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            image = degrade(image, draw_defects(rng), rng)
+        tile = Image.fromarray(to_bytes(image)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(tile, (place % COLUMNS * SIDE, place // COLUMNS * SIDE))
     sheet.save(out, quality=85)
 

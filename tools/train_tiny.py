@@ -2,9 +2,9 @@
 
     python tools/train_tiny.py --out src/dcmpl/backbones/tiny
 
-1. Draw scenes, each with two sets of defects, and keep the statistics of every picture.
+1. Draw scenes, each with two sets of defects, and keep the statistics of every image.
 2. Fit the stem to them: centre, scale, and maps that start as whitened principal components.
-3. Train both towers: pictures and captions find each other among wrong ones; the image
+3. Train both towers: images and captions find each other among wrong ones; the image
    embedding must also tell the summary statistics and the pseudo-MOS, so that what people
    judge quality by survives in it.
 4. Measure on drawings never seen and write the model card's figures.
@@ -63,14 +63,14 @@ COMPONENTS = 192  # principal components of the summary that the embedding must 
 
 @dataclass(frozen=True)
 class Pool:
-    """Two pictures per scene; row 2 i and 2 i + 1 show scene i."""
+    """Two images per scene; row 2 i and 2 i + 1 show scene i."""
 
-    statistics: Tensor  # (pictures, cells, numbers), float16
-    mos: Tensor  # (pictures,), 1 to 5
+    statistics: Tensor  # (images, cells, numbers), float16
+    mos: Tensor  # (images,), 1 to 5
     captions: list[str]
     wrong: list[str]  # the same words for a scene that differs in one thing
     graded: list[str]  # and for one that differs in ``faults`` things, 0 to 5
-    faults: Tensor  # (pictures,)
+    faults: Tensor  # (images,)
 
     def __len__(self) -> int:
         return len(self.mos)
@@ -89,9 +89,9 @@ def draw_some(task: tuple[int, int]) -> Pool:
         clean = render(scene, rng, size)
         for _ in range(2):
             defects = draw_defects(rng)
-            picture = torch.from_numpy(to_bytes(degrade(clean, defects, rng))).permute(2, 0, 1)
+            image = torch.from_numpy(to_bytes(degrade(clean, defects, rng))).permute(2, 0, 1)
             with torch.inference_mode():
-                numbers.append(stem.statistics(((picture / 255 - mean) / std)[None])[0].half())
+                numbers.append(stem.statistics(((image / 255 - mean) / std)[None])[0].half())
             opening = words(defects, rng)
             mos.append(pseudo_mos(defects))
             captions.append(f"{opening} of {scene.caption()}")
@@ -145,7 +145,7 @@ def whitened(rows: Tensor, count: int) -> Tensor:
 
 
 def fit_stem(stem: StatisticsStem, statistics: Tensor) -> Tensor:
-    """Set centre and scale, start the maps; returns the (pictures, COMPONENTS) targets."""
+    """Set centre and scale, start the maps; returns the (images, COMPONENTS) targets."""
     cells = torch.cat([part.float().flatten(0, 1) for part in statistics.split(500)][::4])
     stem.center.copy_(cells.mean(0))
     stem.scale.copy_(cells.std(0) + 1e-3)
@@ -190,7 +190,7 @@ class Student(nn.Module):
 def losses(
     student: Student, tokenizer: Words, pool: Pool, targets: Tensor, rows: Tensor
 ) -> dict[str, Tensor]:
-    """The parts of one step's loss, each per picture."""
+    """The parts of one step's loss, each per image."""
     embedding = student.image_embedding(pool.statistics[rows])
     image = F.normalize(embedding.float(), dim=-1)
     tokens = tokenizer([pool.captions[i] for i in rows] + [pool.wrong[i] for i in rows])
@@ -212,7 +212,7 @@ WEIGHTS = {"image to text": 0.5, "text to image": 0.5, "statistics": 4.0, "pseud
 def train(
     student: Student, tokenizer: Words, pool: Pool, targets: Tensor, steps: int, seed: int
 ) -> None:
-    """AdamW, cosine from 1e-3, 128 pictures a step, both pictures of a scene together."""
+    """AdamW, cosine from 1e-3, 128 images a step, both images of a scene together."""
     rng = np.random.default_rng([seed, 1])
     decayed = [p for p in student.parameters() if p.ndim > 1]
     plain = [p for p in student.parameters() if p.ndim <= 1]
@@ -257,7 +257,7 @@ def card_figures(student: Student, tokenizer: Words, pool: Pool) -> dict[str, fl
     graded = (image * text_features(pool.graded)).sum(1)
     mos = student.pseudo_mos(embedding)[:, 0]
     return {
-        "pictures": len(pool),
+        "images": len(pool),
         "top-1 caption among 64": torch.cat(few).float().mean().item(),
         "top-1 caption among all": (cosine.argmax(1) == torch.arange(len(pool)))
         .float()
@@ -291,8 +291,8 @@ def build(folder: Path, captions: list[str], seed: int) -> tuple[Clip, Words]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the backbone")
-    parser.add_argument("--scenes", type=int, default=8000, help="two pictures each")
-    parser.add_argument("--steps", type=int, default=800, help="of 128 pictures")
+    parser.add_argument("--scenes", type=int, default=8000, help="two images each")
+    parser.add_argument("--steps", type=int, default=800, help="of 128 images")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_float32_matmul_precision("medium")

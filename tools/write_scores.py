@@ -1,4 +1,4 @@
-"""Write docs/scores.md and its pictures from measured runs.
+"""Write docs/scores.md and its images from measured runs.
 
     dcmpl train --data AGIQA-3K --backbone tiny --preset dcmpl-prompted --out runs/prompted
     dcmpl train --data AGIQA-3K --backbone tiny --out runs/blind
@@ -7,7 +7,7 @@
     python tools/draw_scenes.py --out once --captions 1
     dcmpl train --data once/data.csv ... --out runs/whole
     python tools/measure_reading.py runs/drawn --data drawn/data.csv
-    python tools/check_maps.py runs/drawn --pictures 200 --side 64; and of runs/whole
+    python tools/check_maps.py runs/drawn --images 200 --side 64; and of runs/whole
     python tools/write_scores.py runs/prompted --blind runs/blind --drawn runs/drawn \
         --whole runs/whole --drawings drawn/data.csv
 
@@ -61,7 +61,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
-    """Populations, calibration and coverage of quality, on pictures that nothing has seen."""
+    """Populations, calibration and coverage of quality, on images that nothing has seen."""
     from matplotlib.figure import Figure
 
     calibration, test = calibration_of(folder), test_part(folder)
@@ -76,7 +76,7 @@ def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
     for name, known in meaning.generators.items():
         first.plot(known, hundred, linewidth=1, label=name)
     first.plot(meaning.population, hundred, "k", linewidth=2.2, label="all")
-    first.set(xlabel="quality", ylabel="percentile", title="scores of the training pictures")
+    first.set(xlabel="quality", ylabel="percentile", title="scores of the training images")
     first.legend(fontsize=6)
     grid = np.linspace(seen.scores.min(), seen.scores.max(), 200)
     low, high = meaning.interval(grid, np.full_like(grid, float(np.median(seen.spread))))
@@ -86,7 +86,7 @@ def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
     order = np.array_split(np.argsort(seen.scores), 10)
     points = [(seen.scores[part].mean(), seen.mos[part].mean()) for part in order]
     second.plot(*zip(*points, strict=True), "o", color="C0", label="means of tenths")
-    second.set(xlabel="quality", ylabel="MOS", title="test pictures")
+    second.set(xlabel="quality", ylabel="MOS", title="test images")
     second.legend(fontsize=7)
     inside = found["calibration"]["quality"]
     third.plot([0, 1], [0, 1], color="0.7", linewidth=1)
@@ -95,7 +95,7 @@ def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
         third.plot(COVERAGES, values, f"-{marker}", label=target)
     third.set(
         xlabel="stated coverage",
-        ylabel="MOS inside, test pictures",
+        ylabel="MOS inside, test images",
         title=f"intervals; calibration error {inside['calibration_error']:.2f} MOS units",
         xlim=(0.4, 1),
         ylim=(0.4, 1),
@@ -105,12 +105,12 @@ def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
 
 
 def levels(folder: Path, out: Path) -> None:
-    """Pictures of the test part at each label, in rows from bad to excellent."""
+    """Images of the test part at each label, in rows from bad to excellent."""
     calibration, test = calibration_of(folder), test_part(folder)
     test = test.select(pd.Series(np.arange(len(test)) < 1000))
     _, model = load_model(folder)
     engine = TorchEngine(model, ["quality"])
-    scores = predict_table(engine, test, calibration.views, "choosing pictures")[0][:, 0]
+    scores = predict_table(engine, test, calibration.views, "choosing images")[0][:, 0]
     labels = np.array(calibration.targets["quality"].labels(scores))
     sheet = Image.new("RGB", (90 + OF_EACH * SIDE, len(LABELS) * SIDE), "white")
     pen = ImageDraw.Draw(sheet)
@@ -120,8 +120,8 @@ def levels(folder: Path, out: Path) -> None:
         chosen = rows[np.argsort(scores[rows])]
         chosen = chosen[np.linspace(0, len(chosen) - 1, min(OF_EACH, len(chosen))).astype(int)]
         for column, index in enumerate(chosen):
-            picture = Image.fromarray(read_image(test.frame["image"].iloc[index]))
-            sheet.paste(picture.resize((SIDE, SIDE)), (90 + column * SIDE, row * SIDE))
+            image = Image.fromarray(read_image(test.frame["image"].iloc[index]))
+            sheet.paste(image.resize((SIDE, SIDE)), (90 + column * SIDE, row * SIDE))
     sheet.save(out, quality=85)
 
 
@@ -131,9 +131,9 @@ def why(folder: Path, drawn: Path, out: Path) -> dict[str, Any]:
     names = set(test_part(folder).frame["name"])
     rows = table[table["image"].isin(names) & (table["generator"] == "clean")]
     row = rows[rows["wrong_in"].str.endswith("colour")].iloc[0]
-    picture = read_image(str(drawn.parent / row["image"]))
+    image = read_image(str(drawn.parent / row["image"]))
     spoilt = out.with_suffix(".tmp.png")
-    Image.fromarray(damaged(picture, (160, 24, 224, 88), "noise", 40.0, 0)).save(spoilt)
+    Image.fromarray(damaged(image, (160, 24, 224, 88), "noise", 40.0, 0)).save(spoilt)
     words = ["explain", str(spoilt), "--model", str(folder), "--prompt", row["wrong"]]
     assert dcmpl([*words, "-o", str(out)]) == 0
     spoilt.unlink()
@@ -190,7 +190,7 @@ def page(found: Mapping[str, Any]) -> str:
         "alignment": alignment_table(found),
         "prompt": found["why"]["prompt"],
         "right": found["why"]["right"],
-        "pictures": metrics["quality"]["n"],
+        "images": metrics["quality"]["n"],
         "validation": found["validation"],
         "training": found["training"],
         "coverage": markdown_table(
@@ -244,7 +244,7 @@ def page(found: Mapping[str, Any]) -> str:
         "maps": markdown_table(
             pd.DataFrame(
                 {
-                    "pictures": f"{of['pictures']} {kind}",
+                    "images": f"{of['images']} {kind}",
                     "weights": weights,
                     "map": name,
                     "blurred": rates["blur"],

@@ -1,4 +1,4 @@
-"""Scores of AI-generated pictures: how good each looks, how well it follows its prompt.
+"""Scores of AI-generated images: how good each looks, how well it follows its prompt.
 
 Importing this package costs nothing; a public name brings its module when it is used.
 """

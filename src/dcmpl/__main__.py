@@ -1,4 +1,4 @@
-"""``python -m dcmpl`` is the command ``dcmpl``."""
+"""Entry point of ``python -m dcmpl``, the command ``dcmpl``."""
 
 import sys
 

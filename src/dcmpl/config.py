@@ -1,4 +1,4 @@
-"""Everything that can be chosen, as frozen dataclasses; the command line reads them.
+"""Configuration of models and training, as frozen dataclasses that the command line reads.
 
 ``help`` in a field's metadata is the one place where the field is explained.
 """
@@ -30,7 +30,7 @@ __all__ = [
 
 
 TARGETS = ("quality", "alignment", "authenticity")
-"""What people are mostly asked of a picture; scores and opinions have these names everywhere.
+"""What people are mostly asked of an image; scores and opinions have these names everywhere.
 
 A table of one's own may have others: a column ``mos_NAME`` makes NAME a target.
 """
@@ -45,7 +45,7 @@ _TAKEN = re.compile(
 
 
 def target_of(column: str, kinds: tuple[str, ...] = ("mos", "std")) -> str | None:
-    """The target that a column of opinions, ``mos_NAME`` or ``std_NAME``, is of; None for others.
+    """Target of an opinion column (``mos_NAME`` or ``std_NAME``); None for other columns.
 
     >>> target_of("mos_realism"), target_of("mos_prompt"), target_of("rating")
     ('realism', None, None)
@@ -70,7 +70,7 @@ PROTOCOLS = (
     "official",
     "official-disjoint",
 )
-"""Ways to deal pictures out; ``dcmpl.data.splits`` says what they do."""
+"""Ways to deal images out; ``dcmpl.data.splits`` says what they do."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -158,7 +158,7 @@ class ModelConfig:
         "free", "visual prompts are free, or a linear map of the text prompts (MaPLe)"
     )
     normalization: Literal["imagenet", "clip"] = option(
-        "imagenet", "mean and deviation that pictures are normalised with"
+        "imagenet", "mean and deviation that images are normalised with"
     )
     round_prompts: bool = option(False, "round prompts through float16, as CLIP-AGIQA does")
     reads_prompt: bool = option(
@@ -172,18 +172,18 @@ class ModelConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of what is scored, the main task first."""
+        """Names of the scored tasks, the main task first."""
         return tuple(self.words)
 
     @property
     def has_visual_prompts(self) -> bool:
-        """Whether anything that is learned reaches into the image tower."""
+        """Whether learned prompts enter the image tower."""
         coupled = len(self.words) > 1 and self.mpa.form != "none"
         return self.vision_depth != 0 or coupled
 
     @property
     def frozen_part(self) -> Literal["tokens", "last block", "embedding"]:
-        """What of a picture never changes: what enters the first block, the last, or all."""
+        """Fixed part of the image tower: up to the first block, up to the last, or all."""
         if self.has_visual_prompts:
             return "tokens"
         return "last block" if self.reads_prompt else "embedding"
@@ -214,7 +214,7 @@ class ModelConfig:
         self._check_used()
 
     def _check_used(self) -> None:
-        """Raises :class:`UsageError` for a field that was set and that nothing reads."""
+        """Refuse a field that is set but never read; raises :class:`UsageError`."""
         alone, no_mpa = len(self.words) == 1, self.mpa.form == "none"
         no_prompts = no_mpa and self.text_depth == 0 and self.vision_depth == 0
         only_first_text = no_mpa and self.vision_depth == 0 and self.text_depth in (0, 1)
@@ -302,9 +302,9 @@ def check_views(views: str) -> str:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. The defaults are the paper's."""
+    """Training recipe; the defaults are the paper's."""
 
-    epochs: int = option(50, "passes over the training pictures, at most")
+    epochs: int = option(50, "passes over the training images, at most")
     batch_size: int = option(64, "windows per step")
     lr: float = option(1e-4, "learning rate of Adam")
     schedule: Literal["constant", "cosine"] = option("constant", "learning rate over time")
@@ -313,19 +313,19 @@ class TrainConfig:
         "windows to train on: random, anew in every epoch, or those of the views, whose "
         "frozen part is computed once; auto: the views where nothing visual is learned",
     )
-    crops: int = option(1, "windows of each picture per epoch")
+    crops: int = option(1, "windows of each image per epoch")
     crop_step: int = option(
         1, "random ones start at multiples of this; 8 keeps JPEG's blocks in phase"
     )
     alignment_weight: float = option(0.1, "weight of the alignment loss beside quality's 1")
     mismatch_weight: float = option(
         0.1,
-        "weight of telling a picture's own prompt from another's, where alignment reads it",
+        "weight of telling an image's own prompt from another's, where alignment reads it",
     )
     missing_alignment: Literal["none", "quality", "clip_similarity"] = option(
         "none",
         "what stands in for alignment that nobody judged: nothing, the opinion on quality, "
-        "or the frozen CLIP's similarity of picture and prompt",
+        "or the frozen CLIP's similarity of image and prompt",
     )
     patience: int | None = option(15, "stop after this many epochs without a better validation")
     views: str = option("windows", "views whose scores are averaged: windows, center, grid-N")
@@ -365,7 +365,7 @@ RECIPES: dict[str, TrainConfig] = {
 
 
 def recipe_for(backbone: str) -> TrainConfig:
-    """The recipe a backbone is trained with unless told otherwise."""
+    """Default recipe of a backbone."""
     return RECIPES.get(backbone, RECIPES["paper"])
 
 
@@ -382,7 +382,7 @@ class Field:
 
     @property
     def values(self) -> str:
-        """The values it takes, as a few words."""
+        """Allowed values of the field, in a few words."""
         kind = self.kind
         if get_origin(kind) is Literal:
             return ", ".join(get_args(kind))
@@ -390,7 +390,7 @@ class Field:
         return named.get(kind, "a whole number or none" if kind == int | None else "a mapping")
 
     def read(self, name: str, value: Any) -> Any:
-        """``value``, of YAML or of the command line, as the field's type.
+        """Convert ``value``, from YAML or the command line, to the field's type.
 
         Raises :class:`UsageError` where it does not fit.
         """

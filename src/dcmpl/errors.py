@@ -1,8 +1,8 @@
-"""Every error a user can meet.
+"""Errors that a user can meet.
 
     DcmplError
     ├── UsageError      what was asked for makes no sense (exit code 2)
-    ├── DataError       a table or a picture
+    ├── DataError       a table or an image
     ├── WeightsError    a pretrained backbone
     └── RunError        a run folder: checkpoint, split, record
 
@@ -22,24 +22,24 @@ class DcmplError(Exception):
 
 
 class UsageError(DcmplError):
-    """The request itself is wrong; nothing was started."""
+    """Error of a wrong request; nothing was started."""
 
     exit_code = 2
 
 
 class DataError(DcmplError):
-    """A table, a picture or a folder of pictures is not what it should be."""
+    """Error of a table, an image or a folder of images."""
 
 
 class WeightsError(DcmplError):
-    """A backbone is missing, damaged or of another shape."""
+    """Error of a backbone: missing, damaged or of another shape."""
 
 
 class RunError(DcmplError):
-    """A run folder is missing, damaged, or made with something else."""
+    """Error of a run folder: missing, damaged or of another origin."""
 
 
 def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
-    """A question with the nearest of ``known``, or ``otherwise`` where none is near."""
+    """Suggestion of the nearest of ``known`` names, ``otherwise`` where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else otherwise

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what tells that one was changed."""
+"""Atomic writes and tamper-evident JSON records."""
 
 import contextlib
 import hashlib
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The same; raises :class:`OSError`, for those who know more to say of it."""
+    """:func:`write_atomically` that raises :class:`OSError`."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +57,14 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Move a file that was written, once it is on the disk; raises :class:`OSError`."""
+    """Flush a written file to disk, then move it into place; raises :class:`OSError`."""
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def as_json(value: Any) -> bytes:
-    """Indented JSON in which what is not finite is null."""
+    """Indented JSON with null for numbers that are not finite."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, dict):
@@ -79,7 +79,7 @@ def as_json(value: Any) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256; raises :class:`OSError` where it cannot be read."""
+    """SHA-256 of a file; raises :class:`OSError` for an unreadable one."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -88,12 +88,12 @@ def sha256_of(path: Path) -> str:
 
 
 def sealed(record: dict[str, Any]) -> bytes:
-    """``record`` as JSON with the SHA-256 of all the rest under ``digest``."""
+    """JSON of ``record`` with the SHA-256 of all the rest under ``digest``."""
     return as_json({**record, "digest": hashlib.sha256(as_json(record)).hexdigest()})
 
 
 def check_sealed(record: dict[str, Any], path: Path) -> None:
-    """Take the ``digest`` out of what was read from ``path``; it must be that of the rest.
+    """Check and remove the ``digest`` of a record that was read from ``path``.
 
     Raises :class:`RunError` where it is not, or where a later dcmpl wrote the record.
     """
@@ -119,7 +119,7 @@ def check_sealed(record: dict[str, Any], path: Path) -> None:
 def read_record(
     path: Path, what: str, build: Callable[[dict[str, Any]], Record], most: int = 256 * 2**20
 ) -> Record:
-    """A JSON record that :func:`sealed` wrote, as ``build`` makes it of a dictionary.
+    """Read a JSON record that :func:`sealed` wrote; ``build`` makes the value of the dictionary.
 
     The one reader of our own records. Raises :class:`RunError` where the file is missing, has
     more than ``most`` bytes, was changed, or is not ``what`` it should be.

@@ -102,7 +102,7 @@ def fit_logistic4(predicted: np.ndarray, opinion: np.ndarray) -> tuple[float, ..
 def _fitted(
     predicted: np.ndarray, opinion: np.ndarray, parameters: Literal[4, 5]
 ) -> np.ndarray | None:
-    """The best parameters for both in unit deviations."""
+    """Best parameters of a logistic, for predictions and opinions in unit deviations."""
     varies = np.ptp(predicted) > 0 and np.ptp(opinion) > 0 if len(predicted) else False
     if not varies or len(predicted) <= parameters:
         return None
@@ -186,9 +186,9 @@ def plcc_mapped5(predicted: np.ndarray, opinion: np.ndarray) -> float:
 
 
 def calibration_error(predicted: np.ndarray, opinion: np.ndarray, bins: int = 10) -> float:
-    """How far off predictions are on average where they are alike, in units of ``opinion``.
+    """Expected calibration error over bins of equal count, in units of ``opinion``.
 
-    The pictures are cut into ``bins`` of equal counts by prediction; the mean over pictures of
+    The images are cut into ``bins`` of equal counts by prediction; the mean over images of
     the distance between the means of both in their bin.
 
     >>> calibration_error(np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.5, 3.5]), bins=3)
@@ -203,7 +203,7 @@ def calibration_error(predicted: np.ndarray, opinion: np.ndarray, bins: int = 10
 
 
 def pairwise_accuracy(predicted: np.ndarray, opinion: np.ndarray, groups: np.ndarray) -> float:
-    """How often the better of two pictures of one prompt is picked, in [0, 1]; chance is 0.5.
+    """Pairwise accuracy over images of one prompt, in [0, 1]; chance is 0.5.
 
     Over all pairs inside a group whose opinions differ; equal predictions count half.
 
@@ -227,7 +227,7 @@ def pairwise_accuracy(predicted: np.ndarray, opinion: np.ndarray, groups: np.nda
 def within(
     predicted: np.ndarray, opinion: np.ndarray, members: np.ndarray, metric: Metric = srcc
 ) -> float:
-    """Mean of ``metric`` inside each class of ``members``: telling classes apart earns nothing."""
+    """Mean of ``metric`` within classes of ``members``: separating classes earns nothing."""
     values = [metric(predicted[members == m], opinion[members == m]) for m in np.unique(members)]
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
@@ -235,7 +235,7 @@ def within(
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the 95 % bootstrap interval about it."""
+    """A value with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -252,7 +252,7 @@ def bootstrap(
 ) -> Interval:
     """``metric`` with the 2.5 and 97.5 % quantiles over redrawn *groups* (prompts).
 
-    Pictures of one prompt are not independent, so prompts are redrawn, not pictures.
+    Images of one prompt are not independent, so prompts are redrawn, not images.
     """
     drawn = [metric(predicted[rows], opinion[rows]) for rows in redrawn(groups, draws, seed)]
     known = np.array([value for value in drawn if not np.isnan(value)])
@@ -274,7 +274,7 @@ def redrawn(groups: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class Paired:
-    """``difference`` = ours less theirs, with its 95 % bootstrap interval and two p-values.
+    """Paired difference (ours less theirs) with its 95 % bootstrap interval and two p-values.
 
     ``p_bootstrap`` is two-sided; ``p_wilcoxon`` is the signed-rank test's on each prompt's
     mean absolute error. What cannot be computed is nan.

@@ -1,4 +1,4 @@
-"""Tables and pictures as people read them: Markdown, and pages of HTML that need no other file.
+"""Tables as Markdown and HTML, plots as PNG, and self-contained HTML pages.
 
 Whatever comes from a data set is escaped; the pages run no script and load nothing.
 """
@@ -30,13 +30,13 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
 th { background: #f5f5f5 } td:first-child, th:first-child { text-align: left }
 img { max-width: 100% }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem }
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem }
 figure { margin: 0 } figcaption { font-size: 12px; overflow-wrap: anywhere }
 """
 
 
 def has_matplotlib() -> bool:
-    """Whether plots can be drawn: the extra ``plots`` brings it."""
+    """Whether matplotlib is installed (extra ``plots``)."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -50,7 +50,7 @@ def figure_png(figure: Any) -> bytes:
 
 
 def number_cell(value: Any, signed: bool = False) -> str:
-    """Three digits for a fraction, nothing for what is missing, texts and counts as they are."""
+    """Text of a cell: three digits for a fraction, empty for a missing value."""
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, float):
@@ -59,7 +59,7 @@ def number_cell(value: Any, signed: bool = False) -> str:
 
 
 def _cells(frame: pd.DataFrame, signed: Sequence[str]) -> pd.DataFrame:
-    """Every value as text."""
+    """Copy of ``frame`` with every value as text."""
     columns = {
         str(name): [number_cell(value, name in signed) for value in frame[name].tolist()]
         for name in frame
@@ -79,14 +79,14 @@ def html_table(frame: pd.DataFrame, signed: Sequence[str] = ()) -> str:
     return str(_cells(frame, signed).to_html(index=False, border=0))
 
 
-def embedded(picture: bytes, kind: str, caption: str = "") -> str:
-    """A picture inside the page; ``kind`` is png or jpeg."""
-    data = base64.b64encode(picture).decode("ascii")
+def embedded(image: bytes, kind: str, caption: str = "") -> str:
+    """An image inside the page; ``kind`` is png or jpeg."""
+    data = base64.b64encode(image).decode("ascii")
     return f'<img alt="{html.escape(caption)}" src="data:image/{kind};base64,{data}">'
 
 
 def html_page(title: str, parts: Sequence[str]) -> bytes:
-    """A whole page; ``parts`` are HTML already."""
+    """Self-contained HTML page of ``parts``, which are HTML."""
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '

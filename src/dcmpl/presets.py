@@ -1,4 +1,4 @@
-"""The published variants, each one configuration of the same model."""
+"""Presets: published variants, each a configuration of the same model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -37,7 +37,7 @@ Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration, where it comes from, and what it is in a few words."""
+    """A configuration with its source and a short description."""
 
     model: ModelConfig
     paper: str
@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
     "dcmpl-prompted": Preset(
         replace(DCMPL, reads_prompt=True),
         "this package",
-        "the whole method, and alignment reads the picture's own prompt",
+        "the whole method, and alignment reads the image's own prompt",
     ),
     "dcmpl-no-mpa": Preset(
         replace(DCMPL, mpa=NO_MPA), DISPLAYS, "auxiliary prompts free in every layer"
@@ -124,7 +124,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def with_settings(config: Config, settings: Sequence[str], section: str = "model") -> Config:
-    """``config`` with fields changed by ``model.mpa.form=joint`` and the like.
+    """Change fields of ``config`` by settings such as ``model.mpa.form=joint``.
 
     ``section`` is what stands before the first dot: model, or train for a recipe. Raises
     :class:`UsageError` for unknown fields, values, and fields that nothing reads.
@@ -149,7 +149,7 @@ def with_settings(config: Config, settings: Sequence[str], section: str = "model
 def with_targets(
     model: ModelConfig, judged: Sequence[str], chosen: Sequence[str] | None
 ) -> ModelConfig:
-    """``model`` with the targets that were ``chosen``, the main one first.
+    """Change the targets of ``model`` to the ``chosen`` ones, the main target first.
 
     A target is written as its name, or with a positive and a negative class prompt of its own
     as ``realism=realistic photo/fake photo``. Where none were chosen, a model of several tasks
@@ -223,7 +223,7 @@ def model_fields() -> Iterator[tuple[str, str, str, str]]:
 
 
 def train_fields() -> Iterator[tuple[str, str, str, str]]:
-    """The same of :class:`dcmpl.config.TrainConfig`."""
+    """Name, values, default and explanation of every field of :class:`dcmpl.config.TrainConfig`."""
     yield from _listed(RECIPES["paper"], "train")
 
 

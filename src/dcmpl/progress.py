@@ -1,4 +1,4 @@
-"""What is told while work goes on: sentences, and bars with time left where somebody looks.
+"""Progress on standard error: sentences, and bars with the time left on a terminal.
 
 All of it goes to standard error; standard output is for results.
 """
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """One line."""
+    """Print one line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 class _Rate(ProgressColumn):
-    """How many a second, over the last of them."""
+    """Column with the recent rate per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

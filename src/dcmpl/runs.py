@@ -1,7 +1,7 @@
-"""A run folder: what was learned, how, and from what; strict when read back.
+"""Run folders: record, split, learned tensors and calibration; strict when read back.
 
     run.json            configurations, data, backbone, history (this file says "finished")
-    split.json          the pictures of training, validation and test
+    split.json          the images of training, validation and test
     model.safetensors   learned tensors of the chosen epoch; never the backbone
     last.safetensors    learned tensors and Adam's state after the last epoch, for --resume
 
@@ -47,7 +47,7 @@ from dcmpl.weights.backbones import Backbone
 __all__ = [
     "LAST",
     "MODEL",
-    "MOST_PICTURES",
+    "MOST_IMAGES",
     "RECORD",
     "SPLIT",
     "DataSource",
@@ -59,14 +59,14 @@ __all__ = [
     "save_learned",
     "table_of_run",
     "uncalibrated",
-    "validation_pictures",
+    "validation_images",
     "write_split",
 ]
 
 RECORD, SPLIT, MODEL, LAST = "run.json", "split.json", "model.safetensors", "last.safetensors"
 """The files of a run folder; ``dcmpl.runs`` says what is in them."""
 
-MOST_PICTURES = 256
+MOST_IMAGES = 256
 
 
 History = tuple[dict[str, float], ...]
@@ -75,7 +75,7 @@ History = tuple[dict[str, float], ...]
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where the opinions came from, enough to read them again; ``sha256`` is the table's."""
+    """Origin of the opinions, enough to read them again; ``sha256`` is the table's digest."""
 
     path: str
     name: str
@@ -86,9 +86,9 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Run:
-    """The record of a run; one that was imported has no source and no split.
+    """Record of a run; an imported run has no source and no split.
 
-    ``learned`` are the tasks whose opinions it was trained on: what it says of others is noise.
+    ``learned`` are the tasks with opinions in training; scores of other tasks are noise.
     ``weights_sha256`` is that of the learned tensors of a finished run.
     """
 
@@ -116,7 +116,7 @@ class Run:
         split: Split,
         table: ImageTable,
     ) -> "Run":
-        """The record of a run that has learned nothing yet."""
+        """Record of a new run, before its first epoch."""
         return Run(
             preset=preset,
             backbone=backbone.name,
@@ -130,14 +130,14 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of all that decides what is learned; its tensors carry it."""
+        """SHA-256 of everything that determines the learned tensors, which carry it."""
         data = self.source.sha256 if self.source else ""
         decides = self.preset, self.backbone_sha256, self.split_sha256, data
         text = as_json([*decides, asdict(self.model), asdict(self.train)])
         return hashlib.sha256(text).hexdigest()
 
     def about(self) -> dict[str, str]:
-        """What tells it from all other runs, for the records of its scores and exports."""
+        """Description of the run for the records of scores and exports."""
         names = "weights_sha256", "backbone", "backbone_sha256", "preset"
         return {"identity": self.identity, **{name: str(getattr(self, name)) for name in names}}
 
@@ -146,11 +146,11 @@ class Run:
         write_atomically(folder / RECORD, sealed(asdict(self)))
 
     def finished_in(self, folder: Path) -> "Run":
-        """The finished run, whose learned tensors lie in ``folder``; not written yet."""
+        """Record of the finished run with the learned tensors in ``folder``, not yet written."""
         return replace(self, finished=True, weights_sha256=sha256_of(folder / MODEL))
 
     def check_backbone(self, backbone: Backbone) -> None:
-        """Raises :class:`RunError` unless the run was made with just these weights."""
+        """Check that the run was made with this backbone; raises :class:`RunError`."""
         if backbone.sha256 != self.backbone_sha256:
             raise RunError(
                 f"expected the backbone the run was trained with ({self.backbone}, SHA-256 "
@@ -160,7 +160,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The record in a run folder; raises :class:`RunError` when it is not one."""
+    """Read the record of a run folder; raises :class:`RunError` for other folders."""
     path = folder / RECORD
     if not path.is_file():
         raise RunError(
@@ -179,7 +179,7 @@ def _run_of(record: dict[str, Any]) -> Run:
 
 
 def _names(record: Any, prefix: str = "") -> set[str]:
-    """The dotted names of all entries of a record; what stands in lists has none."""
+    """Dotted names of all entries of a record; items of lists have none."""
     found = set()
     for name, value in record.items():
         found.add(f"{prefix}{name}")
@@ -189,7 +189,7 @@ def _names(record: Any, prefix: str = "") -> set[str]:
 
 
 def _numbers(history: Any) -> list[dict[str, float]]:
-    """Epochs as JSON has them, where null is nan."""
+    """History of epochs from JSON, in which null is nan."""
     return [
         {str(name): math.nan if value is None else float(value) for name, value in entry.items()}
         for entry in history
@@ -222,7 +222,7 @@ def save_learned(
     run: Run,
     optimizer_state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Learned tensors, the run they are of, and what Adam knows of them under ``optimizer/``."""
+    """Write learned tensors with their run's identity, and Adam's state as ``optimizer/``."""
     tensors = {
         name: p.detach().cpu().contiguous() for name, p in trainable_parameters(model).items()
     }
@@ -286,7 +286,7 @@ def _check_unchanged(path: Path, content: bytes, run: Run) -> None:
 
 
 def table_of_run(run: Run) -> ImageTable:
-    """The opinions a run was made of; raises an error where they are not as they were then."""
+    """Table of a run's own data set; raises an error where it has changed since."""
     if run.source is None:
         raise DataError("expected the data of the run, an imported one has none")
     source = run.source
@@ -296,18 +296,18 @@ def table_of_run(run: Run) -> ImageTable:
     return table
 
 
-def validation_pictures(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Up to 256 pictures that chose the run's epoch and taught it nothing else, evenly spread."""
+def validation_images(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Pixels of up to 256 validation images of a run, evenly spread."""
     table, split = table_of_run(run), read_split(folder, run)
     if split is None:
         raise DataError("expected the split of the run, an imported one has none")
     paths = list(split.validation_part(table).table.frame["image"])
-    chosen = paths[:: -(-len(paths) // MOST_PICTURES)]
-    return [read_image(path) for path in track(chosen, "reading validation pictures")]
+    chosen = paths[:: -(-len(paths) // MOST_IMAGES)]
+    return [read_image(path) for path in track(chosen, "reading validation images")]
 
 
 def uncalibrated(run: Run) -> str:
-    """Why a run has no calibration, as a part of a sentence."""
+    """Reason why a run has no calibration, as part of a sentence."""
     if run.source is None:
         return "it was imported, so there is no validation part to calibrate on"
     return "it was not calibrated (dcmpl train --resume does that)"

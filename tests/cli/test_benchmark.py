@@ -22,13 +22,13 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def agiqa(tmp_path_factory: pytest.TempPathFactory, picture_data: Path) -> Path:
-    """The small pictures as AGIQA-3K lays them out."""
+def agiqa(tmp_path_factory: pytest.TempPathFactory, image_data: Path) -> Path:
+    """The small images as AGIQA-3K lays them out."""
     folder = tmp_path_factory.mktemp("data") / "AGIQA-3K"
     (folder / "img").mkdir(parents=True)
-    frame = pd.read_csv(picture_data)
+    frame = pd.read_csv(image_data)
     for image in frame["image"]:
-        shutil.copy(picture_data.parent / image, folder / "img" / f"glide_{image}")
+        shutil.copy(image_data.parent / image, folder / "img" / f"glide_{image}")
     frame["image"] = "glide_" + frame["image"]
     frame = frame.rename(columns={"image": "name", "mos_alignment": "mos_align"})
     frame.drop(columns="generator").to_csv(folder / "data.csv", index=False)
@@ -102,7 +102,7 @@ def test_every_trial_has_its_rows_and_everything_is_written(protocols: Path) -> 
 def test_leaks_of_a_protocol_are_recorded_and_clean_has_none(protocols: Path) -> None:
     assert trial(protocols, "clean", 0)["leaks"] == []
     (first, *_) = trial(protocols, "image-level", 0)["leaks"]
-    assert "test pictures share a prompt with one of train" in first
+    assert "test images share a prompt with one of train" in first
     assert trial(protocols, "clip-agiqa", 0)["leaks"] == ["the epoch is chosen on the test part"]
 
 
@@ -181,7 +181,7 @@ def test_compare_sets_like_beside_like(
     assert "8 images each" in (tmp_path / "comparison.md").read_text()
 
 
-def test_two_runs_on_the_same_pictures_are_compared(
+def test_two_runs_on_the_same_images_are_compared(
     protocols: Path, words: list[str], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -217,7 +217,7 @@ def test_compare_refuses_results_that_are_none(
 
 
 def second_set(folder: Path, seed: int) -> Path:
-    """Other pictures of other prompts, judged from 0 to 100 for all three targets."""
+    """Other images of other prompts, judged from 0 to 100 for all three targets."""
     folder.mkdir()
     rng, lines = np.random.default_rng(seed), []
     for i in range(30):
@@ -258,7 +258,7 @@ def test_every_model_is_tested_on_every_set(
     assert (out / "summary.csv").read_text() == before
 
 
-def test_sets_that_share_pictures_are_refused(
+def test_sets_that_share_images_are_refused(
     agiqa: Path, small_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = second_set(tmp_path / "s", 5)

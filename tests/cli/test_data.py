@@ -17,10 +17,10 @@ SCALE = ["--mos-scale", "1", "5"]
 
 
 @pytest.fixture
-def data(tmp_path: Path, picture_data: Path) -> Path:
-    """A copy of the small pictures that a test may spoil."""
-    shutil.copytree(picture_data.parent, tmp_path / "data")
-    return tmp_path / "data" / picture_data.name
+def data(tmp_path: Path, image_data: Path) -> Path:
+    """A copy of the small images that a test may spoil."""
+    shutil.copytree(image_data.parent, tmp_path / "data")
+    return tmp_path / "data" / image_data.name
 
 
 def change(data: Path, row: int, **cells: object) -> None:
@@ -75,7 +75,7 @@ def test_one_shared_prompt_stops_training(
     split = split_file(data, (*TEST, 5), VAL)
     assert train(data, split, small_backbone, tmp_path / "run") == 1
     told = capsys.readouterr().err
-    assert "1 of 9 test pictures share a prompt with one of train (05.png and 17.png)" in told
+    assert "1 of 9 test images share a prompt with one of train (05.png and 17.png)" in told
     assert not (tmp_path / "run").exists()
 
 
@@ -85,21 +85,21 @@ def test_one_copied_file_stops_training(
     shutil.copy(data.parent / "05.png", data.parent / "00.png")
     assert train(data, split_file(data, TEST, VAL), small_backbone, tmp_path / "run") == 1
     told = capsys.readouterr().err
-    assert "1 of 8 test pictures are the same file with one of train (00.png and 05.png)" in told
+    assert "1 of 8 test images are the same file with one of train (00.png and 05.png)" in told
     assert not (tmp_path / "run").exists()
 
 
 def test_one_reencoded_copy_stops_training(
     data: Path, small_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = Image.linear_gradient("L").convert("RGB").resize((48, 44))
-    picture.paste((200, 30, 30), (8, 8, 24, 30))
-    picture.save(data.parent / "05.png")
-    picture.save(data.parent / "again.jpg", quality=60)
+    image = Image.linear_gradient("L").convert("RGB").resize((48, 44))
+    image.paste((200, 30, 30), (8, 8, 24, 30))
+    image.save(data.parent / "05.png")
+    image.save(data.parent / "again.jpg", quality=60)
     change(data, 0, image="again.jpg")
     assert train(data, split_file(data, TEST, VAL), small_backbone, tmp_path / "run") == 1
     told = capsys.readouterr().err
-    assert "1 of 8 test pictures look the same with one of train (again.jpg and 05.png)" in told
+    assert "1 of 8 test images look the same with one of train (again.jpg and 05.png)" in told
     assert not (tmp_path / "run").exists()
 
 
@@ -150,7 +150,7 @@ def test_check_of_a_whole_table_says_so(data: Path, capsys: pytest.CaptureFixtur
     assert main(["data", "check", str(data), *SCALE]) == 0
     told = capsys.readouterr().out
     assert "scores: 48 images, 12 prompts, 2 generators, MOS 1 to 5" in told
-    assert "48 of 48 pictures decode; 0 things are wrong" in told
+    assert "48 of 48 images decode; 0 things are wrong" in told
 
 
 def test_check_lists_what_is_missing_damaged_and_doubled(
@@ -169,22 +169,22 @@ def test_check_lists_what_is_missing_damaged_and_doubled(
     assert "04.png" in wrong[1]
     assert wrong[2] == "  wrong: doubled: 06.png and 07.png are the same file"
     assert "  note: flat, nothing is to be seen in them: 08.png" in lines
-    assert "  note: 1 pictures have no row: extra.png" in lines
-    assert lines[-1] == "46 of 48 pictures decode; 3 things are wrong"
+    assert "  note: 1 images have no row: extra.png" in lines
+    assert lines[-1] == "46 of 48 images decode; 3 things are wrong"
 
 
-def test_check_of_a_copy_without_pictures_says_how_many_more(
+def test_check_of_a_copy_without_images_says_how_many_more(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dcmpl.cli.data.MOST_LINES", 5)
-    for picture in data.parent.glob("*.png"):
-        picture.unlink()
+    for image in data.parent.glob("*.png"):
+        image.unlink()
     assert main(["data", "check", str(data), *SCALE]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert sum("found no file" in line for line in lines) == 5
     assert lines[-2:] == [
         "  wrong: and 43 more",
-        "0 of 48 pictures decode; 48 things are wrong",
+        "0 of 48 images decode; 48 things are wrong",
     ]
 
 
@@ -214,8 +214,8 @@ def test_page_escapes_what_the_table_says(data: Path, tmp_path: Path) -> None:
     assert "data:image/png;base64," in text
 
 
-def test_page_is_drawn_although_a_picture_is_broken(data: Path, tmp_path: Path) -> None:
-    (data.parent / "03.png").write_bytes(b"no picture")
+def test_page_is_drawn_although_an_image_is_broken(data: Path, tmp_path: Path) -> None:
+    (data.parent / "03.png").write_bytes(b"no image")
     page = tmp_path / "report.html"
     assert main(["data", "show", str(data), *SCALE, "-o", str(page)]) == 0
     assert "What is wrong with this copy" in page.read_text()

@@ -68,7 +68,7 @@ def test_run_is_described(capsys: Capture, calibrated_run: Path, judged_data: Pa
         "data": f"noise, {judged_data}",
         "MOS scale": "1 to 5",
         "predicts": "quality, alignment",
-        "alignment": "judged from the picture alone",
+        "alignment": "judged from the image alone",
         "views": "grid-2",
         "state": f"finished, best epoch {run.best_epoch}",
         "weights": run.weights_sha256[:16],
@@ -86,7 +86,7 @@ def test_both_targets_are_told_with_their_numbers(capsys: Capture, calibrated_ru
     for nth, (target, meaning) in enumerate(known(calibrated_run).targets.items()):
         for title in (
             "where labels begin",
-            "percentiles of the scores of 84 pictures",
+            "percentiles of the scores of 84 images",
             "how sure",
         ):
             assert f"{target}: {title}" in printed
@@ -96,7 +96,7 @@ def test_both_targets_are_told_with_their_numbers(capsys: Capture, calibrated_ru
         for cut in meaning.cuts:
             mos, *_ = row_of(printed, cut.label, nth)
             assert float(mos) == pytest.approx(cut.mos)
-        assert row_of(printed, "fitted on", nth) == ["12 validation pictures"]
+        assert row_of(printed, "fitted on", nth) == ["12 validation images"]
 
 
 def test_curve_is_told_at_five_scores(capsys: Capture, copied: Path) -> None:
@@ -114,7 +114,7 @@ def test_lack_of_a_curve_is_told(capsys: Capture, copied: Path) -> None:
     ]
 
 
-def test_width_is_that_of_the_middle_picture_whose_windows_agree(
+def test_width_is_that_of_the_middle_image_whose_windows_agree(
     capsys: Capture, copied: Path
 ) -> None:
     written(

@@ -137,9 +137,9 @@ def test_missing_data_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
 
 
 def test_data_without_a_scale_is_wrong_usage(
-    capsys: Capture, picture_data: Path, tmp_path: Path
+    capsys: Capture, image_data: Path, tmp_path: Path
 ) -> None:
-    told = refused(capsys, 2, "train", "--data", picture_data, "--out", tmp_path / "run")
+    told = refused(capsys, 2, "train", "--data", image_data, "--out", tmp_path / "run")
     assert told.endswith("add --mos-scale LOW HIGH, for example --mos-scale 1 5")
 
 
@@ -205,9 +205,9 @@ def test_finished_run_that_lost_its_model_is_not_called_finished(
 
 
 def test_resume_with_other_opinions_fails(
-    capsys: Capture, train_words: list[str], trained_run: Path, picture_data: Path, tmp_path: Path
+    capsys: Capture, train_words: list[str], trained_run: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    other = Path(shutil.copytree(picture_data.parent, tmp_path / "other")) / "scores.csv"
+    other = Path(shutil.copytree(image_data.parent, tmp_path / "other")) / "scores.csv"
     frame = pd.read_csv(other)
     frame.assign(mos_quality=frame["mos_quality"].round(1)).to_csv(other, index=False)
     words = [*train_words, "--out", trained_run, "--resume", "--data", other]
@@ -244,11 +244,11 @@ def test_resume_with_other_settings_fails(
     assert refused(capsys, 1, *words).startswith(f"expected to resume {trained_run} with the train")
 
 
-def test_unreadable_pictures_stop_training_before_it_begins(
-    capsys: Capture, train: list[str], picture_data: Path, tmp_path: Path
+def test_unreadable_images_stop_training_before_it_begins(
+    capsys: Capture, train: list[str], image_data: Path, tmp_path: Path
 ) -> None:
-    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved"))
-    (moved / "07.png").write_text("no picture")
+    moved = Path(shutil.copytree(image_data.parent, tmp_path / "moved"))
+    (moved / "07.png").write_text("no image")
     train[train.index("--data") + 1] = str(moved / "scores.csv")
     assert main(train) == 1
     assert str(moved / "07.png") in capsys.readouterr().err
@@ -267,8 +267,8 @@ def test_flags_reach_the_record(trained_run: Path) -> None:
     assert config == TrainConfig(epochs=3, batch_size=16, lr=0.003, views="center")
 
 
-def test_flags_that_are_not_given_have_the_value_of_the_recipe(picture_data: Path) -> None:
-    words = ["train", "--data", str(picture_data), "--mos-scale", "1", "5", "--out", "x"]
+def test_flags_that_are_not_given_have_the_value_of_the_recipe(image_data: Path) -> None:
+    words = ["train", "--data", str(image_data), "--mos-scale", "1", "5", "--out", "x"]
     assert recipe_of(parse(words)[1]) == RECIPES["tiny"]
 
 
@@ -328,7 +328,7 @@ def test_evaluation_prints_its_table_and_its_files(
     monkeypatch.setattr("dcmpl.evaluation.results.bootstrap", lambda *words: few(*words[:4]))
     assert main(["evaluate", str(trained_run), "--split", part, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    title = f"scores, {part} part, {count} pictures; protocol: {kind}"
+    title = f"scores, {part} part, {count} images; protocol: {kind}"
     assert title in " ".join(printed.split())
     assert printed.endswith(f"results: {tmp_path}/metrics.json, predictions.csv\n")
 

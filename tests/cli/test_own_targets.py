@@ -35,11 +35,11 @@ UNLABELLED = 3
 
 
 @pytest.fixture(scope="module")
-def data(picture_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small pictures with columns of one's own; realism is that of quality, upside down."""
+def data(image_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small images with columns of one's own; realism is that of quality, upside down."""
     file = tmp_path_factory.mktemp("own") / "own.csv"
-    rows = pd.read_csv(picture_data)
-    rows["image"] = [str(picture_data.parent / name) for name in rows["image"]]
+    rows = pd.read_csv(image_data)
+    rows["image"] = [str(image_data.parent / name) for name in rows["image"]]
     rows["mos_realism"] = 6 - rows["mos_quality"]
     rows["mos_photo_fit"] = rows["mos_quality"]
     rows.loc[rows.index % UNLABELLED == 0, "mos_realism"] = np.nan
@@ -77,8 +77,8 @@ def scorer(own_run: Path) -> Scorer:
 
 
 @pytest.fixture(scope="module")
-def paths(picture_data: Path) -> list[Path]:
-    return [picture_data.parent / f"{i:02}.png" for i in range(4)]
+def paths(image_data: Path) -> list[Path]:
+    return [image_data.parent / f"{i:02}.png" for i in range(4)]
 
 
 def score(*words: object) -> int:
@@ -205,7 +205,7 @@ def test_row_of_a_run_without_it_says_what_it_has() -> None:
         _ = Score("a.png", "", quality=0.5).realism
 
 
-def test_picture_that_cannot_be_read_has_none_of_it(scorer: Scorer, tmp_path: Path) -> None:
+def test_image_that_cannot_be_read_has_none_of_it(scorer: Scorer, tmp_path: Path) -> None:
     (found,) = scorer.score([tmp_path / "no.png"])
     assert (found.status, found.realism, found.photo_fit) == ("error", None, None)
 
@@ -220,14 +220,14 @@ def test_only_the_own_target_may_be_asked_for(
     assert [row.realism for row in found] == pytest.approx(realism, abs=1e-6)
 
 
-def test_pictures_are_ranked_by_the_own_target(scorer: Scorer, paths: list[Path]) -> None:
+def test_images_are_ranked_by_the_own_target(scorer: Scorer, paths: list[Path]) -> None:
     found = scorer.rank(paths, by="realism")
     values = [row.realism for row in found]
     assert values == sorted(values, reverse=True)
     assert [row.rank for row in found] == [1, 2, 3, 4]
 
 
-def test_pictures_are_ranked_by_a_target_with_a_name_of_two_words(
+def test_images_are_ranked_by_a_target_with_a_name_of_two_words(
     scorer: Scorer, paths: list[Path]
 ) -> None:
     assert [row.rank for row in scorer.rank(paths, by="photo_fit")] == [1, 2, 3, 4]
@@ -302,7 +302,7 @@ def test_target_that_the_run_has_not_is_wrong_usage(
 
 @pytest.fixture(scope="module")
 def metrics(own_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of an evaluation of all pictures; intervals and plots are tested with that of runs."""
+    """Of an evaluation of all images; intervals and plots are tested with that of runs."""
     folder = tmp_path_factory.mktemp("results")
 
     def quick(metric: Any, predicted: Any, opinion: Any, groups: Any, _: int) -> Any:

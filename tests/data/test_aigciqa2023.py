@@ -54,7 +54,7 @@ QUESTIONS = ("quality?", "authenticity?", "correspondence?", "all?")
 def records(
     order: tuple[str, ...] = TARGETS, questions: tuple[str, ...] = QUESTIONS[:1]
 ) -> list[dict[str, object]]:
-    """MINT-IQA's JSON, MOS / 100; it has a row for each of four questions on a picture."""
+    """MINT-IQA's JSON, MOS / 100; it has a row for each of four questions on an image."""
     return [
         {
             "id": str(n),
@@ -119,7 +119,7 @@ def test_every_form_gives_the_same_opinions(tmp_path: Path, form: str) -> None:
         assert table.frame[f"std_{target}"].isna().all()
 
 
-def test_pictures_are_numbered_by_model_then_prompt(tmp_path: Path) -> None:
+def test_images_are_numbered_by_model_then_prompt(tmp_path: Path) -> None:
     frame = load_table(mats(tmp_path)).frame
     assert frame["generator"].tolist() == [model for model in MODELS for _ in range(400)]
     assert frame["group"].iloc[[0, 3, 4, 399, 400, 2399]].tolist() == [
@@ -129,7 +129,7 @@ def test_pictures_are_numbered_by_model_then_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["Image/allimg", "allimg"])
-def test_pictures_lie_in_allimg_even_beside_model_folders(tmp_path: Path, place: str) -> None:
+def test_images_lie_in_allimg_even_beside_model_folders(tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / "Image" / MODELS[0]).mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / place / "2399.png")
@@ -140,7 +140,7 @@ def test_pictures_lie_in_allimg_even_beside_model_folders(tmp_path: Path, place:
 
 
 @pytest.mark.parametrize("place", ["Image", "."])
-def test_pictures_lie_in_model_folders_where_there_is_no_allimg(tmp_path: Path, place: str) -> None:
+def test_images_lie_in_model_folders_where_there_is_no_allimg(tmp_path: Path, place: str) -> None:
     for model in MODELS:
         (tmp_path / place / model).mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / place / "DALLE" / "099-4.png")
@@ -175,7 +175,7 @@ def test_prompts_come_from_the_third_column_of_the_sheet(
     assert table.notes == ()
 
 
-def test_prompts_come_from_the_sheet_of_a_row_per_picture(tmp_path: Path) -> None:
+def test_prompts_come_from_the_sheet_of_a_row_per_image(tmp_path: Path) -> None:
     prompts = [PROMPTS[n % 400 // 4] for n in range(2400)]
     pd.DataFrame({"name": range(2400), "prompt": prompts}).to_excel(
         tmp_path / "prompt.xlsx", index=False
@@ -206,10 +206,10 @@ def test_plus_sheet_in_gb18030_is_held_against_the_models(tmp_path: Path) -> Non
     mats(tmp_path)
     assert len(load_table(plus(tmp_path, models))) == 2400
     assert told(plus(tmp_path, models[::-1])) == (
-        f"expected id, picture and model of 2400 pictures in {tmp_path / 'AIGIQA2023+.csv'}, "
+        f"expected id, image and model of 2400 images in {tmp_path / 'AIGIQA2023+.csv'}, "
         f"400 for each of {', '.join(MODELS)}, got others"
     )
-    assert "2400 pictures" in told(plus(tmp_path, models[1:]))
+    assert "2400 images" in told(plus(tmp_path, models[1:]))
 
 
 def test_plus_sheet_in_a_wrong_encoding_is_told_the_right_one(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_renamed_keys_of_the_json_are_told(tmp_path: Path) -> None:
     )
 
 
-def test_json_without_a_picture_is_refused(tmp_path: Path) -> None:
+def test_json_without_an_image_is_refused(tmp_path: Path) -> None:
     rows = [row for row in records() if row["id"] != "17"]
     assert told(as_json(tmp_path, rows)) == (
         f"expected the ids 0 to 2399 in {tmp_path / 'AIGIQA2023.json'}, got others"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dcmpl.data.datasets import load_table
-from dcmpl.data.leaks import check_pictures
+from dcmpl.data.leaks import check_images
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DataError, UsageError
 
@@ -44,8 +44,8 @@ def fault(path: Path, scale: MosScale | None = None, **columns: str) -> str:
     return str(caught.value)
 
 
-def agiqa_3k(folder: Path, pictures: str, end: str = "\r\n") -> Path:
-    place = folder / pictures
+def agiqa_3k(folder: Path, images: str, end: str = "\r\n") -> Path:
+    place = folder / images
     place.mkdir(exist_ok=True)
     (folder / "data.csv").write_bytes(end.join([HEADER, *ROWS, ""]).encode())
     for row in ROWS:
@@ -53,9 +53,9 @@ def agiqa_3k(folder: Path, pictures: str, end: str = "\r\n") -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pictures", ["img", "image", "images", "file", "all", ""])
-def test_agiqa_3k_pictures_are_found_in(tmp_path: Path, pictures: str) -> None:
-    table = load_table(agiqa_3k(tmp_path, pictures))
+@pytest.mark.parametrize("images", ["img", "image", "images", "file", "all", ""])
+def test_agiqa_3k_images_are_found_in(tmp_path: Path, images: str) -> None:
+    table = load_table(agiqa_3k(tmp_path, images))
     assert table.name == "AGIQA-3K"
     assert all(Path(path).is_file() for path in table.frame["image"])
 
@@ -90,7 +90,7 @@ def test_real_agiqa_3k_has_its_rows_groups_and_generators() -> None:
     assert counts == (2384, 240, 10)
 
 
-def test_real_agiqa_3k_has_all_its_pictures() -> None:
+def test_real_agiqa_3k_has_all_its_images() -> None:
     if not REAL.is_dir():
         pytest.skip("shared/data/agiqa-3k-dev is not beside this repository")
     assert all(Path(path).is_file() for path in load_table(REAL).frame["image"])
@@ -108,7 +108,7 @@ def test_own_table_is_named_after_its_file(one_table: OneTable) -> None:
     assert load_table(file, MosScale(1, 5)).name == "mine"
 
 
-def test_own_pictures_lie_beside_the_table(one_table: OneTable, tmp_path: Path) -> None:
+def test_own_images_lie_beside_the_table(one_table: OneTable, tmp_path: Path) -> None:
     file = one_table("image,prompt,mos_quality", "sub/a.png,a fox,1")
     assert load_table(file, MosScale(1, 5)).frame["image"].tolist() == [
         str(tmp_path / "sub" / "a.png")
@@ -184,10 +184,10 @@ def test_missing_opinion_column_is_named(one_table: OneTable) -> None:
     assert fault(file, MosScale(1, 5)).endswith("as in --columns mos_quality=THEIR_NAME")
 
 
-@pytest.mark.parametrize("mapping", [{"image": "picture"}, {"mos": "mos_quality"}])
+@pytest.mark.parametrize("mapping", [{"image": "painting"}, {"mos": "mos_quality"}])
 def test_wrong_mapping_is_named(one_table: OneTable, mapping: dict[str, str]) -> None:
     file = one_table("image,prompt,mos_quality", "a.png,a fox,3")
-    wrong = "picture" if "image" in mapping else "mos"
+    wrong = "painting" if "image" in mapping else "mos"
     assert fault(file, MosScale(1, 5), **mapping) == (
         "expected --columns to map image, prompt, generator, group, part, mos_quality, "
         "mos_alignment, mos_authenticity, std_quality, std_alignment, std_authenticity to "
@@ -243,14 +243,14 @@ def test_opinion_outside_the_scale_names_line_and_cell(one_table: OneTable, cell
     )
 
 
-def test_doubled_pictures_are_named(one_table: OneTable) -> None:
+def test_doubled_images_are_named(one_table: OneTable) -> None:
     file = one_table("image,prompt,mos_quality", "a.png,x,3", "b.png,y,3", "a.png,z,3")
     assert fault(file, MosScale(1, 5)) == (
-        f"expected each picture once in {file}, got a.png more than once"
+        f"expected each image once in {file}, got a.png more than once"
     )
 
 
-def test_many_doubled_pictures_are_counted(one_table: OneTable) -> None:
+def test_many_doubled_images_are_counted(one_table: OneTable) -> None:
     rows = [f"{i:02}.png,x,3" for i in range(12)] * 2
     assert "09.png and 2 more more than once" in fault(
         one_table("image,prompt,mos_quality", *rows), MosScale(1, 5)
@@ -273,7 +273,7 @@ def test_file_in_another_encoding_is_refused(one_table: OneTable) -> None:
     assert fault(file, MosScale(1, 5)).startswith(f"expected a UTF-8 CSV table at {file}, got: ")
 
 
-def test_picture_as_table_is_refused(tmp_path: Path) -> None:
+def test_image_as_table_is_refused(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
     assert str(tmp_path / "a.png") in fault(tmp_path / "a.png", MosScale(1, 5))
 
@@ -308,38 +308,38 @@ def test_scale_must_rise(ends: tuple[float, float]) -> None:
         MosScale(*ends)
 
 
-def test_selected_rows_keep_their_order(picture_data: Path) -> None:
-    table = load_table(picture_data, MosScale(1, 5))
+def test_selected_rows_keep_their_order(image_data: Path) -> None:
+    table = load_table(image_data, MosScale(1, 5))
     chosen = table.select(table.frame["generator"] == "b")
     assert chosen.frame["name"].tolist() == [f"{i:02}.png" for i in range(1, 48, 2)]
     assert chosen.frame.index.tolist() == list(range(24))
 
 
-def with_pictures(table: ImageTable, folder: Path, bad: list[str]) -> ImageTable:
-    """The same table, its pictures in ``folder``, some of them spoilt."""
+def with_images(table: ImageTable, folder: Path, bad: list[str]) -> ImageTable:
+    """The same table, its images in ``folder``, some of them spoilt."""
     for name in table.frame["name"]:
         Image.new("L", (4, 4)).save(folder / name)
     for name in bad:
-        (folder / name).write_bytes(b"no picture")
+        (folder / name).write_bytes(b"no image")
     frame = table.frame.assign(image=[str(folder / name) for name in table.frame["name"]])
     return ImageTable(table.name, table.scale, frame)
 
 
-def test_readable_pictures_pass_the_check(picture_data: Path) -> None:
-    table = load_table(picture_data, MosScale(1, 5))
-    facts = check_pictures(table)
+def test_readable_images_pass_the_check(image_data: Path) -> None:
+    table = load_table(image_data, MosScale(1, 5))
+    facts = check_images(table)
     assert list(facts) == table.frame["image"].tolist()
     assert {fact.fault for fact in facts.values()} == {""}
 
 
-def test_check_names_every_picture_that_cannot_be_read(picture_data: Path, tmp_path: Path) -> None:
+def test_check_names_every_image_that_cannot_be_read(image_data: Path, tmp_path: Path) -> None:
     bad = ["03.png", "17.png", "40.png"]
-    table = with_pictures(load_table(picture_data, MosScale(1, 5)), tmp_path, bad)
+    table = with_images(load_table(image_data, MosScale(1, 5)), tmp_path, bad)
     (tmp_path / "41.png").unlink()
     with pytest.raises(DataError) as caught:
-        check_pictures(table)
+        check_images(table)
     first, *others = str(caught.value).splitlines()
-    assert first == ("expected 48 readable pictures, 4 are not, mend them or take their rows out:")
+    assert first == ("expected 48 readable images, 4 are not, mend them or take their rows out:")
     named = [name for name in table.frame["name"] if any(name in line for line in others)]
     assert named == [*bad, "41.png"]
     assert len(others) == 4

@@ -1,4 +1,4 @@
-"""No clean split gives a picture away, and what another gives away is named."""
+"""No clean split gives an image away, and what another gives away is named."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from dcmpl.data import leaks
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import (
     ALIKE_BITS,
+    ImageFacts,
     Leak,
-    PictureFacts,
     check_leaks,
     find_leaks,
     survey,
@@ -28,9 +28,9 @@ from dcmpl.errors import DataError, UsageError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev"
 BITS = 255
-Facts = dict[str, PictureFacts]
+Facts = dict[str, ImageFacts]
 Made = tuple[ImageTable, Facts]
-Recipe = tuple[list[PictureFacts], dict[str, list[str]]]
+Recipe = tuple[list[ImageFacts], dict[str, list[str]]]
 
 
 def look(base: int, flips: int = 0) -> bytes:
@@ -40,16 +40,16 @@ def look(base: int, flips: int = 0) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def picture(number: int, like: int | None = None, flips: int = 0) -> PictureFacts:
-    """A picture of its own, or one that looks like that numbered ``like``."""
+def image(number: int, like: int | None = None, flips: int = 0) -> ImageFacts:
+    """An image of its own, or one that looks like that numbered ``like``."""
     shown = look(number if like is None else like, flips)
-    return PictureFacts("", f"file {number}", shown, False, 8, 8)
+    return ImageFacts("", f"file {number}", shown, False, 8, 8)
 
 
-def made(pictures: list[PictureFacts], **columns: list[str]) -> Made:
-    """A table of these pictures, each under a prompt of its own unless told."""
-    table = made_table(name=[f"{i}.png" for i in range(len(pictures))], mos_quality=3.0, **columns)
-    return table, dict(zip(table.frame["image"], pictures, strict=True))
+def made(images: list[ImageFacts], **columns: list[str]) -> Made:
+    """A table of these images, each under a prompt of its own unless told."""
+    table = made_table(name=[f"{i}.png" for i in range(len(images))], mos_quality=3.0, **columns)
+    return table, dict(zip(table.frame["image"], images, strict=True))
 
 
 def of(recipe: Recipe) -> Made:
@@ -86,7 +86,7 @@ def tied_sets(table: ImageTable, facts: Facts) -> set[frozenset[int]]:
     found = set()
     for i in range(len(table)):
         reached: set[int] = set()
-        waiting = {i}  # a flat picture without a prompt is not even tied to itself
+        waiting = {i}  # a flat image without a prompt is not even tied to itself
         while waiting:
             reached |= waiting
             waiting = set.union(*(near[j] for j in waiting)) - reached
@@ -112,8 +112,8 @@ def recipes(draw: st.DrawFn, parts: tuple[str, ...] = ("",), least: int = 2) -> 
     groups = column(st.one_of(st.just(""), numbers.map(lambda i: f"group {i}")))
     flips = column(st.sampled_from([0, 0, 0, 10, 27, 28, 29, 40, 56, 57]))
     bases, shared, flat = column(numbers), column(numbers), column(st.integers(0, 9))
-    pictures = [
-        PictureFacts(
+    images = [
+        ImageFacts(
             "",
             # One file has one look, as in life.
             f"{base} {turned}" if common_file % 3 else f"copy {i}",
@@ -127,7 +127,7 @@ def recipes(draw: st.DrawFn, parts: tuple[str, ...] = ("",), least: int = 2) -> 
         )
     ]
     part = column(st.sampled_from(parts))
-    return pictures, {"prompt": common, "group": groups, "part": part}
+    return images, {"prompt": common, "group": groups, "part": part}
 
 
 def rows_of(split: Split, table: ImageTable) -> dict[str, list[int]]:
@@ -206,7 +206,7 @@ def test_official_disjoint_split_shares_nothing_and_keeps_the_test_part(
 
 @settings(deadline=None, max_examples=25)
 @given(recipe=recipes(("train", "test"), least=2))
-def test_leaks_are_all_tested_pictures_that_training_gives_away(recipe: Recipe) -> None:
+def test_leaks_are_all_tested_images_that_training_gives_away(recipe: Recipe) -> None:
     table, facts = of(recipe)
     training, tested = (table.select(table.frame["part"] == part) for part in ("train", "test"))
     expected = {
@@ -226,12 +226,12 @@ def test_leaks_are_all_tested_pictures_that_training_gives_away(recipe: Recipe) 
 
 @pytest.mark.parametrize(("flips", "units"), [(0, 1), (ALIKE_BITS, 1), (ALIKE_BITS + 1, 2)])
 def test_looks_are_alike_up_to_28_bits(flips: int, units: int) -> None:
-    found = tied_units(*made([picture(1), picture(2, like=1, flips=flips)]))
+    found = tied_units(*made([image(1), image(2, like=1, flips=flips)]))
     assert len(set(found.tolist())) == units
 
 
-def test_pictures_are_tied_through_a_third() -> None:
-    three = [picture(0), picture(1, like=0, flips=20), picture(2, like=0, flips=40), picture(3)]
+def test_images_are_tied_through_a_third() -> None:
+    three = [image(0), image(1, like=0, flips=20), image(2, like=0, flips=40), image(3)]
     assert as_sets(tied_units(*made(three))) == {frozenset({0, 1, 2}), frozenset({3})}
 
 
@@ -239,20 +239,20 @@ def test_pictures_are_tied_through_a_third() -> None:
 def test_units_do_not_depend_on_the_size_of_a_block(
     monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    some = made([picture(i, like=i % 11) for i in range(20)])
+    some = made([image(i, like=i % 11) for i in range(20)])
     monkeypatch.setattr(leaks, "ROWS", rows)
     assert as_sets(tied_units(*some)) == {
         frozenset(i for i in range(20) if i % 11 == base) for base in range(11)
     }
 
 
-def nothing(number: int) -> PictureFacts:
-    """A flat picture: all are one file and look the same."""
-    return PictureFacts("", "flat", look(0), True, 8, 8)
+def nothing(number: int) -> ImageFacts:
+    """A flat image: all are one file and look the same."""
+    return ImageFacts("", "flat", look(0), True, 8, 8)
 
 
-def test_flat_pictures_tie_nothing_though_they_are_one_file() -> None:
-    some = made([nothing(0), nothing(1), picture(5), picture(6, like=0)])
+def test_flat_images_tie_nothing_though_they_are_one_file() -> None:
+    some = made([nothing(0), nothing(1), image(5), image(6, like=0)])
     assert as_sets(tied_units(*some)) == {frozenset({i}) for i in range(4)}
     table, facts = some
     assert find_leaks(table, table.select(table.frame["name"] == "x"), facts) == []
@@ -260,32 +260,32 @@ def test_flat_pictures_tie_nothing_though_they_are_one_file() -> None:
     assert find_leaks(first, second, facts) == []
 
 
-def test_flat_pictures_of_one_prompt_are_tied_by_it() -> None:
+def test_flat_images_of_one_prompt_are_tied_by_it() -> None:
     some = made([nothing(i) for i in range(3)], prompt=["a fox", "a  Fox", "a hen"])
     assert as_sets(tied_units(*some)) == {frozenset({0, 1}), frozenset({2})}
 
 
-def test_pictures_without_prompts_are_not_tied_by_having_none() -> None:
-    some = made([picture(0), nothing(1), nothing(2)], prompt=["", "", ""], group=["", "", ""])
+def test_images_without_prompts_are_not_tied_by_having_none() -> None:
+    some = made([image(0), nothing(1), nothing(2)], prompt=["", "", ""], group=["", "", ""])
     assert as_sets(tied_units(*some)) == {frozenset({i}) for i in range(3)}
 
 
-def test_flat_pictures_without_prompts_are_units_of_their_own() -> None:
+def test_flat_images_without_prompts_are_units_of_their_own() -> None:
     some = made([nothing(i) for i in range(3)], prompt=["", "", ""], group=["", "", ""])
     assert as_sets(tied_units(*some)) == {frozenset({i}) for i in range(3)}
 
 
 @pytest.mark.parametrize("count", [3, 4, 32])
-def test_units_of_an_unreadable_picture_are_a_data_error(count: int) -> None:
-    bad = PictureFacts(fault="expected a picture at /made/0.png, found no file")
+def test_units_of_an_unreadable_image_are_a_data_error(count: int) -> None:
+    bad = ImageFacts(fault="expected an image at /made/0.png, found no file")
     with pytest.raises(DataError, match=r"/made/0\.png"):
-        tied_units(*made([bad, *map(picture, range(1, count))]))
+        tied_units(*made([bad, *map(image, range(1, count))]))
 
 
 BOTH: dict[str, Callable[[], Made]] = {
-    "prompt": lambda: made([picture(0), picture(1), picture(2)], prompt=["a", "b", " A "]),
-    "file": lambda: made([picture(0), picture(1), picture(0)]),
-    "look": lambda: made([picture(0), picture(1), picture(2, like=0, flips=20)]),
+    "prompt": lambda: made([image(0), image(1), image(2)], prompt=["a", "b", " A "]),
+    "file": lambda: made([image(0), image(1), image(0)]),
+    "look": lambda: made([image(0), image(1), image(2, like=0, flips=20)]),
 }
 TOLD = {"prompt": "share a prompt", "file": "are the same file", "look": "look the same"}
 SPLITS = {
@@ -297,13 +297,13 @@ SPLITS = {
 
 @pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("pair", SPLITS, ids="-".join)
-def test_leak_that_no_protocol_names_is_an_error_with_both_pictures(
+def test_leak_that_no_protocol_names_is_an_error_with_both_images(
     kind: str, pair: tuple[str, str]
 ) -> None:
     with pytest.raises(DataError) as caught:
         check_leaks(SPLITS[pair], *BOTH[kind](), frozenset(TOLD) - {kind})
     assert str(caught.value) == (
-        f"expected no leak between {pair[0]} and {pair[1]}, but 1 of 1 {pair[1]} pictures "
+        f"expected no leak between {pair[0]} and {pair[1]}, but 1 of 1 {pair[1]} images "
         f"{TOLD[kind]} with one of {pair[0]} (2.png and 0.png): mend the split, or name a "
         "protocol that commits it"
     )
@@ -313,28 +313,28 @@ def test_leak_that_no_protocol_names_is_an_error_with_both_pictures(
 @pytest.mark.parametrize("pair", SPLITS, ids="-".join)
 def test_leak_that_the_protocol_names_is_told(kind: str, pair: tuple[str, str]) -> None:
     assert check_leaks(SPLITS[pair], *BOTH[kind](), frozenset({kind})) == [
-        f"1 of 1 {pair[1]} pictures {TOLD[kind]} with one of {pair[0]} (2.png and 0.png)"
+        f"1 of 1 {pair[1]} images {TOLD[kind]} with one of {pair[0]} (2.png and 0.png)"
     ]
 
 
 def test_many_leaks_show_three_and_count_the_rest() -> None:
-    some = made([picture(i) for i in range(8)], prompt=["x"] * 7 + ["y"])
+    some = made([image(i) for i in range(8)], prompt=["x"] * 7 + ["y"])
     names = [f"{i}.png" for i in range(8)]
     split = Split("image-level", 0, (names[0],), (names[7],), tuple(names[1:7]))
     assert check_leaks(split, *some, frozenset({"prompt"})) == [
-        "6 of 6 test pictures share a prompt with one of train (1.png and 0.png; 2.png and 0.png; "
+        "6 of 6 test images share a prompt with one of train (1.png and 0.png; 2.png and 0.png; "
         "3.png and 0.png and 3 more)"
     ]
 
 
 def test_choosing_the_epoch_on_test_is_told_and_not_held_against_itself() -> None:
     split = Split("clip-agiqa", 0, ("0.png",), ("1.png", "2.png"), ("1.png", "2.png"))
-    some = made([picture(0), picture(1), picture(1)])
+    some = made([image(0), image(1), image(1)])
     assert check_leaks(split, *some, frozenset()) == ["the epoch is chosen on the test part"]
 
 
-def test_leak_names_the_kind_and_the_first_picture_that_gives_it_away() -> None:
-    table, facts = made([picture(0), picture(0), picture(0)])
+def test_leak_names_the_kind_and_the_first_image_that_gives_it_away() -> None:
+    table, facts = made([image(0), image(0), image(0)])
     training, tested = table.select(table.frame.index < 2), table.select(table.frame.index == 2)
     assert find_leaks(training, tested, facts) == [Leak("file", "0.png", "2.png")]
 

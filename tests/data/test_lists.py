@@ -1,4 +1,4 @@
-"""Tables that name pictures and prompts, as people bring them."""
+"""Tables that name images and prompts, as people bring them."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_paths_are_relative_to_the_table_not_to_here(
 @pytest.mark.parametrize(
     "name", ["image", "image_path", "filepath", "file_name", "filename", "file", "path", "name"]
 )
-def test_column_of_pictures_may_have_several_names(tmp_path: Path, name: str) -> None:
+def test_column_of_images_may_have_several_names(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, ".csv", [{"seed": "7", name: "a.png"}])
     assert list(read_list(path)) == [(str(tmp_path / "a.png"), "")]
 
@@ -87,12 +87,12 @@ def test_empty_cells_are_empty_texts(tmp_path: Path, suffix: str) -> None:
     ]
 
 
-def test_table_without_a_column_of_pictures_is_refused(tmp_path: Path) -> None:
+def test_table_without_a_column_of_images_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, ".csv", [{"url": "a.png", "prompt": "a red fox"}])
     with pytest.raises(DataError) as caught:
         list(read_list(path))
     assert str(caught.value) == (
-        f"expected a column of pictures in {path} (image, image_path, filepath, file_name, "
+        f"expected a column of images in {path} (image, image_path, filepath, file_name, "
         "filename, file, path, name), got url, prompt"
     )
 
@@ -140,14 +140,14 @@ def test_prompt_is_found_by_the_path_from_here(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     file = prompts("image,prompt", "sub/a.png,a fox")
-    pictures = ["./sub/a.png", "other/a.png"]
-    assert read_prompts(file, pictures) == ({"./sub/a.png": "a fox"}, [])
+    images = ["./sub/a.png", "other/a.png"]
+    assert read_prompts(file, images) == ({"./sub/a.png": "a fox"}, [])
 
 
 def test_prompt_is_found_beside_the_table(prompts: Prompts, tmp_path: Path) -> None:
-    picture = str(tmp_path / "sub" / "a.png")
+    image = str(tmp_path / "sub" / "a.png")
     file = prompts("image,prompt", "sub/a.png,a fox")
-    assert read_prompts(file, [picture, "/x/a.png"]) == ({picture: "a fox"}, [])
+    assert read_prompts(file, [image, "/x/a.png"]) == ({image: "a fox"}, [])
 
 
 def test_prompt_is_found_by_the_file_name(prompts: Prompts) -> None:
@@ -155,27 +155,26 @@ def test_prompt_is_found_by_the_file_name(prompts: Prompts) -> None:
     assert read_prompts(file, ["/x/a.png"]) == ({"/x/a.png": "a fox"}, [])
 
 
-def test_file_name_of_a_picture_in_an_archive_is_enough(prompts: Prompts) -> None:
+def test_file_name_of_an_image_in_an_archive_is_enough(prompts: Prompts) -> None:
     file = prompts("image,prompt", "a.png,a fox")
     assert read_prompts(file, ["x.zip/sub/a.png"]) == ({"x.zip/sub/a.png": "a fox"}, [])
 
 
-def test_name_of_two_pictures_is_refused(prompts: Prompts) -> None:
+def test_name_of_two_images_is_refused(prompts: Prompts) -> None:
     file = prompts("image,prompt", "a.png,a fox")
     with pytest.raises(DataError) as caught:
         read_prompts(file, ["/x/a.png", "/y/a.png"])
     assert str(caught.value) == (
-        f"expected a.png in {file} to name one picture, it fits /x/a.png and /y/a.png: "
-        "write its path"
+        f"expected a.png in {file} to name one image, it fits /x/a.png and /y/a.png: write its path"
     )
 
 
-def test_row_of_no_picture_is_handed_back(prompts: Prompts) -> None:
+def test_row_of_no_image_is_handed_back(prompts: Prompts) -> None:
     file = prompts("image,prompt", "a.png,a fox", "z.png,an ox")
     assert read_prompts(file, ["/x/a.png"]) == ({"/x/a.png": "a fox"}, ["z.png"])
 
 
-def test_picture_without_a_row_has_no_prompt(prompts: Prompts) -> None:
+def test_image_without_a_row_has_no_prompt(prompts: Prompts) -> None:
     file = prompts("image,prompt", "a.png,a fox")
     assert "/x/b.png" not in read_prompts(file, ["/x/a.png", "/x/b.png"])[0]
 

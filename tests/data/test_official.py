@@ -8,7 +8,7 @@ import pytest
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import MosScale
 from dcmpl.errors import DataError
-from strange_tables import picture, real, sheet, told
+from strange_tables import image, real, sheet, told
 
 FOLDERS = ("img", "image", "images", "file", "all", "AGIQA-3K", "ACGIQA-3K", "")
 
@@ -46,8 +46,8 @@ def test_agiqa_3k_gives_the_one_table(tmp_path: Path, end: str) -> None:
 
 
 @pytest.mark.parametrize("place", FOLDERS)
-def test_pictures_of_agiqa_3k_are_found_in(tmp_path: Path, place: str) -> None:
-    file = picture(tmp_path / place / "sd1.5_lowstep_003.jpg")
+def test_images_of_agiqa_3k_are_found_in(tmp_path: Path, place: str) -> None:
+    file = image(tmp_path / place / "sd1.5_lowstep_003.jpg")
     assert load_table(agiqa_3k(tmp_path)).frame["image"].iloc[1] == str(file)
 
 
@@ -156,8 +156,8 @@ def test_every_doubled_name_is_told_with_its_own_opinions(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("place", ["file", "img", "images", ""])
-def test_pictures_of_agiqa_1k_are_found_in(tmp_path: Path, place: str) -> None:
-    file = picture(tmp_path / place / "deepai_0_0_0_1.jpg")
+def test_images_of_agiqa_1k_are_found_in(tmp_path: Path, place: str) -> None:
+    file = image(tmp_path / place / "deepai_0_0_0_1.jpg")
     assert load_table(agiqa_1k(tmp_path)).frame["image"].iloc[1] == str(file)
 
 

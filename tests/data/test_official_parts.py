@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dcmpl.data.datasets import load_table
-from dcmpl.data.leaks import PictureFacts
+from dcmpl.data.leaks import ImageFacts
 from dcmpl.data.report import check_table
 from dcmpl.data.table import MosScale
-from strange_tables import picture, real, sheet, told
+from strange_tables import image, real, sheet, told
 
 # AIGIQA-20K
 
@@ -58,7 +58,7 @@ def test_parts_without_opinions_have_missing_ones(
 ) -> None:
     table = load_table(aigiqa_20k(tmp_path, ending, columns, unjudged=True))
     assert table.frame["mos_quality"].isna().tolist() == [False] * 2 + [True] * 4
-    assert table.notes[1:] == ("4 pictures of the official split have no MOS",)
+    assert table.notes[1:] == ("4 images of the official split have no MOS",)
 
 
 def test_part_without_a_final_newline_keeps_its_last_row(tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_mirror_of_aigiqa_20k_in_one_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("places", [["train", "val", "test"], ["images"] * 3, [""] * 3])
-def test_pictures_of_aigiqa_20k_are_found_in(tmp_path: Path, places: list[str]) -> None:
+def test_images_of_aigiqa_20k_are_found_in(tmp_path: Path, places: list[str]) -> None:
     names = [row[0] for rows in PARTS.values() for row in rows]
     by_part = [place for place in places for _ in range(2)]
-    files = [picture(tmp_path / p / n) for p, n in zip(by_part, names, strict=True)]
+    files = [image(tmp_path / p / n) for p, n in zip(by_part, names, strict=True)]
     frame = load_table(aigiqa_20k(tmp_path, ".csv", TWENTY)).frame
     assert frame["image"].tolist() == [str(file) for file in files]
 
@@ -108,7 +108,7 @@ def test_bad_opinion_names_the_file_of_its_part(tmp_path: Path, part: str) -> No
     )
 
 
-def test_picture_in_two_parts_is_refused(tmp_path: Path) -> None:
+def test_image_in_two_parts_is_refused(tmp_path: Path) -> None:
     aigiqa_20k(tmp_path, ".csv", TWENTY)
     sheet(tmp_path / "info_val.csv", TWENTY, PARTS["train"])
     assert "got DALLE2_0000.png, LCM_SD1.5_0001.png more than once" in told(tmp_path)
@@ -117,7 +117,7 @@ def test_picture_in_two_parts_is_refused(tmp_path: Path) -> None:
 def test_real_aigiqa_20k_has_its_parts_and_the_prompts_they_share() -> None:
     table = load_table(real("aigiqa-20k-labels"))
     frame = table.frame
-    assert check_table(table, dict.fromkeys(frame["image"], PictureFacts())).faults == []
+    assert check_table(table, dict.fromkeys(frame["image"], ImageFacts())).faults == []
     assert frame["part"].value_counts().to_dict() == {"train": 14000, "test": 4000, "val": 2000}
     assert frame["mos_quality"].notna().sum() == 14000
     known = set(frame["prompt"][frame["part"] == "train"])
@@ -148,7 +148,7 @@ def test_both_parts_of_pku_give_the_one_table(tmp_path: Path, name: str) -> None
     assert table.frame.drop(columns=["image", "name", "prompt"]).to_dict("list") == {
         "generator": ["SD", "MJ", "MJ", "SD", "DALLE"],
         "part": ["train", "train", "train", "test", "train"],
-        "group": ["picture 0.jpg", "picture 0.jpg", "picture 1.jpg", "a corgi", "a corgi"],
+        "group": ["image 0.jpg", "image 0.jpg", "image 1.jpg", "a corgi", "a corgi"],
         "mos_quality": [1.0, 1.5, 0.5, 2.0, 4.0],
         "mos_alignment": [3.0, 3.5, 0.0, 2.5, 4.5],
         "mos_authenticity": [2.0, 2.5, 0.25, 2.25, 4.25],
@@ -168,9 +168,9 @@ PKU_PLACES: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("layout", PKU_PLACES)
-def test_pictures_of_pku_are_found_in(tmp_path: Path, layout: str) -> None:
+def test_images_of_pku_are_found_in(tmp_path: Path, layout: str) -> None:
     sheet(tmp_path / "annotation.csv", PKU, PKU_ROWS)
-    files = [picture(tmp_path / PKU_PLACES[layout](row[2])) for row in PKU_ROWS]
+    files = [image(tmp_path / PKU_PLACES[layout](row[2])) for row in PKU_ROWS]
     assert load_table(tmp_path).frame["image"].tolist() == [str(file) for file in files]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import made_table
 from dcmpl.data.datasets import load_table
-from dcmpl.data.leaks import PictureFacts, check_leaks, tied_units
+from dcmpl.data.leaks import ImageFacts, check_leaks, tied_units
 from dcmpl.data.splits import PARTS, PROTOCOLS, Split, draw_split
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, UsageError
@@ -31,10 +31,10 @@ def grouped(groups: Sequence[str], parts: Sequence[str] = ("",)) -> ImageTable:
     return made_table(group=list(groups), part=part, mos_quality=3.0)
 
 
-def unlike(table: ImageTable) -> dict[str, PictureFacts]:
-    """Facts of pictures that nothing but their prompts ties."""
+def unlike(table: ImageTable) -> dict[str, ImageFacts]:
+    """Facts of images that nothing but their prompts ties."""
     digests = {path: hashlib.sha256(path.encode()) for path in table.frame["image"]}
-    return {path: PictureFacts("", d.hexdigest(), d.digest()) for path, d in digests.items()}
+    return {path: ImageFacts("", d.hexdigest(), d.digest()) for path, d in digests.items()}
 
 
 def drawn(name: str, table: ImageTable, repeat: int = 0) -> Split:
@@ -198,7 +198,7 @@ def test_image_level_parts_are_70_10_and_20_percent_of_the_rows_and_share_prompt
     split = drawn("image-level", HUNDRED)
     assert tuple(len(getattr(split, part)) for part in PARTS) == (175, 25, 50)
     assert groups_of(split, HUNDRED, "train") & groups_of(split, HUNDRED, "test")
-    with pytest.raises(DataError, match="test pictures share a prompt with one of train"):
+    with pytest.raises(DataError, match="test images share a prompt with one of train"):
         check_leaks(split, HUNDRED, unlike(HUNDRED), frozenset())
 
 
@@ -245,7 +245,7 @@ def test_prompts_that_the_official_split_shares_are_told_with_their_number() -> 
     table = made_table(group=groups, part=["train"] * 4 + ["val"] + ["test"] * 3, mos_quality=3.0)
     split = drawn("official", table)
     assert check_leaks(split, table, unlike(table), PROTOCOLS["official"].leaks) == [
-        "2 of 3 test pictures share a prompt with one of train (5.png and 0.png; 7.png and 1.png)"
+        "2 of 3 test images share a prompt with one of train (5.png and 0.png; 7.png and 1.png)"
     ]
 
 
@@ -279,7 +279,7 @@ def test_data_set_without_a_split_of_its_own_is_a_usage_error(name: str) -> None
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_pictures_that_nobody_judged_are_left_out(name: str) -> None:
+def test_images_that_nobody_judged_are_left_out(name: str) -> None:
     table = HALVES if name.startswith("official") else HUNDRED
     mos = np.where(np.arange(len(table)) % 9 == 4, np.nan, 3.0)
     table = ImageTable("made", table.scale, table.frame.assign(mos_quality=mos))

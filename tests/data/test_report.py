@@ -14,7 +14,7 @@ from PIL import Image
 from dcmpl.cli.main import main
 from dcmpl.data import report as data_report
 from dcmpl.data.datasets import DATASETS, load_table
-from dcmpl.data.leaks import PictureFacts, survey
+from dcmpl.data.leaks import ImageFacts, survey
 from dcmpl.data.report import Findings, check_table, data_page
 from dcmpl.data.table import ImageTable, MosScale, image_table
 
@@ -55,9 +55,9 @@ def whole_3k(folder: Path) -> ImageTable:
     )
 
 
-def seen(table: ImageTable, **odd: PictureFacts) -> dict[str, PictureFacts]:
-    """Facts of pictures that are all there, each of its own content, but for the ``odd``."""
-    fine = PictureFacts(width=8, height=8)
+def seen(table: ImageTable, **odd: ImageFacts) -> dict[str, ImageFacts]:
+    """Facts of images that are all there, each of its own content, but for the ``odd``."""
+    fine = ImageFacts(width=8, height=8)
     found = {}
     for path, name in zip(table.frame["image"], table.frame["name"], strict=True):
         found[path] = odd.get(Path(name).stem, replace(fine, sha256=f"of {name}"))
@@ -69,7 +69,7 @@ def faults(table: ImageTable) -> list[str]:
 
 
 def save(file: Path, seed: int | None) -> str:
-    """A picture of noise, or a flat one."""
+    """An image of noise, or a flat one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(noise * (seed is not None)).save(file)
@@ -87,7 +87,7 @@ def test_missing_rows_are_counted_against_the_published_figures(tmp_path: Path) 
     gone = table.frame["name"].isin(["DALLE2_normal_010.jpg", "sd1.5_normal_299.jpg"])
     table = table.select(~gone)
     assert faults(table) == [
-        "2,980 of 2,982 pictures of the full set are there",
+        "2,980 of 2,982 images of the full set are there",
         "by generator, 299 of 300 of sd1.5_normal, 289 of 290 of DALLE2_normal are there",
     ]
 
@@ -97,7 +97,7 @@ def test_missing_prompts_are_counted(tmp_path: Path) -> None:
     table = table.select(~table.frame["prompt"].isin(["prompt 0", "prompt 299"]))
     found = faults(table)
     assert found[:2] == [
-        "2,965 of 2,982 pictures of the full set are there",
+        "2,965 of 2,982 images of the full set are there",
         "2 of 300 prompts of the full set are absent",
     ]
     assert found[2].endswith("of sd1.5_lowstep and 7 more are there")
@@ -112,13 +112,13 @@ def test_prompts_that_are_too_many_are_not_called_absent(tmp_path: Path) -> None
     assert "absent" not in fault
 
 
-def test_pictures_that_are_too_many_are_told(tmp_path: Path) -> None:
+def test_images_that_are_too_many_are_told(tmp_path: Path) -> None:
     table = whole_3k(tmp_path)
     images, generators = ["glide_normal_300.jpg", "dalle4_1.jpg"], ["glide_normal", "dalle4"]
     more = table_of(tmp_path, image=images, prompt=["prompt 1"] * 2, generator=generators)
     table = table.joined(more)
     assert faults(table) == [
-        "2,984 of 2,982 pictures of the full set are there",
+        "2,984 of 2,982 images of the full set are there",
         "by generator, 301 of 300 of glide_normal are there",
         "generators that the full set has not: dalle4",
     ]
@@ -135,7 +135,7 @@ def test_rows_that_the_reader_left_out_are_not_missing(tmp_path: Path) -> None:
     assert check_table(table, seen(table)) == Findings([], list(told))
     untold = table_of(tmp_path, "AGIQA-1K", **made)
     assert faults(untold) == [
-        "1,078 of 1,080 pictures of the full set are there",
+        "1,078 of 1,080 images of the full set are there",
         "by generator, 358 of 360 of dreamStudio are there",
     ]
 
@@ -149,31 +149,31 @@ def test_real_label_files_are_whole_or_told_short() -> None:
     for name in ("agiqa-1k-labels", "aigciqa2023-labels"):
         assert faults(real(name)) == []
     assert faults(real("pku-aigiqa-4k-labels")) == [
-        "2,400 of 4,000 pictures of the full set are there",
+        "2,400 of 4,000 images of the full set are there",
         "by generator, 800 of 1600 of SD, 800 of 1600 of MJ are there",
     ]
     assert faults(real("agiqa-3k-dev")) == [
-        "2,384 of 2,982 pictures of the full set are there",
+        "2,384 of 2,982 images of the full set are there",
         "60 of 300 prompts of the full set are absent",
         "by generator, 240 of 300 of sd1.5_highcorr, 240 of 300 of sd1.5_lowcorr, "
         "240 of 300 of sd1.5_lowstep and 7 more are there",
     ]
 
 
-def test_missing_and_unreadable_pictures_are_faults(tmp_path: Path) -> None:
+def test_missing_and_unreadable_images_are_faults(tmp_path: Path) -> None:
     save(tmp_path / "a.png", 0)
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     table = table_of(tmp_path, image=["a.png", "b.png", "c.png"])
     found = check_table(table, survey(table.frame["image"]))
     assert len(found.faults) == 2
     assert found.faults[0].startswith(
-        f"expected a picture that can be decoded, got {tmp_path / 'b.png'}: "
+        f"expected an image that can be decoded, got {tmp_path / 'b.png'}: "
     )
-    assert found.faults[1] == f"expected a picture at {tmp_path / 'c.png'}, found no file"
+    assert found.faults[1] == f"expected an image at {tmp_path / 'c.png'}, found no file"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mine", "faults"), ("AGIQA-3K", "notes")])
-def test_pictures_that_are_the_same_file_are_a_fault_of_ones_own_data(
+def test_images_that_are_the_same_file_are_a_fault_of_ones_own_data(
     tmp_path: Path, name: str, kind: str
 ) -> None:
     for file, seed in (("a.png", 1), ("b.png", 2), ("c.png", 1), ("d.png", 1)):
@@ -185,7 +185,7 @@ def test_pictures_that_are_the_same_file_are_a_fault_of_ones_own_data(
     assert sum("doubled" in line for line in found.faults + found.notes) == 1
 
 
-def test_flat_pictures_are_noted_and_not_called_doubled(tmp_path: Path) -> None:
+def test_flat_images_are_noted_and_not_called_doubled(tmp_path: Path) -> None:
     images = [save(tmp_path / f"{i}.png", None if i < 2 else i) for i in range(3)]
     table = table_of(tmp_path, image=images)
     assert check_table(table, survey(table.frame["image"])) == Findings(
@@ -193,17 +193,17 @@ def test_flat_pictures_are_noted_and_not_called_doubled(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_without_a_row_are_noted_from_every_folder(tmp_path: Path) -> None:
+def test_images_without_a_row_are_noted_from_every_folder(tmp_path: Path) -> None:
     for file in ("one/a.png", "one/z.JPG", "two/a.png", "two/y.png", "three/x.png", "one/._a.png"):
         save(tmp_path / file, 0)
     (tmp_path / "one" / "readme.txt").touch()
     table = table_of(tmp_path, image=["one/a.png", "two/a.png"])
-    assert check_table(table, seen(table)).notes == ["2 pictures have no row: z.JPG, y.png"]
+    assert check_table(table, seen(table)).notes == ["2 images have no row: z.JPG, y.png"]
 
 
 def test_notes_of_the_reader_come_first(tmp_path: Path) -> None:
     table = table_of(tmp_path, notes=("odd",), image=["a.png"])
-    facts = dict.fromkeys(table.frame["image"], PictureFacts(flat=True))
+    facts = dict.fromkeys(table.frame["image"], ImageFacts(flat=True))
     notes = check_table(table, facts).notes
     assert notes == ["odd", "flat, nothing is to be seen in them: a.png"]
 
@@ -218,10 +218,10 @@ def test_command_lists_all_that_is_wrong_and_fails(
     assert main(["data", "check", str(tmp_path), "--mos-scale", "1", "5"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path.name}: 3 images, 2 prompts, 1 generators, MOS 1 to 5 for quality",
-        "  note: 1 pictures have no row: z.png",
-        f"  wrong: expected a picture at {tmp_path / 'c.png'}, found no file",
+        "  note: 1 images have no row: z.png",
+        f"  wrong: expected an image at {tmp_path / 'c.png'}, found no file",
         "  wrong: doubled: a.png and b.png are the same file",
-        "2 of 3 pictures decode; 2 things are wrong",
+        "2 of 3 images decode; 2 things are wrong",
     ]
 
 
@@ -229,7 +229,7 @@ def test_command_passes_a_whole_copy(tmp_path: Path, capsys: pytest.CaptureFixtu
     save(tmp_path / "a.png", 1)
     (tmp_path / "data.csv").write_text("image,prompt,mos_quality\na.png,x,3\n")
     assert main(["data", "check", str(tmp_path), "--mos-scale", "1", "5"]) == 0
-    assert capsys.readouterr().out.endswith("\n1 of 1 pictures decode; 0 things are wrong\n")
+    assert capsys.readouterr().out.endswith("\n1 of 1 images decode; 0 things are wrong\n")
 
 
 def test_command_tells_opinions_out_of_scale_with_their_count(
@@ -261,11 +261,11 @@ class Page(HTMLParser):
             self.texts.setdefault(self.tags[-1], []).append(data)
 
 
-def page_of(table: ImageTable, facts: Mapping[str, PictureFacts] | None = None) -> Page:
+def page_of(table: ImageTable, facts: Mapping[str, ImageFacts] | None = None) -> Page:
     return Page(data_page(table, facts or survey(table.frame["image"])))
 
 
-def test_page_shows_pictures_from_worst_to_best_of_each_target(tmp_path: Path) -> None:
+def test_page_shows_images_from_worst_to_best_of_each_target(tmp_path: Path) -> None:
     images = [save(tmp_path / f"{i}.png", i) for i in range(3)]
     table = table_of(
         tmp_path,
@@ -285,14 +285,14 @@ def test_page_shows_pictures_from_worst_to_best_of_each_target(tmp_path: Path) -
         *("1.00 x: a hen", "5.00 y: an ox"),
     ]
     assert page.texts["li"] == [
-        "3 pictures, 3 prompts, 2 generators",
+        "3 images, 3 prompts, 2 generators",
         "MOS from 0 (worst) to 5; judged for quality, authenticity",
         "sizes: 8 x 8",
     ]
     assert page.texts["td"][:3] == ["x", "2", "3.125"]
 
 
-def test_page_samples_both_ends_of_many_pictures(tmp_path: Path) -> None:
+def test_page_samples_both_ends_of_many_images(tmp_path: Path) -> None:
     images = [save(tmp_path / f"{i:02}.png", i) for i in range(40)]
     mos = [f"{i / 10}" for i in range(40)]
     captions = page_of(table_of(tmp_path, image=images, mos_quality=mos)).texts["figcaption"]
@@ -308,7 +308,7 @@ def test_page_runs_nothing_that_a_data_set_says(tmp_path: Path) -> None:
     table = table_of(tmp_path, evil, (evil,), image=[image], prompt=[evil], generator=[evil])
     page = page_of(table)
     assert "script" not in page.tags
-    assert page.tags.count("img") == 2  # the histogram and the picture
+    assert page.tags.count("img") == 2  # the histogram and the image
     assert page.texts["h1"] == [evil]
     assert evil in page.texts["li"]
     assert page.texts["figcaption"] == [f"3.00 {evil}: {evil}"[:160]]
@@ -320,18 +320,18 @@ def test_page_lists_faults_and_shows_what_can_be_read(tmp_path: Path) -> None:
     table = table_of(tmp_path, image=[save(tmp_path / "a.png", 0), "gone.png"])
     page = page_of(table)
     assert page.texts["h2"][1] == "What is wrong with this copy"
-    assert f"expected a picture at {tmp_path / 'gone.png'}, found no file" in page.texts["li"]
+    assert f"expected an image at {tmp_path / 'gone.png'}, found no file" in page.texts["li"]
     assert page.texts["figcaption"] == ["3.00 : p0"]
 
 
-def test_page_of_pictures_that_are_all_gone_has_no_figures(tmp_path: Path) -> None:
+def test_page_of_images_that_are_all_gone_has_no_figures(tmp_path: Path) -> None:
     page = page_of(table_of(tmp_path, image=[f"{i}.png" for i in range(203)]))
     assert "figure" not in page.tags
     assert len(page.texts["li"]) == 203  # three facts, and no more than 200 faults
     assert "and 3 more" in page.texts["p"]
 
 
-def test_page_leaves_out_a_picture_that_went_since_it_was_seen(tmp_path: Path) -> None:
+def test_page_leaves_out_an_image_that_went_since_it_was_seen(tmp_path: Path) -> None:
     table = table_of(tmp_path, image=[save(tmp_path / f"{i}.png", i) for i in range(2)])
     facts = survey(table.frame["image"])
     (tmp_path / "0.png").unlink()

@@ -69,7 +69,7 @@ def test_own_data_of_every_kind_give_the_one_table(tmp_path: Path, kind: str) ->
         assert table.judged == ("authenticity",)
 
 
-def test_names_of_one_picture_that_are_spelt_differently_are_doubled(tmp_path: Path) -> None:
+def test_names_of_one_image_that_are_spelt_differently_are_doubled(tmp_path: Path) -> None:
     rows = [["a.png", "x", 3], ["./a.png", "y", 4]]
     file = write(tmp_path / "a.csv", ["image", "prompt", "mos_quality"], rows)
     assert "more than once" in told(lambda: load_table(file, MosScale(1, 5)))
@@ -80,7 +80,7 @@ def test_names_that_are_no_names_are_told_in_one_sentence(tmp_path: Path, names:
     rows = [[name, "x", 3] for name in names]
     file = write(tmp_path / "a.csv", ["image", "prompt", "mos_quality"], rows)
     message = told(lambda: load_table(file, MosScale(1, 5)))
-    wanted = "each picture once in" if names[0] else "the name of a picture in every row of"
+    wanted = "each image once in" if names[0] else "the name of an image in every row of"
     assert message.startswith(f"expected {wanted} {file}, got ")
 
 

@@ -1,4 +1,4 @@
-"""Files, folders, globs and lists become entries: each picture once, each fault a row."""
+"""Files, folders, globs and lists become entries: each image once, each fault a row."""
 
 import os
 import threading
@@ -13,12 +13,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from dcmpl.data.sources import Source, find_sources, with_content, with_prompts
 from dcmpl.errors import DataError, UsageError
-from dcmpl.images.decode import is_picture
+from dcmpl.images.decode import is_image
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A folder of pictures and others, two deep."""
+    """A folder of images and others, two deep."""
     for name in ("b.png", "a.JPG", "notes.txt", "sub/c.webp", "sub/deep/d.gif", "sub/._c.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -47,11 +47,11 @@ def test_file_is_named_as_it_was_asked_for(tree: Path, monkeypatch: pytest.Monke
     assert found_in("./b.png") == [Source("./b.png", "./b.png")]
 
 
-def test_named_file_needs_no_picture_suffix(tree: Path) -> None:
+def test_named_file_needs_no_image_suffix(tree: Path) -> None:
     assert names(tree, found_in(tree / "notes.txt")) == ["notes.txt"]
 
 
-def test_folder_gives_all_pictures_below_it(tree: Path) -> None:
+def test_folder_gives_all_images_below_it(tree: Path) -> None:
     assert names(tree, found_in(tree)) == ["a.JPG", "b.png", "sub/c.webp", "sub/deep/d.gif"]
 
 
@@ -59,17 +59,17 @@ def test_folder_gives_all_pictures_below_it(tree: Path) -> None:
     "suffix",
     ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "heic", "HEIF"],
 )
-def test_picture_is_known_by_its_suffix(tmp_path: Path, suffix: str) -> None:
+def test_image_is_known_by_its_suffix(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a.{suffix}").touch()
-    assert is_picture(tmp_path / f"a.{suffix}")
+    assert is_image(tmp_path / f"a.{suffix}")
     assert names(tmp_path, found_in(tmp_path)) == [f"a.{suffix}"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "png", ".png", "a.png.part", "._a.png", "none.png"])
-def test_other_files_are_no_pictures(tmp_path: Path, name: str) -> None:
+def test_other_files_are_no_images(tmp_path: Path, name: str) -> None:
     if name != "none.png":
         (tmp_path / name).touch()
-    assert not is_picture(tmp_path / name)
+    assert not is_image(tmp_path / name)
 
 
 def test_glob_gives_its_files(tree: Path) -> None:
@@ -85,12 +85,12 @@ def test_file_whose_name_looks_like_a_glob_is_a_file(tree: Path) -> None:
     assert names(tree, found_in(tree / "x[1].png")) == ["x[1].png"]
 
 
-def test_picture_named_twice_is_listed_once(tree: Path) -> None:
+def test_image_named_twice_is_listed_once(tree: Path) -> None:
     found = names(tree, found_in(tree / "b.png", tree, tree / "b.png"))
     assert found == ["b.png", "a.JPG", "sub/c.webp", "sub/deep/d.gif"]
 
 
-def test_one_picture_under_two_spellings_is_listed_once(tmp_path: Path) -> None:
+def test_one_image_under_two_spellings_is_listed_once(tmp_path: Path) -> None:
     found = found_in(tmp_path / "a.png", f"{tmp_path}/./a.png", tmp_path / "b.png")
     assert names(tmp_path, found) == ["a.png", "b.png"]
 
@@ -102,19 +102,19 @@ def test_missing_file_stays_in_the_list_and_fails_when_read(tree: Path) -> None:
     (request,) = with_content([entry])
     with pytest.raises(DataError) as caught:
         request.read()
-    assert str(caught.value) == f"expected a picture at {path}, found no file"
+    assert str(caught.value) == f"expected an image at {path}, found no file"
 
 
-def test_folder_without_pictures_is_a_usage_error(tmp_path: Path) -> None:
+def test_folder_without_images_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         found_in(tmp_path)
     assert str(caught.value) == (
-        f"expected pictures in {tmp_path}, found none: name a folder with some"
+        f"expected images in {tmp_path}, found none: name a folder with some"
     )
 
 
 def test_glob_without_a_match_is_a_usage_error(tree: Path) -> None:
-    with pytest.raises(UsageError, match=r"expected pictures in .*\*\.bmp, found none"):
+    with pytest.raises(UsageError, match=r"expected images in .*\*\.bmp, found none"):
         found_in(tree / "*.bmp")
 
 
@@ -122,25 +122,25 @@ def test_nothing_named_gives_nothing() -> None:
     assert find_sources([]) == []
 
 
-# Prompts beside pictures.
+# Prompts beside images.
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Path:
-    """Two pictures, one with a prompt beside it."""
+    """Two images, one with a prompt beside it."""
     for name in ("a.png", "b.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("a red fox\n", encoding="utf-8-sig")
     return tmp_path
 
 
-def test_prompt_beside_a_picture_is_taken_where_asked_for(pair: Path) -> None:
+def test_prompt_beside_an_image_is_taken_where_asked_for(pair: Path) -> None:
     assert prompts(found_in(pair, sidecar=True)) == ["a red fox", ""]
     assert prompts(found_in(pair / "a.png", pair / "*b.png", sidecar=True)) == ["a red fox", ""]
     assert prompts(found_in(pair)) == ["", ""]
 
 
-def test_folder_beside_a_picture_is_no_prompt(pair: Path) -> None:
+def test_folder_beside_an_image_is_no_prompt(pair: Path) -> None:
     (pair / "b.txt").mkdir()
     assert prompts(found_in(pair, sidecar=True)) == ["a red fox", ""]
 
@@ -186,7 +186,7 @@ def test_empty_cell_of_a_list_is_a_row_with_a_fault(tmp_path: Path) -> None:
     path.write_text("image,prompt\n,a fox\nb.png,an ox\n")
     first, second = found_in(path)
     assert (first.name, first.prompt) == (str(path), "a fox")
-    assert first.fault == f"expected a picture in every row of {path}, got an empty cell"
+    assert first.fault == f"expected an image in every row of {path}, got an empty cell"
     assert (second.name, second.fault) == (str(tmp_path / "b.png"), "")
     with pytest.raises(DataError, match="got an empty cell"):
         next(with_content([first])).read()
@@ -194,7 +194,7 @@ def test_empty_cell_of_a_list_is_a_row_with_a_fault(tmp_path: Path) -> None:
 
 def test_list_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("url\na.png\n")
-    with pytest.raises(DataError, match="expected a column of pictures in "):
+    with pytest.raises(DataError, match="expected a column of images in "):
         found_in(tmp_path / "list.csv")
 
 
@@ -213,7 +213,7 @@ def test_prompts_of_a_table_go_to_entries_by_name() -> None:
 # What is read.
 
 
-def test_requests_read_the_pictures_they_name(pair: Path) -> None:
+def test_requests_read_the_images_they_name(pair: Path) -> None:
     Image.new("RGB", (4, 4), "red").save(pair / "b.png")
     found = list(with_content(found_in(pair, sidecar=True)))
     assert [request.prompt for request in found] == ["a red fox", ""]
@@ -233,7 +233,7 @@ def test_requests_may_be_read_in_other_threads(pair: Path) -> None:
     assert found == [48, 48]
 
 
-def test_prompt_is_found_in_the_picture_where_asked_for(pair: Path) -> None:
+def test_prompt_is_found_in_the_image_where_asked_for(pair: Path) -> None:
     info = PngInfo()
     info.add_text("parameters", "a red fox\nSteps: 20, Seed: 1")
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(pair / "a.png", pnginfo=info)

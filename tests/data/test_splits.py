@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import made_table
 from dcmpl.data import splits
-from dcmpl.data.leaks import PictureFacts, tied_units
+from dcmpl.data.leaks import ImageFacts, tied_units
 from dcmpl.data.splits import Split, draw_split
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError
@@ -24,9 +24,9 @@ def table_of(groups: Sequence[str]) -> ImageTable:
 
 
 def clean(table: ImageTable, repeat: int) -> Split:
-    """The clean split of pictures that nothing but their prompts ties: no two look alike."""
+    """The clean split of images that nothing but their prompts ties: no two look alike."""
     digests = {path: hashlib.sha256(path.encode()) for path in table.frame["image"]}
-    facts = {path: PictureFacts("", d.hexdigest(), d.digest()) for path, d in digests.items()}
+    facts = {path: ImageFacts("", d.hexdigest(), d.digest()) for path, d in digests.items()}
     return draw_split("clean", table, tied_units(table, facts), repeat)
 
 
@@ -55,8 +55,8 @@ def test_every_row_is_in_one_part(groups: list[str], repeat: int) -> None:
     assert sorted(rows) == sorted(table.frame["image"])
 
 
-def test_pictures_that_show_nothing_are_dealt_out_by_their_prompts() -> None:
-    facts = {path: PictureFacts(flat=True) for path in FORTY.frame["image"]}
+def test_images_that_show_nothing_are_dealt_out_by_their_prompts() -> None:
+    facts = {path: ImageFacts(flat=True) for path in FORTY.frame["image"]}
     units = tied_units(FORTY, facts)
     groups = [set(FORTY.frame["group"][units == unit]) for unit in range(units.max() + 1)]
     assert sorted(map(len, groups)) == [1] * 40
@@ -92,7 +92,7 @@ def test_digest_does_not_depend_on_protocol_and_repeat_that_are_noted() -> None:
     assert Split("clean", 1, *parts).digest == Split("official", 2, *parts).digest
 
 
-def test_digest_changes_where_a_picture_changes_its_part() -> None:
+def test_digest_changes_where_an_image_changes_its_part() -> None:
     one = Split("clean", 0, ("a", "d"), ("b",), ("c",))
     assert one.digest != Split("clean", 0, ("a",), ("b", "d"), ("c",)).digest
 
@@ -115,7 +115,7 @@ def test_json_names_its_protocol_and_repeat() -> None:
 
 
 @pytest.mark.parametrize("source", ["val", "test"])
-def test_picture_moved_into_training_by_hand_is_noticed(source: str, tmp_path: Path) -> None:
+def test_image_moved_into_training_by_hand_is_noticed(source: str, tmp_path: Path) -> None:
     record = clean(FORTY, 0).to_json()
     record["train"].append(record[source].pop())
     file = written(record, tmp_path)
@@ -153,23 +153,23 @@ def test_too_few_prompts_are_refused(count: int) -> None:
 
 
 @pytest.mark.parametrize("part", splits.PARTS)
-def test_pictures_that_the_split_does_not_know_are_refused(part: str) -> None:
+def test_images_that_the_split_does_not_know_are_refused(part: str) -> None:
     more = table_of([*FORTY.frame["group"], "a new one"])
     with pytest.raises(DataError) as caught:
         clean(FORTY, 0).rows(more, part)
     assert str(caught.value) == (
-        "expected just the 100 pictures of the split in made, got 1 others and 0 fewer, "
+        "expected just the 100 images of the split in made, got 1 others and 0 fewer, "
         "100.png among them: the data changed since the split was made"
     )
 
 
 @pytest.mark.parametrize("part", splits.PARTS)
-def test_table_without_a_picture_of_the_split_is_refused(part: str) -> None:
+def test_table_without_an_image_of_the_split_is_refused(part: str) -> None:
     fewer = FORTY.select(FORTY.frame["name"] != "7.png")
     with pytest.raises(DataError) as caught:
         clean(FORTY, 0).rows(fewer, part)
     assert str(caught.value) == (
-        "expected just the 100 pictures of the split in made, got 0 others and 1 fewer, "
+        "expected just the 100 images of the split in made, got 0 others and 1 fewer, "
         "7.png among them: the data changed since the split was made"
     )
 
@@ -191,7 +191,7 @@ def test_parts_are_three_types() -> None:
     ]
 
 
-def test_each_part_holds_its_own_pictures() -> None:
+def test_each_part_holds_its_own_images() -> None:
     split = clean(FORTY, 0)
     parts = [split.train_part(FORTY), split.validation_part(FORTY), split.test_part(FORTY)]
     found = [tuple(sorted(part.table.frame["name"])) for part in parts]

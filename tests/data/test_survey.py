@@ -1,4 +1,4 @@
-"""Copies of a picture look the same whatever was done to the file, other pictures do not."""
+"""Copies of an image look the same whatever was done to the file, other images do not."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from conftest import made_table
-from dcmpl.data.leaks import ALIKE_BITS, PictureFacts, check_pictures, look_of, survey
+from dcmpl.data.leaks import ALIKE_BITS, ImageFacts, check_images, look_of, survey
 from dcmpl.errors import DataError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev" / "img"
@@ -19,7 +19,7 @@ SHOWN = range(6)
 
 
 def drawn(seed: int, height: int = 160, width: int = 208) -> Image.Image:
-    """A picture with the spectrum of photographs: amplitude falls with frequency."""
+    """An image with the spectrum of photographs: amplitude falls with frequency."""
     rng = np.random.default_rng(seed)
     y, x = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
     fall = 1 / np.maximum(np.hypot(y, x), 1 / width) ** 1.3
@@ -29,7 +29,7 @@ def drawn(seed: int, height: int = 160, width: int = 208) -> Image.Image:
     return Image.fromarray((grey[..., None] * tint).clip(0, 255).astype(np.uint8))
 
 
-def differing(ours: PictureFacts, theirs: PictureFacts) -> int:
+def differing(ours: ImageFacts, theirs: ImageFacts) -> int:
     """How many of the 255 bits are not the same."""
     a, b = (int.from_bytes(facts.look, "big") for facts in (ours, theirs))
     return (a ^ b).bit_count()
@@ -70,7 +70,7 @@ def test_copy_is_a_near_duplicate(tmp_path: Path, name: str) -> None:
         assert differing(one, other) <= ALIKE_BITS
 
 
-def test_different_pictures_are_no_near_duplicates(tmp_path: Path) -> None:
+def test_different_images_are_no_near_duplicates(tmp_path: Path) -> None:
     for seed in range(40):
         drawn(seed, 64, 80).save(tmp_path / f"{seed}.png")
     facts = list(survey(str(path) for path in sorted(tmp_path.iterdir())).values())
@@ -81,15 +81,15 @@ def test_different_pictures_are_no_near_duplicates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["mirrored", "upside down", "negative"])
-def test_turned_or_inverted_picture_is_another(change: str) -> None:
+def test_turned_or_inverted_image_is_another(change: str) -> None:
     pixels = np.array(drawn(0))
     other = {"mirrored": pixels[:, ::-1], "upside down": pixels[::-1], "negative": 255 - pixels}
     pair = pixels, np.ascontiguousarray(other[change])
-    looks = (PictureFacts(look=look_of(picture)) for picture in pair)
+    looks = (ImageFacts(look=look_of(image)) for image in pair)
     assert differing(*looks) > ALIKE_BITS
 
 
-def test_real_pictures_are_known_again_and_told_apart(tmp_path: Path) -> None:
+def test_real_images_are_known_again_and_told_apart(tmp_path: Path) -> None:
     if not REAL.is_dir():
         pytest.skip(f"{REAL} is not beside this repository")
     names = sorted(path.name for path in REAL.iterdir())[5::170]
@@ -119,11 +119,11 @@ def cosines(length: int, count: int) -> np.ndarray:
 
 
 def test_look_is_the_signs_of_the_lowest_frequencies_about_their_median() -> None:
-    picture = np.array(drawn(3, 128, 192))
-    cells = picture.mean(2).reshape(64, 2, 64, 3).mean((1, 3))
+    image = np.array(drawn(3, 128, 192))
+    cells = image.mean(2).reshape(64, 2, 64, 3).mean((1, 3))
     low = (cosines(64, 16) @ cells @ cosines(64, 16).T).ravel()[1:]
     expected = np.packbits(low > np.median(low)).tobytes()
-    assert look_of(picture) == expected
+    assert look_of(image) == expected
     assert len(expected) == 32
 
 
@@ -158,9 +158,9 @@ def noisy(deviation: float) -> np.ndarray:
         (noisy(2.0), False),
         (np.array(drawn(0)), False),
     ],
-    ids=["black", "grey", "one pixel", "a speck", "faint noise", "a picture"],
+    ids=["black", "grey", "one pixel", "a speck", "faint noise", "an image"],
 )
-def test_picture_that_shows_nothing_is_flat(tmp_path: Path, pixels: np.ndarray, flat: bool) -> None:
+def test_image_that_shows_nothing_is_flat(tmp_path: Path, pixels: np.ndarray, flat: bool) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     (found,) = survey([str(tmp_path / "a.png")]).values()
     assert found.flat is flat
@@ -170,7 +170,7 @@ def test_picture_that_shows_nothing_is_flat(tmp_path: Path, pixels: np.ndarray, 
 BROKEN: dict[str, Callable[[Path], None]] = {
     "no file": lambda path: None,
     "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("not a picture"),
+    "text": lambda path: path.write_text("not an image"),
     "a folder": lambda path: path.mkdir(),
     "cut off": lambda path: path.write_bytes(_png()[:-200]),
 }
@@ -185,16 +185,16 @@ def _png() -> bytes:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_unreadable_picture_is_a_fault_that_names_it(tmp_path: Path, kind: str) -> None:
+def test_unreadable_image_is_a_fault_that_names_it(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bad.png"
     BROKEN[kind](path)
     (found,) = survey([str(path)]).values()
-    assert found.fault.startswith(("expected a picture", "expected a file at "))
+    assert found.fault.startswith(("expected an image", "expected a file at "))
     assert str(path) in found.fault
-    assert found == PictureFacts(fault=found.fault)
+    assert found == ImageFacts(fault=found.fault)
 
 
-def test_one_bad_picture_among_many_leaves_the_facts_of_the_others(tmp_path: Path) -> None:
+def test_one_bad_image_among_many_leaves_the_facts_of_the_others(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"{i:02}.png") for i in range(30)]
     for i, path in enumerate(paths):
         drawn(i, 40, 40).save(path)
@@ -215,7 +215,7 @@ def test_facts_come_in_the_order_of_the_paths_and_once_each(tmp_path: Path) -> N
     assert list(survey(asked)) == paths[::-1]
 
 
-def test_no_pictures_have_no_facts() -> None:
+def test_no_images_have_no_facts() -> None:
     assert survey([]) == {}
 
 
@@ -230,25 +230,25 @@ def test_survey_leaves_the_number_of_threads(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_checking_names_every_unreadable_picture(tmp_path: Path) -> None:
+def test_checking_names_every_unreadable_image(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"{i}.png") for i in range(5)]
     for i in (0, 2, 4):
         drawn(i, 24, 24).save(paths[i])
     Path(paths[3]).write_bytes(b"GIF89a")
     with pytest.raises(DataError) as caught:
-        check_pictures(made_table(image=paths))
+        check_images(made_table(image=paths))
     first, *named = str(caught.value).splitlines()
-    assert first == ("expected 5 readable pictures, 2 are not, mend them or take their rows out:")
-    assert named[0] == f"  expected a picture at {paths[1]}, found no file"
-    assert named[1].startswith(f"  expected a picture that can be decoded, got {paths[3]}: ")
+    assert first == ("expected 5 readable images, 2 are not, mend them or take their rows out:")
+    assert named[0] == f"  expected an image at {paths[1]}, found no file"
+    assert named[1].startswith(f"  expected an image that can be decoded, got {paths[3]}: ")
     assert len(named) == 2
 
 
-def test_checking_readable_pictures_gives_what_the_survey_gives(tmp_path: Path) -> None:
+def test_checking_readable_images_gives_what_the_survey_gives(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
     for i, path in enumerate(paths):
         drawn(i, 24, 24).save(path)
-    assert check_pictures(made_table(image=paths)) == survey(paths)
+    assert check_images(made_table(image=paths)) == survey(paths)
 
 
 def test_links_to_one_file_are_looked_at_once(
@@ -257,7 +257,7 @@ def test_links_to_one_file_are_looked_at_once(
     drawn(0).save(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("a.png")
     looked: list[str] = []
-    facts = PictureFacts(sha256="x")
+    facts = ImageFacts(sha256="x")
     monkeypatch.setattr("dcmpl.data.leaks._facts", lambda path: looked.append(path) or facts)
     paths = [str(tmp_path / name) for name in ("b.png", "a.png")]
     assert survey(paths) == dict.fromkeys(paths, facts)

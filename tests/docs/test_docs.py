@@ -34,17 +34,17 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def readers_folder(
-    tmp_path_factory: pytest.TempPathFactory, small_backbone: Path, picture_data: Path
+    tmp_path_factory: pytest.TempPathFactory, small_backbone: Path, image_data: Path
 ) -> Path:
     """What somebody who follows the README has before them, small."""
     folder = tmp_path_factory.mktemp("reader")
-    frame = pd.read_csv(picture_data)
+    frame = pd.read_csv(image_data)
     (folder / "AGIQA-3K" / "img").mkdir(parents=True)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for image in frame["image"]:
-        shutil.copy(picture_data.parent / image, folder / "AGIQA-3K" / "img" / f"glide_{image}")
-        shutil.copy(picture_data.parent / image, folder / image)
-        shutil.copy(picture_data.parent / image, folder / "pictures" / image)
+        shutil.copy(image_data.parent / image, folder / "AGIQA-3K" / "img" / f"glide_{image}")
+        shutil.copy(image_data.parent / image, folder / image)
+        shutil.copy(image_data.parent / image, folder / "images" / image)
     official = frame.rename(columns={"image": "name", "mos_alignment": "mos_align"})
     official["name"] = "glide_" + official["name"]
     official.to_csv(folder / "AGIQA-3K" / "data.csv", index=False, lineterminator="\r\n")
@@ -57,8 +57,8 @@ def readers_folder(
     own = {"image": "file", "prompt": "text", "mos_quality": "score"}
     frame.rename(columns=own).to_csv(folder / "mine.csv", index=False)
     with tarfile.open(folder / "shards.tar", "w") as shards:
-        shards.add(folder / "pictures", "shard")
-    frame["image"].map("pictures/{}".format).to_csv(folder / "list.csv", index=False)
+        shards.add(folder / "images", "shard")
+    frame["image"].map("images/{}".format).to_csv(folder / "list.csv", index=False)
     for name in ("a.png", "b.png"):
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name)
     shutil.copytree(small_backbone, folder / "openai" / "clip-vit-base-patch32")
@@ -79,7 +79,7 @@ def test_commands_and_python_of_the_readme_run(
     monkeypatch.chdir(readers_folder)
     monkeypatch.setattr(
         "dcmpl.scoring.export.INT8_SRCC", -1.0
-    )  # four pictures have no ranks to speak of
+    )  # four images have no ranks to speak of
     run = commands()
     told = [" ".join(words[:2]) if words[0] == "data" else words[0] for words in run]
     assert told == [

@@ -51,7 +51,7 @@ def test_target_that_nobody_judged_is_nan(three: dict[str, np.ndarray]) -> None:
         assert np.isfinite(found[:, :2]).all()
 
 
-def test_opinions_of_the_tested_pictures_are_not_asked(three: dict[str, np.ndarray]) -> None:
+def test_opinions_of_the_tested_images_are_not_asked(three: dict[str, np.ndarray]) -> None:
     training, tested = placed(TRAINING, [0, 1, 2, 0, 1]), placed(TESTED, [2, 1, 0, 0])
     other = ImageTable("made", tested.scale, tested.frame.assign(mos_quality=[1.0, 2, 3, np.nan]))
     first, second = (predict_baselines(training, t, three) for t in (tested, other))
@@ -66,16 +66,14 @@ def test_without_statistics_there_is_only_the_generators_mean(
     assert list(with_both) == list(BASELINES) == ["generator", "statistics"]
 
 
-def placed(table: ImageTable, pictures: list[int]) -> ImageTable:
-    """The table with these of the three pictures."""
-    return ImageTable(
-        "made", table.scale, table.frame.assign(image=[f"/{i}.png" for i in pictures])
-    )
+def placed(table: ImageTable, images: list[int]) -> ImageTable:
+    """The table with these of the three images."""
+    return ImageTable("made", table.scale, table.frame.assign(image=[f"/{i}.png" for i in images]))
 
 
 @pytest.fixture
 def three() -> dict[str, np.ndarray]:
-    """Statistics of three pictures, made up."""
+    """Statistics of three images, made up."""
     rng = np.random.default_rng(0)
     return {f"/{i}.png": rng.normal(size=20).astype(np.float32) for i in range(3)}
 
@@ -87,7 +85,7 @@ def test_equal_opinions_are_predicted_as_they_are(three: dict[str, np.ndarray]) 
 
 
 def test_predictions_stay_in_the_unit_range() -> None:
-    """Opinions at the two ends, and pictures beyond both."""
+    """Opinions at the two ends, and images beyond both."""
     x = np.linspace(-3, 3, 41).astype(np.float32)
     statistics = {f"/{i}.png": np.array([x[i], x[i] ** 3]) for i in range(41)}
     training = placed(made_table(mos_quality=[1.0] * 12 + [5.0] * 12), [*range(8, 32)])
@@ -115,13 +113,13 @@ def halves(table: ImageTable) -> tuple[ImageTable, ImageTable]:
 
 
 @pytest.fixture(scope="module")
-def noise(picture_data: Path) -> tuple[ImageTable, dict[str, np.ndarray]]:
-    """Pictures whose noise is their quality, and their statistics."""
-    table = load_table(picture_data, MosScale(1, 5))
+def noise(image_data: Path) -> tuple[ImageTable, dict[str, np.ndarray]]:
+    """Images whose noise is their quality, and their statistics."""
+    table = load_table(image_data, MosScale(1, 5))
     return table, statistics_of(table.frame["image"])
 
 
-def test_statistics_floor_beats_chance_on_pictures_whose_noise_is_their_quality(
+def test_statistics_floor_beats_chance_on_images_whose_noise_is_their_quality(
     noise: tuple[ImageTable, dict[str, np.ndarray]],
 ) -> None:
     training, tested = halves(noise[0])
@@ -161,7 +159,7 @@ def test_floors_are_the_same_again(
     assert all(np.array_equal(again[path], statistics[path]) for path in few)
 
 
-PICTURES: dict[str, Callable[[], np.ndarray]] = {
+IMAGES: dict[str, Callable[[], np.ndarray]] = {
     "black": lambda: np.zeros((64, 64, 3), np.uint8),
     "white": lambda: np.full((300, 300, 3), 255, np.uint8),
     "one pixel": lambda: np.full((1, 1, 3), 90, np.uint8),
@@ -169,9 +167,9 @@ PICTURES: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
-def test_every_picture_has_1386_finite_statistics(tmp_path: Path) -> None:
-    paths = [str(tmp_path / f"{name}.png") for name in PICTURES]
-    for path, make in zip(paths, PICTURES.values(), strict=True):
+def test_every_image_has_1386_finite_statistics(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{name}.png") for name in IMAGES]
+    for path, make in zip(paths, IMAGES.values(), strict=True):
         Image.fromarray(make()).save(path)
     found = statistics_of([*paths, *paths])
     assert list(found) == paths

@@ -118,9 +118,9 @@ def test_predictions_are_of_the_test_part(results: Path, trained_run: Path) -> N
     assert tuple(sorted(frame["image"])) == split.test
 
 
-def test_predictions_name_picture_prompt_and_opinions(results: Path, picture_data: Path) -> None:
+def test_predictions_name_image_prompt_and_opinions(results: Path, image_data: Path) -> None:
     frame = pd.read_csv(results / "predictions.csv").set_index("image")
-    given = pd.read_csv(picture_data).set_index("image").loc[frame.index]
+    given = pd.read_csv(image_data).set_index("image").loc[frame.index]
     columns = ["prompt", "mos_quality", "mos_alignment", "generator"]
     pd.testing.assert_frame_equal(frame[columns], given[columns])
 
@@ -132,7 +132,7 @@ def test_opinions_of_the_predictions_are_scaled(results: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["quality", "alignment"])
-def test_plot_is_a_picture(results: Path, target: str) -> None:
+def test_plot_is_an_image(results: Path, target: str) -> None:
     pytest.importorskip("matplotlib", reason="the extra plots is not installed")
     with Image.open(results / f"{target}.png") as image:
         image.load()
@@ -186,13 +186,13 @@ OtherData = Callable[[str], Path]
 
 
 @pytest.fixture
-def other_data(picture_data: Path, tmp_path: Path) -> OtherData:
-    """Twelve new pictures of new prompts, in a CSV of that name."""
+def other_data(image_data: Path, tmp_path: Path) -> OtherData:
+    """Twelve new images of new prompts, in a CSV of that name."""
 
     def make(name: str) -> Path:
         folder = tmp_path / "other"
         folder.mkdir()
-        frame = pd.read_csv(picture_data).iloc[:12].assign(prompt="something new")
+        frame = pd.read_csv(image_data).iloc[:12].assign(prompt="something new")
         rng = np.random.default_rng(1)
         for image in frame["image"]:
             Image.fromarray(rng.integers(256, size=(40, 44, 3), dtype=np.uint8)).save(
@@ -228,21 +228,21 @@ def test_another_data_set_of_the_same_file_name_is_another_data_set(
 @pytest.mark.parametrize("kind", ["prompt", "file"])
 def test_data_that_training_has_seen_is_refused(
     run: Path,
-    picture_data: Path,
+    image_data: Path,
     kind: str,
     other_data: OtherData,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its pictures under other prompts, or its prompts of other pictures."""
+    """Its images under other prompts, or its prompts of other images."""
     split = read_split(run, read_run(run))
     assert split is not None
     data = other_data("new.csv")
     known = split.train[0]
     frame = pd.read_csv(data)
     if kind == "file":
-        shutil.copy(picture_data.parent / known, data.parent / frame["image"][3])
+        shutil.copy(image_data.parent / known, data.parent / frame["image"][3])
     else:
-        frame.loc[3, "prompt"] = pd.read_csv(picture_data).set_index("image")["prompt"][known]
+        frame.loc[3, "prompt"] = pd.read_csv(image_data).set_index("image")["prompt"][known]
     frame.to_csv(data, index=False)
     assert evaluate_other(run, data) == 1
     told = capsys.readouterr().err
@@ -252,9 +252,9 @@ def test_data_that_training_has_seen_is_refused(
 
 
 def test_own_data_with_other_opinions_is_data_that_training_has_seen(
-    run: Path, picture_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, image_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
+    moved = Path(shutil.copytree(image_data.parent, tmp_path / "moved")) / "scores.csv"
     frame = pd.read_csv(moved)
     frame.assign(mos_quality=3.0 + frame["mos_quality"] / 10).to_csv(moved, index=False)
     assert evaluate_other(run, moved) == 1
@@ -262,9 +262,9 @@ def test_own_data_with_other_opinions_is_data_that_training_has_seen(
 
 
 def test_own_table_that_changed_is_refused(
-    run: Path, picture_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, image_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
+    moved = Path(shutil.copytree(image_data.parent, tmp_path / "moved")) / "scores.csv"
     record = json.loads((run / "run.json").read_text())
     del record["digest"]
     record["source"]["path"] = str(moved)
@@ -280,16 +280,16 @@ def test_plot_of_earlier_results_does_not_stay(tmp_path: Path) -> None:
     assert not (tmp_path / "alignment.png").exists()
 
 
-def test_own_data_that_moved_is_still_split(run: Path, picture_data: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
+def test_own_data_that_moved_is_still_split(run: Path, image_data: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(image_data.parent, tmp_path / "moved")) / "scores.csv"
     assert evaluate_other(run, moved) == 0
     assert metrics_in(run)["part"] == "test"
 
 
 def test_own_data_that_moved_needs_no_scale_again(
-    run: Path, picture_data: Path, tmp_path: Path
+    run: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    moved = Path(shutil.copytree(picture_data.parent, tmp_path / "moved")) / "scores.csv"
+    moved = Path(shutil.copytree(image_data.parent, tmp_path / "moved")) / "scores.csv"
     assert main(["evaluate", str(run), "--data", str(moved)]) == 0
 
 
@@ -342,6 +342,6 @@ def test_notes_are_in_the_metrics(tmp_path: Path) -> None:
     assert metrics_in(tmp_path)["protocol"] == "a word"
 
 
-def test_own_table_is_named_after_its_file(picture_data: Path) -> None:
+def test_own_table_is_named_after_its_file(image_data: Path) -> None:
     # What the folder of an evaluation is called hangs on it.
-    assert load_table(picture_data, MosScale(1, 5)).name == "scores"
+    assert load_table(image_data, MosScale(1, 5)).name == "scores"

@@ -12,7 +12,7 @@ import torch
 from dcmpl.cli.main import main
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
-from dcmpl.data.leaks import check_pictures
+from dcmpl.data.leaks import check_images
 from dcmpl.data.table import MosScale
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.evaluation.trials import (
@@ -108,17 +108,17 @@ Finished = tuple[Path, list[Variant], Results]
 
 
 @pytest.fixture(scope="module")
-def context(picture_data: Path, small_backbone: Path) -> TrialContext:
-    table = load_table(picture_data, MosScale(1, 5))
+def context(image_data: Path, small_backbone: Path) -> TrialContext:
+    table = load_table(image_data, MosScale(1, 5))
     backbone, cpu = load_backbone(str(small_backbone)), torch.device("cpu")
-    return TrialContext(table, backbone, check_pictures(table), cpu)
+    return TrialContext(table, backbone, check_images(table), cpu)
 
 
 @pytest.fixture(scope="module")
-def run(picture_data: Path, context: TrialContext) -> Run:
+def run(image_data: Path, context: TrialContext) -> Run:
     """Run variants on so many clean splits, as the command does."""
     table = context.table
-    source = DataSource(str(picture_data), table.name, table.scale, table.digest)
+    source = DataSource(str(image_data), table.name, table.scale, table.digest)
 
     def run(out: Path, variants: list[Variant], repeats: int) -> Results:
         trials = trials_of(context, source, variants, ["clean"], repeats, out)

@@ -1,4 +1,4 @@
-"""Whatever a picture is, it ends as one row: a score, or the reason why there is none."""
+"""Whatever an image is, it ends as one row: a score, or the reason why there is none."""
 
 import csv
 import json
@@ -33,8 +33,8 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def good(picture_data: Path) -> list[Path]:
-    return [picture_data.parent / f"{i:02}.png" for i in range(3)]
+def good(image_data: Path) -> list[Path]:
+    return [image_data.parent / f"{i:02}.png" for i in range(3)]
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ BAD: dict[str, Callable[[Path, Path], object]] = {
     "truncated": _truncated,
     "damaged in the middle": _text_in_the_middle,
     "empty": lambda path, source: path.touch(),
-    "text": lambda path, source: path.write_text("no picture"),
+    "text": lambda path, source: path.write_text("no image"),
     "another kind of file": lambda path, source: path.write_bytes(b"PK\3\4" + bytes(range(256))),
     "never there": lambda path, source: None,
     "a dangling link": lambda path, source: path.symlink_to("nowhere.png"),
@@ -103,11 +103,11 @@ def assert_one_bad_among_good(rows: list[Row], names: list[Path], alone: list[Ro
 
 @pytest.fixture(scope="module")
 def alone(
-    picture_data: Path, trained_run: Path, tmp_path_factory: pytest.TempPathFactory
+    image_data: Path, trained_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Row]:
-    """Rows of the first two pictures with nothing between them."""
+    """Rows of the first two images with nothing between them."""
     file = tmp_path_factory.mktemp("alone") / "scores.csv"
-    names = [picture_data.parent / name for name in ("00.png", "01.png")]
+    names = [image_data.parent / name for name in ("00.png", "01.png")]
     assert score(*names, "--model", trained_run, "-o", file) == 0
     return rows_of(file)
 
@@ -157,10 +157,10 @@ def test_file_that_vanishes_once_it_is_listed_is_one_row_with_a_reason(
     monkeypatch.setattr(Scorer, "from_pretrained", classmethod(load_and_lose))
     assert score(folder, "--model", trained_run, "-o", out) == 3
     reason = assert_one_bad_among_good(rows_of(out), names, alone)
-    assert reason == f"expected a picture at {names[1]}, found no file"
+    assert reason == f"expected an image at {names[1]}, found no file"
 
 
-def test_directory_called_as_a_picture_is_one_row_of_a_list(
+def test_directory_called_as_an_image_is_one_row_of_a_list(
     trained_run: Path, out: Path, good: list[Path], folder: Path
 ) -> None:
     (folder / "x.png").mkdir()
@@ -172,7 +172,7 @@ def test_directory_called_as_a_picture_is_one_row_of_a_list(
     assert rows[1]["reason"] == f"expected a file at {names[1]}, found something else"
 
 
-def test_directory_called_as_a_picture_is_a_folder_within_a_folder(
+def test_directory_called_as_an_image_is_a_folder_within_a_folder(
     trained_run: Path, out: Path, good: list[Path], folder: Path
 ) -> None:
     (folder / "x.png").mkdir()
@@ -195,7 +195,7 @@ def test_jpeg_called_png_scores_as_the_jpeg_it_is(
 
 
 @pytest.mark.parametrize("views", ["center", "windows", "grid-3", "resize"])
-def test_picture_of_any_size_has_a_score(
+def test_image_of_any_size_has_a_score(
     trained_run: Path, out: Path, folder: Path, views: str
 ) -> None:
     sizes = (1, 1), (1, 50), (31, 33), (30_000, 20)
@@ -223,7 +223,7 @@ NAMES = {
 
 @pytest.fixture
 def named(good: list[Path], folder: Path) -> list[Path]:
-    """A copy of one picture under each of those names."""
+    """A copy of one image under each of those names."""
     places = [folder / name for name in NAMES.values()]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,7 @@ def test_name_that_no_disk_takes_is_one_row_of_a_list(
     assert "embedded null byte" in rows[2]["reason"]
 
 
-def test_rows_keep_the_order_of_the_pictures_whatever_fails(
+def test_rows_keep_the_order_of_the_images_whatever_fails(
     trained_run: Path, out: Path, good: list[Path], folder: Path
 ) -> None:
     rng = np.random.default_rng(5)
@@ -325,9 +325,9 @@ def test_prompts_of_a_table_may_lack_rows_and_have_more(
     assert [row["prompt"] for row in rows_of(out)] == ['a "red" fox,\nand a dog', ""]
     # Behind them the rate, and that the run is not calibrated.
     assert capsys.readouterr().err.splitlines()[:-2] == [
-        f"1 rows of {table} name none of the pictures, 'other.png' among them",
-        f"1 of 2 pictures have no row in {table}, {str(good[1])!r} among them: they get no prompt",
-        "note: this model judges alignment from the picture alone; prompts are carried along",
+        f"1 rows of {table} name none of the images, 'other.png' among them",
+        f"1 of 2 images have no row in {table}, {str(good[1])!r} among them: they get no prompt",
+        "note: this model judges alignment from the image alone; prompts are carried along",
     ]
 
 

@@ -44,11 +44,11 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folder(picture_data: Path, tmp_path: Path) -> Path:
+def folder(image_data: Path, tmp_path: Path) -> Path:
     found = tmp_path / "in"
     found.mkdir()
     for i in range(COUNT):
-        shutil.copy(picture_data.parent / f"{i:02}.png", found)
+        shutil.copy(image_data.parent / f"{i:02}.png", found)
     return found
 
 
@@ -192,7 +192,7 @@ def test_folder_in_place_of_the_manifest_costs_no_rows(
     assert not out.exists()
     manifest_of(out).rmdir()
     assert main([*words, "--resume"]) == 0
-    assert f"{COUNT} of {COUNT} pictures were scored before" in capsys.readouterr().err
+    assert f"{COUNT} of {COUNT} images were scored before" in capsys.readouterr().err
     assert read_manifest(out)["count"] == len(rows_of(out)) == COUNT
 
 
@@ -213,7 +213,7 @@ def test_rows_from_a_zeroed_one_on_are_scored_again(
     journal_of(out).write_bytes(b"".join(lines))
     capsys.readouterr()
     assert main([*words, "--resume"]) == 0
-    assert f"2 of {COUNT} pictures were scored before" in capsys.readouterr().err
+    assert f"2 of {COUNT} images were scored before" in capsys.readouterr().err
     assert written(out) == whole
 
 
@@ -225,11 +225,11 @@ def test_engine_that_fails_in_the_middle_is_told_with_where_the_rows_are(
         fail_at(patch, TorchEngine, "__call__", 2, RuntimeError("out of\nmemory"))
         assert main(words) == 1
     assert capsys.readouterr().err == (
-        "dcmpl: expected to score all pictures, got RuntimeError: out of memory; the rows scored "
+        "dcmpl: expected to score all images, got RuntimeError: out of memory; the rows scored "
         f"so far are in {journal_of(out)}, --resume goes on with them\n"
     )
     assert main([*words, "--resume"]) == 0
-    assert f"2 of {COUNT} pictures were scored before" in capsys.readouterr().err
+    assert f"2 of {COUNT} images were scored before" in capsys.readouterr().err
     assert [row["status"] for row in rows_of(out)] == ["ok"] * COUNT
 
 
@@ -248,7 +248,7 @@ def test_reader_that_has_enough_ends_the_scoring(words: Words) -> None:
 
 def test_empty_path_is_wrong_usage(words: Words, capsys: Capture) -> None:
     words[1] = ""
-    assert refused(capsys, 2, *words) == "expected the path of pictures, got an empty one"
+    assert refused(capsys, 2, *words) == "expected the path of images, got an empty one"
 
 
 GRAPH = json.dumps({"1": {"inputs": {"text": "a fox \ud83d"}}})  # half of an emoji
@@ -256,12 +256,12 @@ GRAPH = json.dumps({"1": {"inputs": {"text": "a fox \ud83d"}}})  # half of an em
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("place", ["metadata", "sidecar"])
-def test_prompts_beside_and_within_pictures_reach_every_format(
-    picture_data: Path, words: Words, out: Path, place: str, suffix: str
+def test_prompts_beside_and_within_images_reach_every_format(
+    image_data: Path, words: Words, out: Path, place: str, suffix: str
 ) -> None:
     content, info = io.BytesIO(), PngInfo()
     info.add_text("prompt", GRAPH)
-    with Image.open(picture_data.parent / "00.png") as image:
+    with Image.open(image_data.parent / "00.png") as image:
         image.save(content, "PNG", pnginfo=info)
     words[1], out = str(out.parent / "in.zip"), out.with_suffix(suffix)
     with zipfile.ZipFile(words[1], "w") as archive:
@@ -273,7 +273,7 @@ def test_prompts_beside_and_within_pictures_reach_every_format(
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
-def test_links_of_a_tar_and_whole_pictures_of_a_truncated_one_are_scored(
+def test_links_of_a_tar_and_whole_images_of_a_truncated_one_are_scored(
     folder: Path, words: Words, out: Path, kind: bytes
 ) -> None:
     words[1], link = str(out.parent / "in.tar"), tarfile.TarInfo("link.png")
@@ -331,7 +331,7 @@ def test_pipe_is_a_row_and_nobody_waits_for_it(words: Words, out: Path, listed: 
     assert rows_of(out)[0]["reason"] == f"expected a file at {pipe}, found something else"
 
 
-def test_nothing_is_kept_of_pictures_that_were_read(trained_run: Path, monkeypatch: Patch) -> None:
+def test_nothing_is_kept_of_images_that_were_read(trained_run: Path, monkeypatch: Patch) -> None:
     alive: list[weakref.ref[Any]] = []
 
     def read_input(given: np.ndarray) -> DecodedImage:
@@ -369,10 +369,10 @@ def test_finished_job_is_not_scored_again(
     assert written(out) == before
 
 
-def test_pictures_that_came_later_are_not_passed_over(
-    folder: Path, words: Words, out: Path, picture_data: Path
+def test_images_that_came_later_are_not_passed_over(
+    folder: Path, words: Words, out: Path, image_data: Path
 ) -> None:
     assert main(words) == 0
-    shutil.copy(picture_data.parent / "40.png", folder)
+    shutil.copy(image_data.parent / "40.png", folder)
     assert main([*words, "--resume"]) == 0
     assert len(rows_of(out)) == COUNT + 1

@@ -74,7 +74,7 @@ Job = tuple[Words, dict[str, bytes]]
 
 
 def made_job(folder: Path, data: Path, run: Path, count: int, *words: str) -> Job:
-    """A list of ``count`` pictures with prompts, of which every 97th is missing, scored."""
+    """A list of ``count`` images with prompts, of which every 97th is missing, scored."""
     with (folder / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "prompt"])
@@ -97,14 +97,14 @@ def made_job(folder: Path, data: Path, run: Path, count: int, *words: str) -> Jo
 
 
 @pytest.fixture(scope="module")
-def job(picture_data: Path, trained_run: Path, tmp_path_factory: Factory) -> Job:
-    return made_job(tmp_path_factory.mktemp("job"), picture_data, trained_run, COUNT)
+def job(image_data: Path, trained_run: Path, tmp_path_factory: Factory) -> Job:
+    return made_job(tmp_path_factory.mktemp("job"), image_data, trained_run, COUNT)
 
 
 @pytest.fixture(scope="module")
-def long_job(picture_data: Path, trained_run: Path, tmp_path_factory: Factory) -> Job:
+def long_job(image_data: Path, trained_run: Path, tmp_path_factory: Factory) -> Job:
     words = ["--views", "windows", "--workers", "2"]
-    return made_job(tmp_path_factory.mktemp("long"), picture_data, trained_run, LONG, *words)
+    return made_job(tmp_path_factory.mktemp("long"), image_data, trained_run, LONG, *words)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_job_goes_on_from_whatever_a_kill_left(
     assert main([*words, "-o", str(out), "--resume"]) == 3
     assert written(out) == finished(whole)
     kept = rows if rows == COUNT else (rows - (more < 0)) // CHUNK * CHUNK
-    told = f"{kept} of {COUNT} pictures were scored before"
+    told = f"{kept} of {COUNT} images were scored before"
     assert (told in capsys.readouterr().err) == (kept > 0)
 
 
@@ -249,7 +249,7 @@ def test_rows_of_a_job_that_was_broken_off_are_kept_without_resume(
         (["--views", "resize"], "views"),
         (["--targets", "quality"], "targets"),
         (["--precision", "bf16"], "precision"),
-        (["--prompt", "a dog"], "pictures_sha256"),
+        (["--prompt", "a dog"], "images_sha256"),
         (["--rank"], "columns, rank"),
         (["--shard", "1/1"], "shard"),
     ],
@@ -271,7 +271,7 @@ def test_job_goes_on_with_a_run_that_was_renamed(
 ) -> None:
     renamed = str(shutil.copytree(words[3], out.parent / "renamed"))
     assert main([*words, "-o", str(out), "--resume", "--model", renamed]) == 3
-    assert f"{2 * CHUNK} of {COUNT} pictures were scored before" in capsys.readouterr().err
+    assert f"{2 * CHUNK} of {COUNT} images were scored before" in capsys.readouterr().err
     assert not journal_of(out).exists()
     assert out.read_bytes() == whole["scores.csv"]
 

@@ -1,4 +1,4 @@
-"""Pictures are read out of archives, whatever is wrong with one of them."""
+"""Images are read out of archives, whatever is wrong with one of them."""
 
 import io
 import json
@@ -21,7 +21,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def png(value: int) -> bytes:
-    """A picture whose first red value is ``value``; noise, so that it takes some bytes."""
+    """An image whose first red value is ``value``; noise, so that it takes some bytes."""
     pixels = np.random.default_rng(value).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     pixels[0, 0, 0] = value
     file = io.BytesIO()
@@ -53,7 +53,7 @@ def found_in(*paths: Path | str, sidecar: bool = False) -> list[Source]:
 
 
 def values(entries: list[Source]) -> list[int | str]:
-    """The first red value of each picture, or why there is none."""
+    """The first red value of each image, or why there is none."""
     found: list[int | str] = []
     for request in with_content(entries):
         try:
@@ -68,14 +68,14 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return pack(tmp_path / f"some{request.param}", SOME)
 
 
-def test_pictures_of_an_archive_are_listed_in_its_order(archive: Path) -> None:
+def test_images_of_an_archive_are_listed_in_its_order(archive: Path) -> None:
     assert found_in(archive) == [
         Source(f"{archive}/a.png", str(archive), "a.png"),
         Source(f"{archive}/sub/b.PNG", str(archive), "sub/b.PNG"),
     ]
 
 
-def test_pictures_of_an_archive_are_read(archive: Path) -> None:
+def test_images_of_an_archive_are_read(archive: Path) -> None:
     assert values(found_in(archive)) == [1, 2]
 
 
@@ -97,7 +97,7 @@ def test_archive_named_twice_is_taken_once(archive: Path) -> None:
 
 def test_archive_may_be_named_by_a_glob_but_is_not_looked_for_in_folders(archive: Path) -> None:
     assert found_in(f"{archive.parent}/some*") == found_in(archive)
-    with pytest.raises(UsageError, match="expected pictures in "):
+    with pytest.raises(UsageError, match="expected images in "):
         found_in(archive.parent)
 
 
@@ -109,10 +109,10 @@ def test_archives_and_files_are_read_in_the_order_they_are_named(tmp_path: Path)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
-def test_archive_without_pictures_is_a_row_with_its_reason(tmp_path: Path, suffix: str) -> None:
+def test_archive_without_images_is_a_row_with_its_reason(tmp_path: Path, suffix: str) -> None:
     path = pack(tmp_path / f"none{suffix}", {"notes.md": b"x"})
     (entry,) = found_in(path)
-    assert entry == Source(str(path), str(path), fault=f"expected pictures in {path}, found none")
+    assert entry == Source(str(path), str(path), fault=f"expected images in {path}, found none")
     assert values([entry]) == [entry.fault]
 
 
@@ -191,10 +191,10 @@ def test_member_of_the_limit_is_read(
     assert values(found_in(path)) == [1]
 
 
-def test_member_that_is_no_picture_is_a_row_that_names_it(tmp_path: Path) -> None:
-    path = pack(tmp_path / "some.zip", {"a.png": b"no picture", "b.png": png(2)})
+def test_member_that_is_no_image_is_a_row_that_names_it(tmp_path: Path) -> None:
+    path = pack(tmp_path / "some.zip", {"a.png": b"no image", "b.png": png(2)})
     first, second = values(found_in(path))
-    assert str(first).startswith(f"expected a picture that can be decoded, got {path}/a.png: ")
+    assert str(first).startswith(f"expected an image that can be decoded, got {path}/a.png: ")
     assert second == 2
 
 
@@ -219,13 +219,13 @@ def test_links_of_a_tar_lead_to_its_members_and_nowhere_else(tmp_path: Path) -> 
     assert [str(value).partition(" ")[0] for value in found[2:]] == ["expected", "expected"]
 
 
-def test_folder_of_a_tar_that_is_called_like_a_picture_is_none(tmp_path: Path) -> None:
+def test_folder_of_a_tar_that_is_called_like_an_image_is_none(tmp_path: Path) -> None:
     path = tmp_path / "some.tar"
     with tarfile.open(path, "w") as archive:
         info = tarfile.TarInfo("b.png")
         info.type = tarfile.DIRTYPE
         archive.addfile(info)
-    assert [entry.fault for entry in found_in(path)] == [f"expected pictures in {path}, found none"]
+    assert [entry.fault for entry in found_in(path)] == [f"expected images in {path}, found none"]
 
 
 def test_name_that_leads_out_of_an_archive_is_but_a_name(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ LAYOUTS: dict[str, Members] = {
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_prompts_lie_beside_the_pictures(tmp_path: Path, layout: str, suffix: str) -> None:
+def test_prompts_lie_beside_the_images(tmp_path: Path, layout: str, suffix: str) -> None:
     path = pack(tmp_path / f"shard{suffix}", LAYOUTS[layout])
     found = found_in(path, sidecar=True)
     assert [entry.prompt for entry in found] == ["a red fox", ""]

@@ -227,7 +227,7 @@ def test_gradients_reach_what_they_reach_in_the_reference_and_are_as_large(
 ) -> None:
     """Also where prompts are rounded, and with them their gradients in the backward pass.
 
-    The reference rounds a prompt's gradient for every picture or text and adds them up; ours
+    The reference rounds a prompt's gradient for every image or text and adds them up; ours
     adds first. That is all of the 5e-5 between them: rounded in its order, ours come to 6e-6.
     Without rounding they are 4e-6 apart.
     """

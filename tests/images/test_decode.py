@@ -1,4 +1,4 @@
-"""Pictures are decoded one way, and it is said what was done to them."""
+"""Images are decoded one way, and it is said what was done to them."""
 
 import os
 import struct
@@ -16,9 +16,9 @@ from dcmpl.images.decode import (
     MAX_SIDE,
     DecodedImage,
     decode,
+    decode_bytes,
     from_pil,
     read_image,
-    read_picture,
 )
 
 
@@ -108,7 +108,7 @@ def test_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     assert pixel(tmp_path / "a.gif") == [255, 0, 0]
 
 
-def test_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> None:
+def test_exif_orientation_turns_the_image_upright(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     exif = image.getexif()
@@ -126,7 +126,7 @@ def make_truncated(path: Path) -> None:
 UNREADABLE = {
     "truncated": make_truncated,
     "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("no picture at all"),
+    "text": lambda path: path.write_text("no image at all"),
     "directory": lambda path: path.mkdir(),
     "missing": lambda path: None,
     "lying header": lambda path: png_of_zeros(path, 500, 500),
@@ -137,7 +137,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_unreadable_file_is_one_sentence_that_names_it(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "some picture.png"
+    path = tmp_path / "some image.png"
     UNREADABLE[kind](path)
     with pytest.raises(DataError) as caught:
         read_image(path)
@@ -161,7 +161,7 @@ def test_file_without_permission_is_a_data_error(tmp_path: Path) -> None:
 def test_missing_file_has_an_exact_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "no.png")
-    assert str(caught.value) == f"expected a picture at {tmp_path / 'no.png'}, found no file"
+    assert str(caught.value) == f"expected an image at {tmp_path / 'no.png'}, found no file"
 
 
 def test_too_many_pixels_have_an_exact_message(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_transparent_parts_are_noted(tmp_path: Path, mode: str, colour: tuple[in
 
 
 @pytest.mark.parametrize("colour", [(9, 8, 7, 255), (9, 8, 7)])
-def test_opaque_picture_has_no_notes(tmp_path: Path, colour: tuple[int, ...]) -> None:
+def test_opaque_image_has_no_notes(tmp_path: Path, colour: tuple[int, ...]) -> None:
     Image.new("RGBA" if len(colour) == 4 else "RGB", (4, 4), colour).save(tmp_path / "a.png")
     found = decode(tmp_path / "a.png")
     assert found.notes == ()
@@ -267,7 +267,7 @@ def test_texts_of_an_animation_leave_its_first_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif"])
-def test_picture_without_texts_has_none(tmp_path: Path, suffix: str) -> None:
+def test_image_without_texts_has_none(tmp_path: Path, suffix: str) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / f"a.{suffix}")
     assert decode(tmp_path / f"a.{suffix}").texts == {}
 
@@ -276,7 +276,7 @@ def test_texts_that_unfold_without_end_are_one_sentence(tmp_path: Path) -> None:
     info = PngInfo()
     info.add_text("bomb", "b" * 2**21, zip=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
-    with pytest.raises(DataError, match="expected a picture that can be decoded, got "):
+    with pytest.raises(DataError, match="expected an image that can be decoded, got "):
         decode(tmp_path / "a.png")
 
 
@@ -284,18 +284,18 @@ def test_bytes_are_read_as_the_file(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=texts())
     found, file = (
-        read_picture((tmp_path / "a.png").read_bytes(), "some name"),
+        decode_bytes((tmp_path / "a.png").read_bytes(), "some name"),
         decode(tmp_path / "a.png"),
     )
     assert np.array_equal(found.pixels, file.pixels)
     assert (found.notes, found.texts) == (file.notes, file.texts)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\0\0\0\x18ftyp"])
-def test_bytes_that_are_no_picture_are_one_sentence_with_their_name(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\0\0\0\x18ftyp"])
+def test_bytes_that_are_no_image_are_one_sentence_with_their_name(content: bytes) -> None:
     with pytest.raises(DataError) as caught:
-        read_picture(content, "x.zip/a.png")
-    assert str(caught.value).startswith("expected a picture that can be decoded, got x.zip/a.png: ")
+        decode_bytes(content, "x.zip/a.png")
+    assert str(caught.value).startswith("expected an image that can be decoded, got x.zip/a.png: ")
     assert "\n" not in str(caught.value)
 
 
@@ -323,6 +323,6 @@ def test_pixels_may_be_written_to(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").flags.writeable
 
 
-def test_picture_has_neither_notes_nor_texts_unless_given() -> None:
+def test_image_has_neither_notes_nor_texts_unless_given() -> None:
     plain = DecodedImage(np.zeros((1, 1, 3), np.uint8))
     assert (plain.notes, plain.texts) == ((), {})

@@ -1,4 +1,4 @@
-"""Pictures of phones: read with a package of their own, or refused with its name."""
+"""Images of phones: read with a package of their own, or refused with its name."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dcmpl.errors import DataError
-from dcmpl.images.decode import decode, read_image, read_picture
+from dcmpl.images.decode import decode, decode_bytes, read_image
 
 
 def ramp_of_colours() -> np.ndarray:
@@ -31,7 +31,7 @@ def test_heif_is_read(heic: Path) -> None:
 
 
 def test_heif_in_memory_is_read_as_the_file(heic: Path) -> None:
-    found = read_picture(heic.read_bytes(), "some name")
+    found = decode_bytes(heic.read_bytes(), "some name")
     assert np.array_equal(found.pixels, read_image(heic))
 
 
@@ -53,7 +53,7 @@ def test_truncated_heif_is_one_sentence_that_names_it(heic: Path, keep: int) -> 
     heic.write_bytes(heic.read_bytes()[:keep])
     with pytest.raises(DataError) as caught:
         read_image(heic)
-    assert str(caught.value).startswith(f"expected a picture that can be decoded, got {heic}: ")
+    assert str(caught.value).startswith(f"expected an image that can be decoded, got {heic}: ")
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Windows lie where they should, whatever the shape of the picture."""
+"""Windows lie where they should, whatever the shape of the image."""
 
 import time
 
@@ -13,12 +13,12 @@ from dcmpl.images.windows import random_window, window_corners, windows
 
 
 def ramp(height: int, width: int) -> np.ndarray:
-    """A picture in which no two pixels are equal (up to 65,536 of them)."""
+    """An image in which no two pixels are equal (up to 65,536 of them)."""
     number = np.arange(height * width).reshape(height, width)
     return np.stack([number % 256, number // 256 % 256, number * 0], axis=2).astype(np.uint8)
 
 
-def test_512_picture_has_25_windows_of_224() -> None:
+def test_512_image_has_25_windows_of_224() -> None:
     assert len(list(windows(ramp(512, 512), 224, "windows"))) == 25
 
 
@@ -50,7 +50,7 @@ def test_center_is_the_middle_window() -> None:
     assert window_corners(500, 700, 224, "center") == [(136, 232)]  # 138 and 238, at multiples of 8
 
 
-def test_windows_are_slices_of_the_picture_at_their_corners() -> None:
+def test_windows_are_slices_of_the_image_at_their_corners() -> None:
     image = ramp(50, 70)
     corners = window_corners(50, 70, 32, "windows")
     for (top, left), window in zip(corners, windows(image, 32, "windows"), strict=True):
@@ -59,7 +59,7 @@ def test_windows_are_slices_of_the_picture_at_their_corners() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (31, 32), (32, 31), (5, 33)])
 @pytest.mark.parametrize("views", ["windows", "center", "grid-2"])
-def test_pictures_smaller_than_a_window_give_whole_windows(
+def test_images_smaller_than_a_window_give_whole_windows(
     shape: tuple[int, int], views: str
 ) -> None:
     found = list(windows(ramp(*shape), 32, views))
@@ -73,7 +73,7 @@ def test_one_pixel_fills_its_window() -> None:
     assert np.array_equal(window, np.broadcast_to(image, (32, 32, 3)))
 
 
-def test_small_picture_is_continued_by_its_mirror_image() -> None:
+def test_small_image_is_continued_by_its_mirror_image() -> None:
     image = ramp(4, 2)
     (window,) = windows(image, 4, "center")
     assert np.array_equal(window, np.concatenate([image[:, :1], image, image[:, 1:]], axis=1))
@@ -128,7 +128,7 @@ def test_windows_are_inside_and_of_the_right_size(
 
 @settings(deadline=None, max_examples=50)
 @given(height=st.integers(8, 60), width=st.integers(8, 60), seed=st.integers(0, 2**32 - 1))
-def test_random_window_is_a_piece_of_the_picture_or_its_mirror(
+def test_random_window_is_a_piece_of_the_image_or_its_mirror(
     height: int, width: int, seed: int
 ) -> None:
     image = ramp(height, width)
@@ -154,7 +154,7 @@ def test_random_windows_of_other_generators_differ() -> None:
 
 
 def test_random_window_mirrors_about_half_the_time() -> None:
-    image = ramp(32, 32)  # one place for the window: it is the picture or its mirror
+    image = ramp(32, 32)  # one place for the window: it is the image or its mirror
     rng = np.random.default_rng(0)
     mirrored = sum(not np.array_equal(random_window(image, 32, rng), image) for _ in range(400))
     assert 150 < mirrored < 250  # five standard deviations about 200
@@ -167,7 +167,7 @@ def test_random_window_reaches_every_corner() -> None:
     assert len(least) == 4
 
 
-def test_random_window_of_a_tiny_picture_is_whole() -> None:
+def test_random_window_of_a_tiny_image_is_whole() -> None:
     assert random_window(ramp(1, 3), 32, np.random.default_rng(0)).shape == (32, 32, 3)
 
 
@@ -187,7 +187,7 @@ def test_resize_is_the_middle_square_scaled_as_pillow_does(shape: tuple[int, int
     assert np.abs(difference).max() <= 1  # of 255: one step of rounding
 
 
-def test_resize_of_a_picture_of_the_window_size_is_the_picture() -> None:
+def test_resize_of_an_image_of_the_window_size_is_the_image() -> None:
     assert np.array_equal(resized(ramp(32, 32), 32), ramp(32, 32))
 
 
@@ -234,13 +234,13 @@ def test_resize_gives_one_window_of_the_right_size(height: int, width: int, size
 
 
 @pytest.mark.parametrize("views", ["windows", "center", "grid-2", "resize"])
-def test_windows_leave_the_picture_as_it_was(views: str) -> None:
+def test_windows_leave_the_image_as_it_was(views: str) -> None:
     image = ramp(40, 50)
     list(windows(image, 32, views))
     assert np.array_equal(image, ramp(40, 50))
 
 
 @pytest.mark.parametrize("views", ["windows", "center", "resize"])
-def test_no_window_keeps_its_picture_in_memory(views: str) -> None:
+def test_no_window_keeps_its_image_in_memory(views: str) -> None:
     image = ramp(50, 70)
     assert not any(np.shares_memory(image, window) for window in windows(image, 32, views))

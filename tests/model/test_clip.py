@@ -105,7 +105,7 @@ def oracle(
         row[position] = END
         row[position + 1 :] = 0
     with torch.no_grad():
-        pictures = theirs.get_image_features(pixel_values=images)
+        features = theirs.get_image_features(pixel_values=images)
         texts = theirs.get_text_features(input_ids=ids)
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
@@ -119,7 +119,7 @@ def oracle(
         images,
         ids,
         end,
-        getattr(pictures, "pooler_output", pictures),
+        getattr(features, "pooler_output", features),
         getattr(texts, "pooler_output", texts),
     )
 
@@ -275,7 +275,7 @@ def test_text_tower_takes_any_padding_up_to_the_context(clip: Clip, ids: Tensor)
 def test_deep_visual_prompts_equal_the_written_out_loop(clip: Clip, images: Tensor) -> None:
     prompts = draw_prompts(64)
     naive = naive_image_embedding(clip, images, prompts)
-    # one picture at a time: float32 sums in another order
+    # one image at a time: float32 sums in another order
     torch.testing.assert_close(clip.visual(images, prompts), naive, rtol=0, atol=1e-5)
 
 
@@ -393,10 +393,10 @@ def test_batched_text_prompts_equal_unbatched_ones(clip: Clip, ids: Tensor) -> N
     assert torch.equal(clip.text(ids, ENDS, batched), clip.text(ids, ENDS, prompts))
 
 
-def test_each_picture_of_a_batch_gets_its_own_prompts(clip: Clip, images: Tensor) -> None:
+def test_each_image_of_a_batch_gets_its_own_prompts(clip: Clip, images: Tensor) -> None:
     prompts = draw_prompts(64, 2)
     alone = [clip.visual(images[i : i + 1], [p[i] for p in prompts]) for i in range(2)]
-    # one picture at a time: float32 sums in another order
+    # one image at a time: float32 sums in another order
     torch.testing.assert_close(clip.visual(images, prompts), torch.cat(alone), rtol=0, atol=1e-5)
 
 

@@ -89,7 +89,7 @@ def test_scores_equal_the_method_written_out(
 ) -> None:
     scores = model(images)
     quality, alignment = naive_scores(model, images, random_backbone.tokenizer)
-    assert quality.std() > 1e-3  # pictures differ, by far more than the tolerance
+    assert quality.std() > 1e-3  # images differ, by far more than the tolerance
     assert alignment.std() > 1e-3
     # float32 sums in another order, behind a softmax of slope at most 1/4
     torch.testing.assert_close(scores.quality, quality, rtol=0, atol=1e-6)
@@ -106,13 +106,13 @@ def test_score_of_a_task_that_the_model_has_not_is_told(build: Build, images: Te
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_there_is_one_score_per_picture_and_task(model: DCMPL, images: Tensor, count: int) -> None:
+def test_there_is_one_score_per_image_and_task(model: DCMPL, images: Tensor, count: int) -> None:
     scores = model(images[:count])
     assert scores.quality.shape == scores.alignment.shape == (count,)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_scores_of_extreme_pictures_lie_in_0_to_1(model: DCMPL, value: float) -> None:
+def test_scores_of_extreme_images_lie_in_0_to_1(model: DCMPL, value: float) -> None:
     scores = model(torch.full((1, 3, 32, 32), value))
     for score in (scores.quality, scores.alignment):
         assert 0 <= score.item() <= 1
@@ -142,7 +142,7 @@ def test_text_vectors_are_unit_vectors(model: DCMPL) -> None:
 
 
 @pytest.mark.parametrize("normalization", ["imagenet", "clip"])
-def test_pictures_are_normalised_as_configured(
+def test_images_are_normalised_as_configured(
     build: Build, images: Tensor, normalization: str
 ) -> None:
     mean, std = {

@@ -41,7 +41,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def by_hand(random_backbone: Backbone, images: Tensor) -> Callable[..., Tensor]:
-    """Scores of the pictures with one pair of words and given prompts, written out plainly."""
+    """Scores of the images with one pair of words and given prompts, written out plainly."""
 
     def task(
         model: DCMPL, words: Sequence[str], text: Sequence[Tensor], visual: Sequence[Tensor]

@@ -83,7 +83,7 @@ def model(build: Build) -> DCMPL:
 
 
 def texts_for(model: DCMPL, texts: Sequence[str], other: Sequence[int] | None = None) -> Texts:
-    """One text for each picture, and the places of those to be told apart from them."""
+    """One text for each image, and the places of those to be told apart from them."""
     rows = None if other is None else torch.tensor(other)
     return Texts(model.tokens_of(texts), torch.arange(len(texts)), rows)
 
@@ -121,7 +121,7 @@ def entering_patches(model: DCMPL, image: Tensor, visual: list[Tensor]) -> Tenso
 
 
 def naive_alignment(model: Any, image: Tensor, text: str) -> Tensor:
-    """One picture and one text, as the method says it."""
+    """One image and one text, as the method says it."""
     reader, clip = model.reader, model.clip
     prompts = model.prompts()[1]
     tokens = model.tokenizer([text], model.config.n_context)
@@ -172,7 +172,7 @@ def test_fresh_reader_adds_nothing(
     assert torch.equal(found.values, wanted.values)
 
 
-def test_reader_changes_what_the_picture_alone_gives_by_what_it_found_only(
+def test_reader_changes_what_the_image_alone_gives_by_what_it_found_only(
     build: Build, model: DCMPL, images: Tensor
 ) -> None:
     plain = build("dcmpl")  # all but the reader is as in the model
@@ -192,8 +192,8 @@ def test_no_other_task_depends_on_the_text_bit_for_bit(build: Build, images: Ten
 
 
 @torch.no_grad()
-def test_a_text_is_read_for_each_picture_anew(model: DCMPL, images: Tensor) -> None:
-    """The same text moves the logits of two pictures differently."""
+def test_a_text_is_read_for_each_image_anew(model: DCMPL, images: Tensor) -> None:
+    """The same text moves the logits of two images differently."""
     moved = [logit_of(model, images, texts_for(model, [text] * 5)) for text in ("blue", "red")]
     assert (moved[0] - moved[1]).std() > 1e-4
 
@@ -219,7 +219,7 @@ def test_padding_changes_no_alignment(model: DCMPL, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_picture_has_the_same_alignment_alone(model: DCMPL, images: Tensor) -> None:
+def test_an_image_has_the_same_alignment_alone(model: DCMPL, images: Tensor) -> None:
     together = model(images, texts=texts_for(model, WORDS_OF)).alignment
     alone = [
         model(image[None], texts=texts_for(model, [text])).alignment
@@ -422,7 +422,7 @@ def test_loss_adds_the_cross_entropy_of_telling_prompts_apart() -> None:
     assert losses(None, 0.3).item() == plain
 
 
-def test_loss_falls_as_a_picture_is_further_ahead_with_its_own_prompt() -> None:
+def test_loss_falls_as_an_image_is_further_ahead_with_its_own_prompt() -> None:
     found = [losses(torch.full((2,), value), 1.0).item() for value in (-50.0, -1.0, 0.0, 1.0, 50.0)]
     assert found == sorted(found, reverse=True)
     assert np.isfinite(found).all()
@@ -437,7 +437,7 @@ def test_loss_of_half_precision_ahead_is_finite_and_float32() -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
-def test_other_prompt_is_that_of_the_next_picture_that_has_another(prompts: list[int]) -> None:
+def test_other_prompt_is_that_of_the_next_image_that_has_another(prompts: list[int]) -> None:
     found = mismatched(torch.tensor(prompts)).tolist()
     for place, own in enumerate(prompts):
         behind = [*prompts[place + 1 :], *prompts[:place]]
@@ -539,22 +539,22 @@ def test_columns_of_tasks_become_those_of_a_table() -> None:
 
 
 @pytest.mark.parametrize("name", ["as the preset", "no prompts", "no text prompts"])
-def test_similarity_stands_in_for_alignment_whatever_is_kept_of_pictures(
-    build: Build, pictures: ImageTable, name: str
+def test_similarity_stands_in_for_alignment_whatever_is_kept_of_images(
+    build: Build, image_table: ImageTable, name: str
 ) -> None:
     """The frozen CLIP's own, so nothing that is learned or read changes it."""
     config = TrainConfig(missing_alignment="clip_similarity", views="center")
-    wanted = with_alignment(pictures, config, build("coop", words=PROMPTED.words), None)
-    found = with_alignment(pictures, config, build("dcmpl-prompted", **VARIANTS[name]), None)
+    wanted = with_alignment(image_table, config, build("coop", words=PROMPTED.words), None)
+    found = with_alignment(image_table, config, build("dcmpl-prompted", **VARIANTS[name]), None)
     stood_in = found.frame["mos_alignment"].to_numpy()
     assert np.ptp(stood_in) > 1
     np.testing.assert_allclose(stood_in, wanted.frame["mos_alignment"], rtol=0, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
-def pictures(picture_data: Path) -> ImageTable:
+def image_table(image_data: Path) -> ImageTable:
     names = [f"{i:02}.png" for i in range(6)]
-    paths = [str(picture_data.parent / name) for name in names]
+    paths = [str(image_data.parent / name) for name in names]
     texts = [*WORDS_OF[:4], "a fox", "an ox"]
     return made_table(name=names, image=paths, prompt=texts, mos_quality=[3.0] * 6)
 

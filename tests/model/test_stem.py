@@ -1,4 +1,4 @@
-"""Pictures to tokens: the fixed statistics against plain loops, and what they survive."""
+"""Images to tokens: the fixed statistics against plain loops, and what they survive."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from dcmpl.model.stem import (
 COUNT = 693
 
 
-def pictures(count: int, size: int, seed: int = 0) -> Tensor:
+def images(count: int, size: int, seed: int = 0) -> Tensor:
     """Noise on ramps, in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     ramp = torch.linspace(0.2, 0.8, size).expand(count, 3, size, size)
@@ -27,8 +27,8 @@ def pictures(count: int, size: int, seed: int = 0) -> Tensor:
     return (ramp + 0.1 * noise).clamp(0, 1)
 
 
-def statistics(images: Tensor, cells: int) -> Tensor:
-    return cell_statistics(images, cells, dct_kernels(8), dct_kernels(4))
+def statistics(batch: Tensor, cells: int) -> Tensor:
+    return cell_statistics(batch, cells, dct_kernels(8), dct_kernels(4))
 
 
 @pytest.mark.parametrize("size", [4, 8])
@@ -45,18 +45,18 @@ def test_kernels_have_zero_mean(size: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_a_constant_picture_has_finite_statistics(value: float) -> None:
+def test_a_constant_image_has_finite_statistics(value: float) -> None:
     assert statistics(torch.full((1, 3, 64, 64), value), 2).isfinite().all()
 
 
 def test_there_are_693_statistics_per_cell() -> None:
-    assert statistics(pictures(2, 96), 3).shape == (2, 9, COUNT)
+    assert statistics(images(2, 96), 3).shape == (2, 9, COUNT)
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (1, 0), (1, 1)])
 def test_luma_statistics_equal_a_loop_over_blocks(cell: tuple[int, int]) -> None:
-    images = pictures(1, 64)
-    red, green, blue = images[0].double().numpy()
+    batch = images(1, 64)
+    red, green, blue = batch[0].double().numpy()
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     sizes = []
     for y in range(4):
@@ -66,15 +66,15 @@ def test_luma_statistics_equal_a_loop_over_blocks(cell: tuple[int, int]) -> None
             sizes.append(np.abs(block).ravel()[1:])
     mean_log = np.mean(np.log(np.stack(sizes) + FLOOR), axis=0)
     peaked = 0.5 * np.log(np.mean(np.square(sizes), axis=0) + FLOOR**2) - mean_log
-    ours = statistics(images, 2)[0, 2 * cell[0] + cell[1]]
+    ours = statistics(batch, 2)[0, 2 * cell[0] + cell[1]]
     # float32 errors of 1e-7 in coefficients, divided by the floor of 4e-3 in the logarithm
     np.testing.assert_allclose(ours[:63], mean_log, rtol=0, atol=1e-4)
     np.testing.assert_allclose(ours[63:126], peaked, rtol=0, atol=1e-4)
 
 
 def test_colour_statistics_equal_plain_means() -> None:
-    images = pictures(1, 64)
-    cell = images[0, :, 32:, :32].double()  # row 1, column 0 of 2 x 2
+    batch = images(1, 64)
+    cell = batch[0, :, 32:, :32].double()  # row 1, column 0 of 2 x 2
     high, low = cell.amax(0), cell.amin(0)
     expected = [
         *cell.mean(dim=(1, 2)),
@@ -85,7 +85,7 @@ def test_colour_statistics_equal_plain_means() -> None:
     ]
     # float32 means of values in [0, 1]; the variance is a difference of two of them
     torch.testing.assert_close(
-        statistics(images, 2)[0, 2, -9:], torch.stack(expected).float(), rtol=0, atol=1e-5
+        statistics(batch, 2)[0, 2, -9:], torch.stack(expected).float(), rtol=0, atol=1e-5
     )
 
 
@@ -97,11 +97,11 @@ def test_a_constant_size_is_not_peaked() -> None:
     assert peaked[0].abs() < 0.01
 
 
-def test_a_mirrored_picture_changes_little() -> None:
-    images = pictures(4, 128)
-    mean = statistics(images, 4).mean(1)
-    mirrored = statistics(images.flip(-1), 4).mean(1)
-    blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+def test_a_mirrored_image_changes_little() -> None:
+    batch = images(4, 128)
+    mean = statistics(batch, 4).mean(1)
+    mirrored = statistics(batch.flip(-1), 4).mean(1)
+    blurred = torch.nn.functional.avg_pool2d(batch, 3, 1, 1, count_include_pad=False)
     change = (mirrored - mean).abs().mean()
     # a slight blur, which people do see, is the measure
     assert change < 0.1 * (statistics(blurred, 4).mean(1) - mean).abs().mean()
@@ -141,9 +141,9 @@ def test_standardised_counts_deviations_from_the_center(stem: StatisticsStem) ->
 
 
 def test_tokens_are_linear_maps_of_the_standardised_statistics(stem: StatisticsStem) -> None:
-    images = pictures(2, 64)
-    summary, cells = stem.standardised(stem.statistics(images))
-    token, patches = stem(images)
+    batch = images(2, 64)
+    summary, cells = stem.standardised(stem.statistics(batch))
+    token, patches = stem(batch)
     assert token.shape == (2, 16)
     assert patches.shape == (2, 4, 16)
     assert torch.equal(token, stem.summary_map(summary))
@@ -151,16 +151,16 @@ def test_tokens_are_linear_maps_of_the_standardised_statistics(stem: StatisticsS
 
 
 def test_tokens_are_made_in_float32_under_autocast(stem: StatisticsStem) -> None:
-    images = pictures(1, 64)
+    batch = images(1, 64)
     with torch.autocast("cpu", torch.bfloat16):
-        under = stem(images)
-    for ours, expected in zip(under, stem(images), strict=True):
+        under = stem(batch)
+    for ours, expected in zip(under, stem(batch), strict=True):
         assert ours.dtype == torch.float32
         assert torch.equal(ours, expected)
 
 
 def test_patch_stem_has_no_summary() -> None:
-    summary, patches = PatchStem(64, 32, 16)(pictures(2, 64))
+    summary, patches = PatchStem(64, 32, 16)(images(2, 64))
     assert torch.equal(summary, torch.zeros(2, 16))
     assert patches.shape == (2, 4, 16)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dcmpl.scoring.batching import ahead, lanes, outputs_of
 
-PICTURES = st.lists(st.lists(st.integers(), max_size=6), max_size=20)
+IMAGES = st.lists(st.lists(st.integers(), max_size=6), max_size=20)
 
 
 def squares(batch: list[int]) -> list[int]:
@@ -38,87 +38,85 @@ def lane_threads() -> list[str]:
 
 @settings(deadline=None)
 @given(
-    pictures=PICTURES,
+    images=IMAGES,
     batch_size=st.integers(1, 9),
     chunk=st.none() | st.integers(1, 7),
     depth=st.integers(0, 3),
 )
-def test_every_picture_gets_what_its_windows_give_in_order(
-    pictures: list[list[int]], batch_size: int, chunk: int | None, depth: int
+def test_every_image_gets_what_its_windows_give_in_order(
+    images: list[list[int]], batch_size: int, chunk: int | None, depth: int
 ) -> None:
-    expected = [squares(picture) for picture in pictures]
-    assert list(outputs_of(pictures, squares, batch_size, chunk=chunk)) == expected
+    expected = [squares(image) for image in images]
+    assert list(outputs_of(images, squares, batch_size, chunk=chunk)) == expected
     with lanes(3) as pool:
-        found = outputs_of(pictures, squares, batch_size, chunk=chunk, pool=pool, depth=depth)
+        found = outputs_of(images, squares, batch_size, chunk=chunk, pool=pool, depth=depth)
         assert list(found) == expected
 
 
-@given(pictures=PICTURES, batch_size=st.integers(1, 9))
-def test_batches_are_full_but_for_the_last(pictures: list[list[int]], batch_size: int) -> None:
+@given(images=IMAGES, batch_size=st.integers(1, 9))
+def test_batches_are_full_but_for_the_last(images: list[list[int]], batch_size: int) -> None:
     noting = Noting()
-    list(outputs_of(pictures, noting, batch_size))
-    assert list(chain(*noting.batches)) == list(chain(*pictures))
+    list(outputs_of(images, noting, batch_size))
+    assert list(chain(*noting.batches)) == list(chain(*images))
     assert [len(batch) for batch in noting.batches[:-1]] == [batch_size] * len(noting.batches[:-1])
     assert all(0 < len(batch) <= batch_size for batch in noting.batches)
 
 
-@given(
-    pictures=PICTURES, batch_size=st.integers(1, 9), chunk=st.integers(1, 5), begin=st.integers(0)
-)
+@given(images=IMAGES, batch_size=st.integers(1, 9), chunk=st.integers(1, 5), begin=st.integers(0))
 def test_what_shares_a_batch_does_not_depend_on_where_one_begins(
-    pictures: list[list[int]], batch_size: int, chunk: int, begin: int
+    images: list[list[int]], batch_size: int, chunk: int, begin: int
 ) -> None:
-    marked = [[(i, j) for j in range(len(picture))] for i, picture in enumerate(pictures)]
-    begin = begin % (len(pictures) // chunk + 1) * chunk
+    marked = [[(i, j) for j in range(len(image))] for i, image in enumerate(images)]
+    begin = begin % (len(images) // chunk + 1) * chunk
 
-    def batches(from_picture: int) -> list[list[tuple[int, int]]]:
+    def batches(from_image: int) -> list[list[tuple[int, int]]]:
         found: list[list[tuple[int, int]]] = []
 
         def compute(batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
             found.append(list(batch))
             return batch
 
-        list(outputs_of(marked[from_picture:], compute, batch_size, chunk=chunk))
+        list(outputs_of(marked[from_image:], compute, batch_size, chunk=chunk))
         return found
 
     whole = [batch for batch in batches(0) if batch[0][0] >= begin]
     assert batches(begin) == whole
 
 
-@given(pictures=PICTURES, batch_size=st.integers(1, 9))
-def test_chunk_of_one_keeps_pictures_apart(pictures: list[list[int]], batch_size: int) -> None:
+@given(images=IMAGES, batch_size=st.integers(1, 9))
+def test_chunk_of_one_keeps_images_apart(images: list[list[int]], batch_size: int) -> None:
     noting = Noting()
-    marked = [[i] * len(picture) for i, picture in enumerate(pictures)]
+    marked = [[i] * len(image) for i, image in enumerate(images)]
     list(outputs_of(marked, noting, batch_size, chunk=1))
     assert all(len(set(batch)) == 1 for batch in noting.batches)
 
 
 def test_windows_that_are_cut_as_needed_are_taken() -> None:
-    pictures = (iter(range(count)) for count in (3, 0, 2))
-    assert list(outputs_of(pictures, squares, 2)) == [[0, 1, 4], [], [0, 1]]
+    images = (iter(range(count)) for count in (3, 0, 2))
+    assert list(outputs_of(images, squares, 2)) == [[0, 1, 4], [], [0, 1]]
 
 
-def test_no_pictures_give_nothing_and_compute_nothing() -> None:
+def test_no_images_give_nothing_and_compute_nothing() -> None:
     noting = Noting()
     assert list(outputs_of([], noting, 4)) == []
     assert list(outputs_of([[], []], noting, 4)) == [[], []]
     assert noting.batches == []
 
 
-def test_picture_comes_back_as_soon_as_its_last_window_is_done() -> None:
+def test_image_comes_back_as_soon_as_its_last_window_is_done() -> None:
     taken = []
 
-    def pictures() -> Iterator[list[int]]:
+    def images() -> Iterator[list[int]]:
         for i in range(9):
             taken.append(i)
             yield [i, i]
 
-    found = outputs_of(pictures(), squares, 3)
+    found = outputs_of(images(), squares, 3)
     assert next(found) == [0, 0]
     assert taken == [0, 1]
 
 
-def test_empty_picture_before_all_others_comes_back_at_once() -> None:
+def test_empty_image_before_all_others_comes_back_at_once() -> None:
     noting = Noting()
     assert next(outputs_of([[], [1]], noting, 4)) == []
     assert noting.batches == []
@@ -129,24 +127,24 @@ def test_outputs_that_do_not_fit_the_windows_are_an_error() -> None:
         list(outputs_of([[1, 2]], lambda batch: batch[:1], 2))
 
 
-class Picture:
+class Image:
     """Something that can be seen to be let go."""
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_what_is_held_does_not_grow_with_the_number_of_pictures(depth: int) -> None:
-    held: list[weakref.ref[Picture]] = []
+def test_what_is_held_does_not_grow_with_the_number_of_images(depth: int) -> None:
+    held: list[weakref.ref[Image]] = []
     most = 0
 
-    def pictures() -> Iterator[list[Picture]]:
+    def images() -> Iterator[list[Image]]:
         for _ in range(60):
-            picture = Picture()
-            held.append(weakref.ref(picture))
-            yield [picture]
-            del picture
+            image = Image()
+            held.append(weakref.ref(image))
+            yield [image]
+            del image
 
     with lanes(2) as pool:
-        found = outputs_of(pictures(), lambda b: [1] * len(b), 4, pool=pool, depth=depth)
+        found = outputs_of(images(), lambda b: [1] * len(b), 4, pool=pool, depth=depth)
         for _ in found:
             most = max(most, sum(ref() is not None for ref in held))
     assert most <= 4 * (depth + 2) + 1  # batches under way, one that waits, the one at hand
@@ -233,9 +231,9 @@ def fail_at(number: int) -> Any:
 @pytest.mark.parametrize("depth", [0, 2])
 def test_error_in_a_batch_comes_out_and_ends_the_threads(depth: int) -> None:
     found: list[list[int]] = []
-    pictures = [[i] for i in range(50)]
+    images = [[i] for i in range(50)]
     with pytest.raises(RuntimeError, match="no 7"), lanes(2) as pool:
-        found.extend(outputs_of(pictures, fail_at(7), 2, pool=pool, depth=depth))
+        found.extend(outputs_of(images, fail_at(7), 2, pool=pool, depth=depth))
     assert found == [[i * i] for i in range(6)]
     assert lane_threads() == []
 
@@ -253,13 +251,13 @@ def test_error_ahead_comes_out_at_its_place() -> None:
     assert lane_threads() == []
 
 
-def test_error_of_what_gives_the_pictures_comes_out() -> None:
-    def pictures() -> Iterator[list[int]]:
+def test_error_of_what_gives_the_images_comes_out() -> None:
+    def images() -> Iterator[list[int]]:
         yield [1]
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"), lanes(2) as pool:
-        list(outputs_of(pictures(), squares, 4, pool=pool, depth=2))
+        list(outputs_of(images(), squares, 4, pool=pool, depth=2))
     assert lane_threads() == []
 
 

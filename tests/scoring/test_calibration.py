@@ -107,7 +107,7 @@ def test_percentile_among_a_generator_that_a_target_has_not_is_none() -> None:
     assert meaning.row("quality", 0.5, 0.1, "a")["quality_percentile_against"] == 100
 
 
-def test_percentiles_are_among_training_pictures_with_a_score() -> None:
+def test_percentiles_are_among_training_images_with_a_score() -> None:
     population = np.array([0.2, np.nan, 0.4, np.nan])
     known = drawn(np.random.default_rng(0), 40)
     meaning = fit_meaning(known, SCALE, population, ["a", "a", "b", "b"])
@@ -520,7 +520,7 @@ def test_fit_is_the_mapping_of_the_metrics_in_other_words() -> None:
         (np.arange(4.0), np.arange(4.0)),
         (np.empty(0), np.empty(0)),
     ],
-    ids=["one score", "one opinion", "four pictures", "no picture"],
+    ids=["one score", "one opinion", "four images", "no image"],
 )
 def test_nothing_can_be_fitted_to_a_constant_or_to_few(x: np.ndarray, y: np.ndarray) -> None:
     assert fit_logistic4(x, y) is None

@@ -84,11 +84,11 @@ class Recorder:
 
 
 def test_windows_of_several_images_share_a_call() -> None:
-    pictures = [np.full((64, 40, 3), value, np.uint8) for value in range(4)]
+    images = [np.full((64, 40, 3), value, np.uint8) for value in range(4)]
     engine = Recorder()
     assert isinstance(engine, Engine)
-    images = ((str(i), Question(picture)) for i, picture in enumerate(pictures))
-    found = dict(score_images(engine, images, "grid-2", batch_size=3))
+    asked = ((str(i), Question(image)) for i, image in enumerate(images))
+    found = dict(score_images(engine, asked, "grid-2", batch_size=3))
     assert {key: float(a.scores[0]) * 255 for key, a in found.items() if a is not None} == {
         str(value): value for value in range(4)
     }
@@ -114,10 +114,10 @@ def test_threads_of_torch_are_one_only_while_it_scores(build: Build) -> None:
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 @pytest.mark.parametrize("views", [None, "windows", "grid-2", "resize"])
-def test_export_scores_pictures_as_its_run(
-    made: Made, trained_run: Path, picture_data: Path, engine: str, views: str | None
+def test_export_scores_images_as_its_run(
+    made: Made, trained_run: Path, image_data: Path, engine: str, views: str | None
 ) -> None:
-    paths = sorted(picture_data.parent.glob("*.png"))[:7]
+    paths = sorted(image_data.parent.glob("*.png"))[:7]
     run = Scorer.from_pretrained(trained_run, device="cpu", views=views)
     export = Scorer.from_pretrained(made.folder, engine=engine, views=views, workers=2)
     assert (export.views, export.targets) == (run.views, run.targets)
@@ -135,25 +135,25 @@ ALONE = """
 import json, sys
 from dcmpl.cli.main import main
 from dcmpl.scoring.scorer import Scorer
-folder, picture, out = sys.argv[1:]
+folder, image, out = sys.argv[1:]
 found = [
-    Scorer.from_pretrained(folder, engine=engine, precision=precision).score([picture])[0].quality
+    Scorer.from_pretrained(folder, engine=engine, precision=precision).score([image])[0].quality
     for engine, precision in (("onnx", "fp32"), ("openvino", "fp32"), ("auto", "int8"))
 ]
-code = main(["score", picture, "--model", folder, "-o", out])
+code = main(["score", image, "--model", folder, "-o", out])
 print(json.dumps([code, "torch" in sys.modules, "pandas" in sys.modules, found]))
 """
 
 
 def test_export_scores_without_torch(
-    made: Made, trained_run: Path, picture_data: Path, tmp_path: Path
+    made: Made, trained_run: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    picture, out = picture_data.parent / "00.png", tmp_path / "scores.jsonl"
-    words = [sys.executable, "-c", ALONE, str(made.folder), str(picture), str(out)]
+    image, out = image_data.parent / "00.png", tmp_path / "scores.jsonl"
+    words = [sys.executable, "-c", ALONE, str(made.folder), str(image), str(out)]
     told = subprocess.run(words, check=True, capture_output=True, text=True, env=os.environ)
     code, has_torch, has_pandas, found = json.loads(told.stdout.splitlines()[-1])
     assert (code, has_torch, has_pandas) == (0, False, False)
-    expected = Scorer.from_pretrained(trained_run, device="cpu").score([picture])[0].quality
+    expected = Scorer.from_pretrained(trained_run, device="cpu").score([image])[0].quality
     assert found[:2] == pytest.approx([expected] * 2, abs=TOLERANCE)
     assert found[2] == pytest.approx(expected, abs=5e-3)
     assert json.loads(out.read_text())["quality"] == pytest.approx(expected, abs=TOLERANCE)
@@ -166,14 +166,37 @@ def test_engine_is_the_first_at_hand_unless_one_is_named(made: Made) -> None:
     assert open_export(exported, "auto", "bf16", 1).name == "openvino"
 
 
+OPENED_AND_DROPPED = """
+import gc, signal, subprocess, sys
+from pathlib import Path
+from dcmpl.scoring.engines import open_export, read_export
+
+exported = read_export(Path(sys.argv[1]))
+engines = [open_export(exported, "openvino", "fp32", 1) for _ in range(2)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: print("a child has ended"))
+subprocess.run([sys.executable, "-c", ""])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
+def test_signals_reach_a_process_that_has_dropped_its_engines(made: Made) -> None:
+    """OpenVINO's cores swap the stack that signals are handled on; one that is gone kills."""
+    words = [sys.executable, "-c", OPENED_AND_DROPPED, str(made.folder)]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "a child has ended\n")
+
+
 # What cannot be opened
 
 
 def test_onnx_of_a_run_folder_names_the_command_that_makes_it(
-    capsys: Capture, trained_run: Path, picture_data: Path, tmp_path: Path
+    capsys: Capture, trained_run: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    picture, out = picture_data.parent / "00.png", tmp_path / "x.csv"
-    words = ["score", picture, "--model", trained_run, "--engine", "onnx", "-o", out]
+    image, out = image_data.parent / "00.png", tmp_path / "x.csv"
+    words = ["score", image, "--model", trained_run, "--engine", "onnx", "-o", out]
     assert refused(capsys, 2, *words) == (
         f"expected an exported model for the engine onnx, got the run {trained_run}: "
         f"dcmpl export {trained_run} -o DIR, then --model DIR"

@@ -42,8 +42,8 @@ def scorer(reading_run: Path) -> Scorer:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return saved(tmp_path / "picture.png", noisy(0, 48, 72))
+def image(tmp_path: Path) -> Path:
+    return saved(tmp_path / "image.png", noisy(0, 48, 72))
 
 
 def noisy(seed: int, height: int, width: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def saved(path: Path, pixels: np.ndarray) -> Path:
 
 
 def shown(capsys: Capture, image: Path, run: Path, *words: object) -> tuple[list[str], list[str]]:
-    """The lines that the command prints and says; its picture lies beside ``image``."""
+    """The lines that the command prints and says; its image lies beside ``image``."""
     out = image.with_name("why.png")
     given = ["explain", image, "--model", run, "-o", out, *words]
     code = main([str(word) for word in given])
@@ -79,14 +79,14 @@ def left_out(printed: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 21), (17, 90), (95, 16), (40, 56)])
 def test_window_map_is_the_mean_of_all_windows_that_show_a_block(height: int, width: int) -> None:
-    picture, size = noisy(1, height, width), Brightness.size
+    image, size = noisy(1, height, width), Brightness.size
     total, count = np.zeros((height // 8, width // 8)), np.zeros((height // 8, width // 8))
     for top in range(0, height - size + 1, 8):
         for left in range(0, width - size + 1, 8):
-            score = picture[top : top + size, left : left + size].mean() / 255
+            score = image[top : top + size, left : left + size].mean() / 255
             total[top // 8 : top // 8 + 2, left // 8 : left // 8 + 2] += score
             count[top // 8 : top // 8 + 2, left // 8 : left // 8 + 2] += 1
-    found = window_map(Brightness(), picture)  # type: ignore[arg-type]
+    found = window_map(Brightness(), image)  # type: ignore[arg-type]
     np.testing.assert_allclose(found, total / count)
 
 
@@ -127,14 +127,14 @@ def test_only_word_is_left_out_too(scorer: Scorer) -> None:
 
 
 def test_words_are_told_from_the_one_that_is_shown_least(
-    capsys: Capture, picture: Path, reading_run: Path, scorer: Scorer
+    capsys: Capture, image: Path, reading_run: Path, scorer: Scorer
 ) -> None:
-    printed, said = shown(capsys, picture, reading_run, "--prompt", "a red circle, red")
+    printed, said = shown(capsys, image, reading_run, "--prompt", "a red circle, red")
     lines = left_out(printed)
     gains = [float(line.split()[-1]) for line in lines]
     assert gains == sorted(gains, reverse=True)
     assert sorted(line.split("'")[1] for line in lines) == ["a", "circle,", "red", "red"]
-    (row,) = scorer.score([picture], "a red circle, red")
+    (row,) = scorer.score([image], "a red circle, red")
     assert printed[0].startswith(f"quality {row.quality:.3f}: ")
     assert printed[1].startswith(f"alignment {row.alignment:.3f}: ")
     assert said == []
@@ -142,9 +142,9 @@ def test_words_are_told_from_the_one_that_is_shown_least(
 
 @pytest.mark.parametrize("words", [[], ["--prompt", ""], ["--prompt", " \n "]])
 def test_without_a_prompt_there_is_a_note_and_no_alignment(
-    capsys: Capture, picture: Path, reading_run: Path, words: list[str]
+    capsys: Capture, image: Path, reading_run: Path, words: list[str]
 ) -> None:
-    printed, said = shown(capsys, picture, reading_run, *words)
+    printed, said = shown(capsys, image, reading_run, *words)
     assert "alignment: not judged, there is no prompt" in printed
     assert not left_out(printed)
     assert said == ["note: alignment is judged by the prompt; --prompt TEXT tells which words"]
@@ -158,9 +158,9 @@ def test_without_a_prompt_there_is_a_note_and_no_alignment(
     ],
 )
 def test_words_of_all_kinds_can_be_drawn(
-    capsys: Capture, picture: Path, reading_run: Path, prompt: str
+    capsys: Capture, image: Path, reading_run: Path, prompt: str
 ) -> None:
-    printed, said = shown(capsys, picture, reading_run, "--prompt", prompt)
+    printed, said = shown(capsys, image, reading_run, "--prompt", prompt)
     assert len(left_out(printed)) == len(prompt.split())
     in_parts = "note: the prompt was read in 2 parts, as with --long-prompts window"
     assert said == ([in_parts] if len(prompt) > 100 else [])
@@ -177,14 +177,14 @@ def places(printed: list[str]) -> dict[str, tuple[float, int, int]]:
 
 
 def test_both_maps_are_told_in_mos_units(
-    capsys: Capture, picture: Path, reading_run: Path, scorer: Scorer
+    capsys: Capture, image: Path, reading_run: Path, scorer: Scorer
 ) -> None:
-    printed, _ = shown(capsys, picture, reading_run)
+    printed, _ = shown(capsys, image, reading_run)
     found = places(printed)
     assert list(found) == ["windows", "patches"]
     assert isinstance(scorer.engine, TorchEngine)
     assert scorer.calibration is not None
-    pixels = np.asarray(Image.open(picture))
+    pixels = np.asarray(Image.open(image))
     scores = window_map(scorer.engine, pixels).ravel()
     values = scorer.calibration.targets["quality"].mos(scores)
     assert found["windows"][0] == pytest.approx(values.min(), abs=0.006)
@@ -196,7 +196,7 @@ def test_both_maps_are_told_in_mos_units(
     assert low == pytest.approx(4 * patches.min(), abs=0.006)
 
 
-def test_picture_of_just_a_window_has_a_map_of_patches_alone(
+def test_image_of_just_a_window_has_a_map_of_patches_alone(
     capsys: Capture, tmp_path: Path, calibrated_run: Path
 ) -> None:
     image = saved(tmp_path / "small.png", noisy(6, 39, 33))
@@ -204,19 +204,19 @@ def test_picture_of_just_a_window_has_a_map_of_patches_alone(
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 60), (60, 31), (8, 8), (1, 1)])
-def test_picture_smaller_than_a_window_has_a_score_and_no_map(
+def test_image_smaller_than_a_window_has_a_score_and_no_map(
     capsys: Capture, tmp_path: Path, calibrated_run: Path, height: int, width: int
 ) -> None:
     image = saved(tmp_path / "small.png", noisy(6, height, width))
     printed, said = shown(capsys, image, calibrated_run)
     assert not places(printed)
     assert re.match(r"quality 0\.\d{3}: ", printed[0])
-    told = f"no map: expected a picture of at least 32 x 32, got {width} x {height}; "
+    told = f"no map: expected an image of at least 32 x 32, got {width} x {height}; "
     assert sum(line.startswith(told) for line in said) == 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 1), (1200, 32)])
-def test_long_thin_picture_is_drawn_at_a_sensible_size(
+def test_long_thin_image_is_drawn_at_a_sensible_size(
     capsys: Capture, tmp_path: Path, uncalibrated_run: Path, height: int, width: int
 ) -> None:
     shown(capsys, saved(tmp_path / "thin.png", noisy(6, height, width)), uncalibrated_run)
@@ -236,20 +236,20 @@ def test_blocks_are_drawn_over_their_own_pixels(
 
     monkeypatch.setattr(Axes, "imshow", imshow)
     shown(capsys, saved(tmp_path / "odd.png", noisy(6, 47, 39)), calibrated_run)
-    pictures = [extent for shape, extent in drawn if len(shape) == 3]
+    images = [extent for shape, extent in drawn if len(shape) == 3]
     maps = [each for each in drawn if len(each[0]) == 2]
-    assert set(pictures) == {(0, 39, 47, 0)}
+    assert set(images) == {(0, 39, 47, 0)}
     assert len(maps) > 0
     assert set(maps) == {((5, 4), (0, 32, 40, 0))}
 
 
 def test_uncalibrated_run_has_scores_a_map_of_windows_and_a_note(
-    capsys: Capture, picture: Path, uncalibrated_run: Path
+    capsys: Capture, image: Path, uncalibrated_run: Path
 ) -> None:
     """As one that reads no prompt says that it does not."""
-    printed, said = shown(capsys, picture, uncalibrated_run, "--prompt", "a red circle")
+    printed, said = shown(capsys, image, uncalibrated_run, "--prompt", "a red circle")
     assert not left_out(printed)
-    told = "note: this run judges alignment, if at all, from the picture alone: no words"
+    told = "note: this run judges alignment, if at all, from the image alone: no words"
     assert said[1:] == [told]
     assert re.fullmatch(r"quality 0\.\d{3}", printed[0])
     assert list(places(printed)) == ["windows"]
@@ -257,26 +257,26 @@ def test_uncalibrated_run_has_scores_a_map_of_windows_and_a_note(
 
 
 def test_target_that_was_not_calibrated_has_a_bare_score(
-    capsys: Capture, picture: Path, copied: Path
+    capsys: Capture, image: Path, copied: Path
 ) -> None:
     run = read_run(copied)
     known = read_calibration(copied, run.weights_sha256)
     assert known is not None
     replace(known, targets={"alignment": plain_meaning()}).write(copied)
-    printed, _ = shown(capsys, picture, copied)
+    printed, _ = shown(capsys, image, copied)
     assert re.fullmatch(r"quality 0\.\d{3}", printed[0])
     assert re.match(r"alignment 0\.\d{3}: \w+, MOS \d\.\d\d \[", printed[1])
     assert list(places(printed)) == ["windows"]
 
 
-def test_picture_is_the_same_for_the_same_input(
-    capsys: Capture, picture: Path, reading_run: Path
+def test_image_is_the_same_for_the_same_input(
+    capsys: Capture, image: Path, reading_run: Path
 ) -> None:
-    out = picture.with_name("why.png")
+    out = image.with_name("why.png")
     out.write_bytes(b"what stood there before")
-    first = shown(capsys, picture, reading_run, "--prompt", "red circle"), out.read_bytes()
+    first = shown(capsys, image, reading_run, "--prompt", "red circle"), out.read_bytes()
     assert (
-        shown(capsys, picture, reading_run, "--prompt", "red circle"),
+        shown(capsys, image, reading_run, "--prompt", "red circle"),
         out.read_bytes(),
     ) == first
 
@@ -284,48 +284,46 @@ def test_picture_is_the_same_for_the_same_input(
 # Refusals
 
 
-def test_what_is_no_picture_is_refused(
-    capsys: Capture, tmp_path: Path, calibrated_run: Path
-) -> None:
+def test_what_is_no_image_is_refused(capsys: Capture, tmp_path: Path, calibrated_run: Path) -> None:
     rest = ["--model", calibrated_run, "-o", tmp_path / "why.png"]
     for missing in (tmp_path / "no.png", tmp_path):
         told = refused(capsys, 2, "explain", missing, *rest)
-        assert told == f"expected a picture at {missing}, found no file"
+        assert told == f"expected an image at {missing}, found no file"
     broken = tmp_path / "broken.png"
     broken.write_bytes(saved(tmp_path / "a.png", noisy(0, 40, 40)).read_bytes()[:900])
-    for content in (broken.read_bytes(), b"", b"no picture"):
+    for content in (broken.read_bytes(), b"", b"no image"):
         broken.write_bytes(content)
         told = refused(capsys, 1, "explain", broken, *rest)
-        assert told.startswith(f"expected a picture that can be decoded, got {broken}: ")
+        assert told.startswith(f"expected an image that can be decoded, got {broken}: ")
     assert not (tmp_path / "why.png").exists()
 
 
-def test_what_is_no_run_is_refused(capsys: Capture, picture: Path, tmp_path: Path) -> None:
+def test_what_is_no_run_is_refused(capsys: Capture, image: Path, tmp_path: Path) -> None:
     rest = ["-o", tmp_path / "why.png", "--model"]
-    told = refused(capsys, 2, "explain", picture, *rest, tmp_path / "x")
+    told = refused(capsys, 2, "explain", image, *rest, tmp_path / "x")
     assert told.startswith("expected a run folder made by dcmpl train, found none at")
     export = tmp_path / "export"
     export.mkdir()
     (export / "export.json").write_text("{}")
-    told = refused(capsys, 1, "explain", picture, *rest, export)
+    told = refused(capsys, 1, "explain", image, *rest, export)
     assert told.startswith(f"expected a run folder made by dcmpl train at {export}")
 
 
 @pytest.mark.parametrize("name", ["why.jpg", "why", "folder.png", "why.png.csv"])
 def test_out_that_is_no_png_is_wrong_usage(
-    capsys: Capture, picture: Path, calibrated_run: Path, tmp_path: Path, name: str
+    capsys: Capture, image: Path, calibrated_run: Path, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     rest = ["--model", calibrated_run, "-o", tmp_path / name]
-    told = refused(capsys, 2, "explain", picture, *rest)
+    told = refused(capsys, 2, "explain", image, *rest)
     assert told == f"expected -o to be a file that ends in .png, got {tmp_path / name}"
 
 
 def test_out_that_cannot_be_written_is_one_sentence(
-    capsys: Capture, picture: Path, uncalibrated_run: Path
+    capsys: Capture, image: Path, uncalibrated_run: Path
 ) -> None:
-    out = picture / "why.png"
-    words = ["explain", picture, "--model", uncalibrated_run, "-o", out]
+    out = image / "why.png"
+    words = ["explain", image, "--model", uncalibrated_run, "-o", out]
     assert main([str(word) for word in words]) == 1
     told = capsys.readouterr()
     *notes, last = told.err.splitlines()
@@ -334,19 +332,19 @@ def test_out_that_cannot_be_written_is_one_sentence(
     assert all(line.startswith("note: ") for line in notes)
 
 
-def test_out_that_is_the_picture_itself_is_refused(
-    capsys: Capture, picture: Path, uncalibrated_run: Path
+def test_out_that_is_the_image_itself_is_refused(
+    capsys: Capture, image: Path, uncalibrated_run: Path
 ) -> None:
-    refused(capsys, 2, "explain", picture, "--model", uncalibrated_run, "-o", picture)
+    refused(capsys, 2, "explain", image, "--model", uncalibrated_run, "-o", image)
 
 
 def test_run_whose_main_task_reads_the_prompt_has_no_map_without_one(
-    capsys: Capture, picture: Path, reading_run: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: Capture, image: Path, reading_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = TorchEngine.__init__
     swapped = ("alignment", "quality")
     monkeypatch.setattr(TorchEngine, "__init__", lambda self, model, _: real(self, model, swapped))
-    printed, said = shown(capsys, picture, reading_run)
+    printed, said = shown(capsys, image, reading_run)
     assert not places(printed)
     assert "no map: alignment comes first in this run, and is judged by the prompt" in said
-    assert list(places(shown(capsys, picture, reading_run, "--prompt", "red")[0]))
+    assert list(places(shown(capsys, image, reading_run, "--prompt", "red")[0]))

@@ -113,7 +113,7 @@ def test_drift_and_ranks_of_every_variant_are_stored_and_said(
         assert 0 < variant["drift"] <= bound
     exact = [variant for variant in record["variants"] if variant["precision"] == "fp32"]
     assert all(rank == pytest.approx(1) for v in exact for rank in v["srcc"].values())
-    assert record["compared_on"] == "the middle of 4 pictures"  # the validation part
+    assert record["compared_on"] == "the middle of 4 images"  # the validation part
 
 
 def test_command_prints_the_folder_and_what_to_do_next(made: Made) -> None:
@@ -150,15 +150,13 @@ def test_variants_give_the_scores_of_torch(
 
 
 @pytest.fixture(scope="module")
-def of_moved(
-    trained_run: Path, picture_data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Made:
+def of_moved(trained_run: Path, image_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """One target of a run whose data is no longer where it was; there is no OpenVINO either."""
     folder = tmp_path_factory.mktemp("moved")
     copy = Path(shutil.copytree(trained_run, folder / "run"))
     run = read_run(copy)
     assert run.source is not None
-    gone = str(picture_data.with_name("gone.csv"))
+    gone = str(image_data.with_name("gone.csv"))
     replace(run, source=replace(run.source, path=gone)).write(copy)
     with pytest.MonkeyPatch.context() as patch:
         found = export.find_spec
@@ -167,15 +165,15 @@ def of_moved(
 
 
 def test_run_whose_data_has_moved_is_exported_without_int8_and_says_so(of_moved: Made) -> None:
-    note = "note: no pictures to compare on: expected .*; name some with --pictures"
+    note = "note: no images to compare on: expected .*; name some with --images"
     assert fullmatch(note, of_moved.said.splitlines()[0])
     assert "int8" not in of_moved.printed
     found = read_export(of_moved.folder).record
     assert variants_of(found) == VARIANTS[:1]
-    why = "it is calibrated on pictures, and there were none"
+    why = "it is calibrated on images, and there were none"
     assert found["left_out"]["onnx int8"] == why
     assert found["compared_on"] == "noise"
-    with pytest.raises(UsageError, match="got onnx int8: it is calibrated on pictures, and there"):
+    with pytest.raises(UsageError, match="got onnx int8: it is calibrated on images, and there"):
         Scorer.from_pretrained(of_moved.folder, engine="onnx", precision="int8")
     with pytest.raises(UsageError, match="how few views are enough: name --views"):
         Scorer.from_pretrained(of_moved.folder, engine="onnx", views="auto")
@@ -200,13 +198,13 @@ def test_export_of_one_target_predicts_it_alone(
         Scorer.from_pretrained(of_moved.folder, targets=["quality"])
 
 
-def test_pictures_that_are_named_are_compared_on(
-    copied_models: list[int], trained_run: Path, picture_data: Path, tmp_path: Path
+def test_images_that_are_named_are_compared_on(
+    copied_models: list[int], trained_run: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    paths = [picture_data.with_name(f"{i:02}.png") for i in range(3)]
-    found = Made.by(trained_run, "--pictures", *paths, "-o", tmp_path / "export")
+    paths = [image_data.with_name(f"{i:02}.png") for i in range(3)]
+    found = Made.by(trained_run, "--images", *paths, "-o", tmp_path / "export")
     assert copied_models == [3]
-    assert read_export(found.folder).record["compared_on"] == "the middle of 3 pictures"
+    assert read_export(found.folder).record["compared_on"] == "the middle of 3 images"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +279,7 @@ def test_model_of_which_a_byte_was_changed_is_refused(
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.5, 0.62, 0.8, 0.97])
 def test_record_of_which_a_byte_was_changed_is_refused(
-    made: Made, tmp_path: Path, capsys: Capture, picture_data: Path, share: float
+    made: Made, tmp_path: Path, capsys: Capture, image_data: Path, share: float
 ) -> None:
     folder = made.copied(tmp_path / "copy")
     path = folder / "export.json"
@@ -290,8 +288,8 @@ def test_record_of_which_a_byte_was_changed_is_refused(
     while content[place] in " \n":
         place += 1
     flip(path, place)
-    picture, out = picture_data.with_name("00.png"), tmp_path / "x.csv"
-    words = ["score", picture, "--model", folder, "-o", out]
+    image, out = image_data.with_name("00.png"), tmp_path / "x.csv"
+    words = ["score", image, "--model", folder, "-o", out]
     assert refused(capsys, 1, *words).startswith("expected ")
 
 

@@ -28,16 +28,16 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def many(picture_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A list of pictures with prompts; the tenth is missing, the last is no picture."""
+def many(image_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of images with prompts; the tenth is missing, the last is no image."""
     folder = tmp_path_factory.mktemp("many")
     with (folder / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "prompt"])
         for i in range(COUNT):
-            name = picture_data.parent / f"{i % 48:02}.png"
+            name = image_data.parent / f"{i % 48:02}.png"
             writer.writerow([folder / "gone.png" if i == 9 else name, f'"{i}", a\nfox, \xe9'])
-        writer.writerow([picture_data, "no picture"])
+        writer.writerow([image_data, "no image"])
     return folder / "list.csv"
 
 
@@ -67,7 +67,7 @@ def whole(many: Path, trained_run: Path, tmp_path_factory: pytest.TempPathFactor
     return scored
 
 
-def test_csv_has_a_line_for_each_picture_under_these_columns(whole: Whole) -> None:
+def test_csv_has_a_line_for_each_image_under_these_columns(whole: Whole) -> None:
     rows = rows_of(whole(".csv"))
     assert tuple(rows[0]) == COLUMNS
     assert (*("image", "prompt"), *TARGETS, *("status", "reason", "note")) == COLUMNS
@@ -120,16 +120,16 @@ def test_manifest_names_all_that_decided_the_scores(whole: Whole, trained_run: P
     run = json.loads((trained_run / "run.json").read_text())
     assert job["backbone_sha256"] == run["backbone_sha256"]
     assert (job["engine"], job["precision"], job["views"]) == ("torch", "fp32", "center")
-    assert (job["targets"], job["pictures"]) == (["quality", "alignment"], COUNT + 1)
+    assert (job["targets"], job["images"]) == (["quality", "alignment"], COUNT + 1)
     assert {name: job[name] for name in ("torch", "numpy", "pillow")} == {
         name: version(name) for name in ("torch", "numpy", "pillow")
     }
 
 
 def test_manifest_names_precision_and_views_that_were_asked_for(
-    picture_data: Path, trained_run: Path, out: Path
+    image_data: Path, trained_run: Path, out: Path
 ) -> None:
-    words = [picture_data.parent / "00.png", "--model", trained_run, "-o", out]
+    words = [image_data.parent / "00.png", "--model", trained_run, "-o", out]
     assert score(*words, "--precision", "bf16", "--views", "grid-2", "--targets", "quality") == 0
     job = read_manifest(out)
     found = job["precision"], job["views"], job["targets"]
@@ -138,9 +138,9 @@ def test_manifest_names_precision_and_views_that_were_asked_for(
 
 
 def test_nothing_is_left_beside_the_scores_and_their_manifest(
-    picture_data: Path, trained_run: Path, out: Path
+    image_data: Path, trained_run: Path, out: Path
 ) -> None:
-    assert score(picture_data.parent, "--model", trained_run, "-o", out) == 0
+    assert score(image_data.parent, "--model", trained_run, "-o", out) == 0
     assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.manifest.json"}
 
 
@@ -177,15 +177,15 @@ def test_folder_in_place_of_the_scores_is_wrong_usage(
 
 @pytest.mark.parametrize("place", ["{data}/x.csv", "/sys/deep/er/x.csv"])
 def test_place_that_cannot_be_written_fails_before_anything_is_scored(
-    capsys: Capture, picture_data: Path, trained_run: Path, place: str
+    capsys: Capture, image_data: Path, trained_run: Path, place: str
 ) -> None:
-    out = place.format(data=picture_data)
-    words = ["score", picture_data.parent / "00.png", "--model", trained_run, "-o", out]
+    out = place.format(data=image_data)
+    words = ["score", image_data.parent / "00.png", "--model", trained_run, "-o", out]
     assert refused(capsys, 1, *words).startswith(f"expected to write {out}, got: ")
 
 
 def test_folder_made_at_the_place_of_the_scores_meanwhile_costs_no_rows(
-    capsys: Capture, picture_data: Path, trained_run: Path, out: Path, monkeypatch: Any
+    capsys: Capture, image_data: Path, trained_run: Path, out: Path, monkeypatch: Any
 ) -> None:
     write = Journal.write
 
@@ -193,7 +193,7 @@ def test_folder_made_at_the_place_of_the_scores_meanwhile_costs_no_rows(
         out.mkdir(exist_ok=True)
         write(self, row)
 
-    words = ["score", picture_data.parent, "--model", trained_run, "-o", out]
+    words = ["score", image_data.parent, "--model", trained_run, "-o", out]
     with monkeypatch.context() as patched:
         patched.setattr(Journal, "write", meanwhile)
         assert score(*words[1:]) == 1
@@ -328,10 +328,10 @@ def test_shards_that_are_not_all_as_written_are_refused(
 
 @pytest.mark.parametrize("flags", ["--views resize", "--prompt x", "--targets quality"])
 def test_shards_of_another_job_are_refused(
-    capsys: Capture, picture_data: Path, trained_run: Path, tmp_path: Path, flags: str
+    capsys: Capture, image_data: Path, trained_run: Path, tmp_path: Path, flags: str
 ) -> None:
     files = [tmp_path / "1.csv", tmp_path / "2.csv"]
-    words = [picture_data.parent, "--model", trained_run]
+    words = [image_data.parent, "--model", trained_run]
     score(*words, "-o", files[0], "--shard", "1/2")
     score(*words, "-o", files[1], "--shard", "2/2", *flags.split())
     capsys.readouterr()
@@ -341,9 +341,9 @@ def test_shards_of_another_job_are_refused(
 
 @pytest.mark.parametrize("flag", ["--rank", "--by=quality"])
 def test_scores_of_a_whole_job_are_no_shards(
-    capsys: Capture, picture_data: Path, trained_run: Path, out: Path, tmp_path: Path, flag: str
+    capsys: Capture, image_data: Path, trained_run: Path, out: Path, tmp_path: Path, flag: str
 ) -> None:
-    score(picture_data.parent, "--model", trained_run, "-o", out, flag)
+    score(image_data.parent, "--model", trained_run, "-o", out, flag)
     capsys.readouterr()
     refused(capsys, 1, "merge", out, "-o", tmp_path / "merged.csv")
     assert not (tmp_path / "merged.csv").exists()

@@ -96,7 +96,7 @@ def noise(seed: int = 0, side: int = 32) -> Image.Image:
 
 
 def scored(scorer: Scorer, prompts: Sequence[str]) -> list[Score]:
-    """One picture with each of the prompts."""
+    """One image with each of the prompts."""
     return scorer.score([noise()] * len(prompts), prompts)
 
 
@@ -291,7 +291,7 @@ def test_long_prompts_that_are_refused_leave_the_others(of_small: ScorerWith) ->
 
 
 @pytest.mark.parametrize("long", LONG_PROMPTS)
-def test_pictures_without_a_prompt_are_scored_in_every_way(of_small: ScorerWith, long: str) -> None:
+def test_images_without_a_prompt_are_scored_in_every_way(of_small: ScorerWith, long: str) -> None:
     for row in scored(of_small(long), ["", " \n\t"]):
         assert row.status == "ok"
         assert row.quality is not None
@@ -323,7 +323,7 @@ def test_long_prompts_of_neighbours_change_no_alignment(of_small: ScorerWith) ->
             assert alone.quality == pytest.approx(together[place].quality, abs=TOLERANCE)
 
 
-def test_windows_of_picture_and_prompt_are_all_paired(build: Build) -> None:
+def test_windows_of_image_and_prompt_are_all_paired(build: Build) -> None:
     model = build("dcmpl-prompted")
     engine = TorchEngine(model, model.config.tasks)
     scorer = Scorer(

@@ -42,7 +42,7 @@ def tiny() -> Scorer:
 
 
 def of_bytes(*shape: int, seed: int = 0) -> Tensor:
-    """Floats k/255, as of pictures that were read."""
+    """Floats k/255, as of images that were read."""
     noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(seed))
     return noise.float() / 255
 
@@ -79,7 +79,7 @@ def test_loss_of_the_embedded_backbone_is_one_less_the_score(tiny: Scorer) -> No
     assert (1 - tiny.as_loss()(images)).tolist() == pytest.approx(scores, abs=TOLERANCE)
 
 
-def test_loss_of_resized_pictures_is_near_one_less_the_score(
+def test_loss_of_resized_images_is_near_one_less_the_score(
     scorer_of: Callable[..., Scorer],
 ) -> None:
     scorer = scorer_of("resize")
@@ -106,7 +106,7 @@ def test_images_may_be_floats_of_any_precision(
     assert leaf.grad.any()
 
 
-def test_loss_of_a_picture_does_not_depend_on_its_neighbours(
+def test_loss_of_an_image_does_not_depend_on_its_neighbours(
     scorer_of: Callable[..., Scorer],
 ) -> None:
     loss, images = scorer_of("windows").as_loss(), of_bytes(3, 3, 40, 48)
@@ -154,7 +154,7 @@ def test_gradient_reaches_all_pixels_that_windows_cover_and_no_others(
     assert torch.equal((slope != 0).all(1), seen.expand(2, -1, -1))
 
 
-def test_gradient_of_resized_pictures_reaches_their_middle_square(
+def test_gradient_of_resized_images_reaches_their_middle_square(
     scorer_of: Callable[..., Scorer],
 ) -> None:
     reached = (gradient(scorer_of("resize"), 0.3 + of_bytes(1, 3, 40, 60) / 4) != 0).all(1)[0]
@@ -163,7 +163,7 @@ def test_gradient_of_resized_pictures_reaches_their_middle_square(
     assert not reached[:, 50:].any()
 
 
-def test_each_picture_has_a_gradient_of_its_own(scorer_of: Callable[..., Scorer]) -> None:
+def test_each_image_has_a_gradient_of_its_own(scorer_of: Callable[..., Scorer]) -> None:
     scorer, images = scorer_of(), of_bytes(2, 3, 32, 32)
     leaf = images.clone().requires_grad_()
     scorer.as_loss()(leaf)[1].backward()
@@ -197,7 +197,7 @@ def test_steps_along_the_gradient_lower_the_loss_of_the_embedded_backbone(tiny: 
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_constant_pictures_have_finite_gradients(
+def test_constant_images_have_finite_gradients(
     scorer_of: Callable[..., Scorer], tiny: Scorer, value: float
 ) -> None:
     for scorer in (scorer_of(), tiny):

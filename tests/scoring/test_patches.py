@@ -58,7 +58,7 @@ def dark(seed: int, height: int = 48, width: int = 56) -> np.ndarray:
 
 
 def grey(levels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A picture of grey blocks of 8; what is left over at its sides goes on as the last."""
+    """An image of grey blocks of 8; what is left over at its sides goes on as the last."""
     rows, columns = (np.minimum(np.arange(side) // 8, side // 8 - 1) for side in (height, width))
     return np.repeat(levels[np.ix_(rows, columns)][..., None], 3, axis=2).astype(np.uint8)
 
@@ -81,11 +81,11 @@ class Pasted:
     windows: list[np.ndarray] = field(default_factory=list)
 
     def __call__(
-        self, picture: np.ndarray, box: Box, kind: str, strength: float, seed: int
+        self, image: np.ndarray, box: Box, kind: str, strength: float, seed: int
     ) -> np.ndarray:
         self.boxes.append(box)
         self.kinds.append(kind)
-        self.windows.append(damaged(picture, box, kind, strength, seed))
+        self.windows.append(damaged(image, box, kind, strength, seed))
         return self.windows[-1]
 
 
@@ -102,30 +102,30 @@ def pasted(monkeypatch: pytest.MonkeyPatch) -> Pasted:
 @pytest.mark.parametrize(("kind", "strength"), KINDS)
 @pytest.mark.parametrize("box", BOXES)
 def test_damage_changes_the_box_and_nothing_else(box: Box, kind: str, strength: float) -> None:
-    picture = noisy(0)
-    before = picture.copy()
-    found = damaged(picture, box, kind, strength, 3)
-    changed = (found != picture).any(-1)
+    image = noisy(0)
+    before = image.copy()
+    found = damaged(image, box, kind, strength, 3)
+    changed = (found != image).any(-1)
     inside = np.zeros((SIZE, SIZE), bool)
     inside[box[0] : box[2], box[1] : box[3]] = True
     assert not changed[~inside].any()
     assert changed[inside].mean() > 0.9
-    assert (picture == before).all()
-    assert (found.shape, found.dtype) == (picture.shape, picture.dtype)
+    assert (image == before).all()
+    assert (found.shape, found.dtype) == (image.shape, image.dtype)
 
 
 def test_blur_smooths_and_takes_nothing_from_outside_of_the_box() -> None:
-    picture, other = noisy(0), noisy(1)
+    image, other = noisy(0), noisy(1)
     box = (8, 4, 24, 28)
-    other[8:24, 4:28] = picture[8:24, 4:28]
-    one, two = (damaged(p, box, "blur", 3.0, 0)[8:24, 4:28] for p in (picture, other))
+    other[8:24, 4:28] = image[8:24, 4:28]
+    one, two = (damaged(p, box, "blur", 3.0, 0)[8:24, 4:28] for p in (image, other))
     assert (one == two).all()
-    assert one.std() < picture.std() / 3
+    assert one.std() < image.std() / 3
 
 
 def test_noise_is_as_strong_as_asked_and_drawn_from_the_seed() -> None:
-    picture, box = np.full((200, 200, 3), 128, np.uint8), (0, 0, 200, 200)
-    one, same, other = (damaged(picture, box, "noise", 20.0, seed) for seed in (1, 1, 2))
+    image, box = np.full((200, 200, 3), 128, np.uint8), (0, 0, 200, 200)
+    one, same, other = (damaged(image, box, "noise", 20.0, seed) for seed in (1, 1, 2))
     assert (one == same).all()
     assert (one != other).mean() > 0.9
     assert (one.astype(float) - 128).std() == pytest.approx(20, rel=0.02)
@@ -133,8 +133,8 @@ def test_noise_is_as_strong_as_asked_and_drawn_from_the_seed() -> None:
 
 def test_noise_on_white_and_black_does_not_wrap_around() -> None:
     for level in (0, 255):
-        picture = np.full((SIZE, SIZE, 3), level, np.uint8)
-        found = damaged(picture, (0, 0, SIZE, SIZE), "noise", 30.0, 0)
+        image = np.full((SIZE, SIZE, 3), level, np.uint8)
+        found = damaged(image, (0, 0, SIZE, SIZE), "noise", 30.0, 0)
         assert np.abs(found.astype(int) - level).max() < 200
         assert (found == level).mean() == pytest.approx(0.5, abs=0.05)
 
@@ -142,9 +142,9 @@ def test_noise_on_white_and_black_does_not_wrap_around() -> None:
 @pytest.mark.parametrize(("kind", "strength"), KINDS)
 def test_damage_makes_a_piece_no_darker(kind: str, strength: float) -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(118, 139, (400, 400, 3), dtype=np.uint8)
-    found = damaged(picture, (0, 0, 400, 400), kind, min(strength, 20.0), 0)
-    assert found.mean() == pytest.approx(picture.mean(), abs=0.25)
+    image = rng.integers(118, 139, (400, 400, 3), dtype=np.uint8)
+    found = damaged(image, (0, 0, 400, 400), kind, min(strength, 20.0), 0)
+    assert found.mean() == pytest.approx(image.mean(), abs=0.25)
 
 
 # Features
@@ -229,8 +229,8 @@ def test_patch_map_has_each_block_at_its_place(
     network: Folded, monkeypatch: pytest.MonkeyPatch, height: int, width: int
 ) -> None:
     levels = np.random.default_rng(2).integers(0, 256, (height // 8, width // 8)).astype(float)
-    picture = grey(levels, height, width)
-    found = patch_map(network, calibration_of(network, monkeypatch), picture)
+    image = grey(levels, height, width)
+    found = patch_map(network, calibration_of(network, monkeypatch), image)
     np.testing.assert_allclose(found, levels - levels.mean(), atol=1e-9)
 
 
@@ -247,20 +247,20 @@ def test_patch_map_is_lowest_in_the_dark_block(
 # The fit
 
 
-PICTURES = [noisy(seed, 40 + 8 * (seed % 3), 56) for seed in range(12)]
-OPINIONS = np.random.default_rng(5).random(len(PICTURES))
+IMAGES = [noisy(seed, 40 + 8 * (seed % 3), 56) for seed in range(12)]
+OPINIONS = np.random.default_rng(5).random(len(IMAGES))
 
 
 def test_fit_is_the_same_for_the_same_seed_and_another_for_another(network: Folded) -> None:
-    one, same, other = (fit_patches(network, PICTURES, OPINIONS, seed) for seed in (1, 1, 2))
+    one, same, other = (fit_patches(network, IMAGES, OPINIONS, seed) for seed in (1, 1, 2))
     assert one == same
     assert one != other
     assert np.isfinite(one.weights).all()
 
 
-def test_other_numbers_of_pictures_and_opinions_are_refused(network: Folded) -> None:
+def test_other_numbers_of_images_and_opinions_are_refused(network: Folded) -> None:
     with pytest.raises(ValueError, match="zip"):
-        fit_patches(network, PICTURES, OPINIONS[:-1], 0)
+        fit_patches(network, IMAGES, OPINIONS[:-1], 0)
 
 
 def test_damage_is_of_both_kinds_inside_the_window_and_of_many_sizes(
@@ -289,7 +289,7 @@ def test_no_place_is_damaged_more_often_than_another() -> None:
 
 
 def test_fit_is_the_ridge_of_centred_features(network: Folded, pasted: Pasted) -> None:
-    found = np.array(fit_patches(network, PICTURES, OPINIONS, 4).weights)
+    found = np.array(fit_patches(network, IMAGES, OPINIONS, 4).weights)
     features, wanted = seen(network, pasted.windows), []
     for box, opinion in zip(pasted.boxes, OPINIONS, strict=True):
         covered = np.zeros(CELLS**2)
@@ -306,21 +306,21 @@ def test_fit_is_the_ridge_of_centred_features(network: Folded, pasted: Pasted) -
     np.testing.assert_allclose(found * scale, naive * scale, atol=1e-5)
 
 
-def test_opinions_of_whole_pictures_alone_teach_nothing(
+def test_opinions_of_whole_images_alone_teach_nothing(
     network: Folded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bright pictures are good and dark ones bad, but nothing is damaged."""
+    """Bright images are good and dark ones bad, but nothing is damaged."""
     monkeypatch.setattr("dcmpl.scoring.explain._box", lambda *_: (0, 0, 0, 0))
     levels = np.linspace(20, 230, 8)
-    pictures = [(noisy(i, 40, 40) // 10 + level).astype(np.uint8) for i, level in enumerate(levels)]
-    found = fit_patches(network, pictures, levels / 255, 0)
+    images = [(noisy(i, 40, 40) // 10 + level).astype(np.uint8) for i, level in enumerate(levels)]
+    found = fit_patches(network, images, levels / 255, 0)
     assert np.abs(found.weights).max() < 1e-9
 
 
 def test_weights_grow_with_opinions(network: Folded) -> None:
-    one, half = (np.array(fit_patches(network, PICTURES, OPINIONS / d, 0).weights) for d in (1, 2))
+    one, half = (np.array(fit_patches(network, IMAGES, OPINIONS / d, 0).weights) for d in (1, 2))
     np.testing.assert_allclose(one, 2 * half, atol=1e-9)
-    nothing = fit_patches(network, PICTURES, np.zeros(len(PICTURES)), 0)
+    nothing = fit_patches(network, IMAGES, np.zeros(len(IMAGES)), 0)
     assert not np.any(nothing.weights)
 
 

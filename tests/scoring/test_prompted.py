@@ -70,8 +70,8 @@ def scorer(prompted_run: Path) -> Scorer:
 
 
 @pytest.fixture(scope="module")
-def paths(picture_data: Path) -> list[Path]:
-    return [picture_data.parent / f"{i:02}.png" for i in range(6)]
+def paths(image_data: Path) -> list[Path]:
+    return [image_data.parent / f"{i:02}.png" for i in range(6)]
 
 
 PROMPTS = {
@@ -86,7 +86,7 @@ PROMPTS = {
 
 @pytest.fixture(scope="module")
 def listed(paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A list of one picture with each of the prompts."""
+    """A list of one image with each of the prompts."""
     return written_list(tmp_path_factory.mktemp("list") / "list.csv", paths[:1], PROMPTS.values())
 
 
@@ -189,11 +189,11 @@ def test_alignment_may_be_the_main_task_of_a_run_that_reads(
     assert all(a.alignment != b.alignment for a, b in zip(one, other, strict=True))
 
 
-def test_validation_reads_the_own_prompt_of_each_picture(
-    prompted_run: Path, scorer: Scorer, picture_data: Path
+def test_validation_reads_the_own_prompt_of_each_image(
+    prompted_run: Path, scorer: Scorer, image_data: Path
 ) -> None:
     _, model = load_model(prompted_run, device="cpu")
-    table = load_table(picture_data, MosScale(1, 5))
+    table = load_table(image_data, MosScale(1, 5))
     rows = scorer.score(list(table.frame["image"]), list(table.frame["prompt"]))
     wanted = [value for row in rows for value in (row.quality, row.alignment)]
     frozen, tasks = freeze_table(model, table, "center", "fp32"), model.config.tasks
@@ -207,10 +207,10 @@ def test_validation_reads_the_own_prompt_of_each_picture(
     assert (differ[np.arange(48) % 12 != 0] > 2e-5).mean() > 0.9
 
 
-def test_each_window_that_is_trained_on_comes_with_the_prompt_of_its_picture(
-    picture_data: Path,
+def test_each_window_that_is_trained_on_comes_with_the_prompt_of_its_image(
+    image_data: Path,
 ) -> None:
-    table, config = load_table(picture_data, MosScale(1, 5)), TrainConfig(crops=2, batch_size=8)
+    table, config = load_table(image_data, MosScale(1, 5)), TrainConfig(crops=2, batch_size=8)
     data = EpochWindows(table, 32, config, 1, None, ("quality", "alignment"))
     texts = PromptsOf(table).texts
     for row in (0, 5, 47):
@@ -238,7 +238,7 @@ def test_alignment_depends_on_the_prompt_and_quality_does_not_bit_for_bit(
         assert all(abs((a.alignment or 0) - (b.alignment or 0)) > 1e-4 for a, b in pairs)
 
 
-def test_alignment_of_a_picture_is_the_same_alone_and_among_longer_prompts(
+def test_alignment_of_an_image_is_the_same_alone_and_among_longer_prompts(
     scorer: Scorer, paths: list[Path]
 ) -> None:
     prompts = ["blue", "a red circle " * 9, "", "a red circle on a blue square", "x", "b " * 500]
@@ -293,7 +293,7 @@ def test_frame_of_scores_has_the_dropped_tokens(scorer: Scorer, paths: list[Path
     assert frame["alignment"].isna().tolist() == [False, True, False]
 
 
-def test_picture_that_cannot_be_read_has_no_dropped_tokens(
+def test_image_that_cannot_be_read_has_no_dropped_tokens(
     scorer: Scorer, paths: list[Path], tmp_path: Path
 ) -> None:
     bad, good = scorer.score([tmp_path / "no.png", paths[0]], "blue" + 49 * " blue")
@@ -302,17 +302,17 @@ def test_picture_that_cannot_be_read_has_no_dropped_tokens(
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT], ids=str)
-def test_picture_whose_prompt_is_none_is_one_without_a_prompt(
+def test_image_whose_prompt_is_none_is_one_without_a_prompt(
     scorer: Scorer, paths: list[Path], missing: Any
 ) -> None:
-    """As a column of captions has it where one is missing; the other pictures have theirs."""
+    """As a column of captions has it where one is missing; the other images have theirs."""
     prompts: list[Any] = [missing, "a red circle"]
     without, other = scorer.score(paths[:2], prompts)
     assert (without.status, without.alignment) == ("ok", None)
     assert other.alignment is not None
 
 
-def test_notes_of_picture_and_prompt_stand_side_by_side(scorer: Scorer) -> None:
+def test_notes_of_image_and_prompt_stand_side_by_side(scorer: Scorer) -> None:
     image = Image.new("RGBA", (40, 40), (9, 9, 9, 100))
     (found,) = scorer.score([image], "")
     assert found.note == "transparent parts laid on white; no prompt to judge alignment by"
@@ -329,7 +329,7 @@ def test_loss_is_one_less_the_quality_and_no_loss_of_alignment(
     loss.sum().backward()
     assert images.grad is not None
     assert (images.grad.flatten(1).abs().amax(1) > 0).all()
-    # It would be of a picture whose text nobody reads.
+    # It would be of an image whose text nobody reads.
     with pytest.raises(UsageError, match=r"^expected a target that no prompt is read for, got al"):
         scorer.as_loss("alignment")
 
@@ -384,7 +384,7 @@ def test_prompts_too_long_are_rows_of_errors_and_the_others_go_on(
         "truncate or window"
     )
     captured = capsys.readouterr()
-    assert captured.out == f"5 of 6 pictures scored: {out} and its manifest\n"
+    assert captured.out == f"5 of 6 images scored: {out} and its manifest\n"
     assert f"not scored: {last['reason']}" in captured.err.splitlines()
 
 
@@ -538,12 +538,12 @@ def measured(run: Path, out: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("few_draws")
 def test_evaluation_says_what_other_prompts_change(
-    capsys: Capture, prompted_run: Path, scorer: Scorer, picture_data: Path, tmp_path: Path
+    capsys: Capture, prompted_run: Path, scorer: Scorer, image_data: Path, tmp_path: Path
 ) -> None:
     metrics = measured(prompted_run, tmp_path)
     assert metrics["prompts"].keys() == {"alignment"}
     found = metrics["prompts"]["alignment"]
-    table = load_table(picture_data, MosScale(1, 5))
+    table = load_table(image_data, MosScale(1, 5))
     paths, opinions = list(table.frame["image"]), table.frame["mos_alignment"].to_numpy(float)
     own, other = (
         np.array([row.alignment for row in scorer.score(paths, prompts)], dtype=np.float64)
@@ -561,10 +561,10 @@ def test_evaluation_says_what_other_prompts_change(
 
 
 def test_alignment_of_rows_without_a_prompt_counts_nowhere(
-    prompted_run: Path, scorer: Scorer, picture_data: Path
+    prompted_run: Path, scorer: Scorer, image_data: Path
 ) -> None:
     """Not in metrics, nor in what other prompts change, nor in a calibration."""
-    table = load_table(picture_data, MosScale(1, 5))
+    table = load_table(image_data, MosScale(1, 5))
     prompts = [*table.frame["prompt"][:-2], "", "  "]
     assert isinstance(scorer.engine, TorchEngine)
     scores, spread = predict_table(scorer.engine, table, "center", "scoring", prompts)
@@ -587,10 +587,10 @@ def test_evaluation_of_a_blind_run_says_that_prompts_change_nothing(
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_other_prompts_change_nothing_where_all_pictures_have_one(
-    prompted_run: Path, picture_data: Path, tmp_path: Path
+def test_other_prompts_change_nothing_where_all_images_have_one(
+    prompted_run: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    """Other pictures with one prompt, so that there is none to shuffle in."""
+    """Other images with one prompt, so that there is none to shuffle in."""
     rng = np.random.default_rng(3)
     with (tmp_path / "other.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -620,7 +620,7 @@ def test_export_leaves_alignment_out_and_says_so(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dcmpl.scoring.export.write_export", made)
-        patch.setattr("dcmpl.runs.validation_pictures", lambda *_: [])
+        patch.setattr("dcmpl.runs.validation_images", lambda *_: [])
         assert main(["export", str(prompted_run), "-o", str(tmp_path / "new")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "alignment" in line]
     assert line.startswith("note: alignment reads the prompt, which only torch does")
@@ -637,7 +637,7 @@ def test_export_tells_in_words_what_is_exported(
     capsys: Capture, prompted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dcmpl.scoring.export.write_export", lambda *_: {"variants": []})
-    monkeypatch.setattr("dcmpl.runs.validation_pictures", lambda *_: [])
+    monkeypatch.setattr("dcmpl.runs.validation_images", lambda *_: [])
     assert main(["export", str(prompted_run), "-o", str(tmp_path / "new")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "alignment" in line]
     assert line.endswith("exported: quality")
@@ -656,11 +656,11 @@ def test_export_of_what_reads_the_prompt_is_refused(
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_floors_are_of_the_pictures_that_have_a_prediction(
-    prompted_run: Path, picture_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_floors_are_of_the_images_that_have_a_prediction(
+    prompted_run: Path, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frame = pd.read_csv(picture_data)
-    frame["image"] = [str(picture_data.parent / image) for image in frame["image"]]
+    frame = pd.read_csv(image_data)
+    frame["image"] = [str(image_data.parent / image) for image in frame["image"]]
     frame.loc[::2, "prompt"] = ""
     frame.to_csv(tmp_path / "half.csv", index=False)
     rising = np.linspace(0.1, 0.9, 3 * len(frame)).reshape(len(frame), 3)

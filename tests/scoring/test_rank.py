@@ -58,7 +58,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def listed(judged_data: Path, tmp_path_factory: Factory) -> Path:
-    """A list of all pictures, the third of which is missing."""
+    """A list of all images, the third of which is missing."""
     place = tmp_path_factory.mktemp("listed") / "list.csv"
     paths = sorted(judged_data.parent.glob("*.png"))
     paths[2] = Path("gone.png")
@@ -113,7 +113,7 @@ def test_columns_agree_with_one_another(ok: Rows, target: str) -> None:
         assert row[f"{target}_spread"] > 0
 
 
-def test_percentiles_count_training_pictures_of_all_and_of_the_generator(
+def test_percentiles_count_training_images_of_all_and_of_the_generator(
     ok: Rows, calibrated_run: Path
 ) -> None:
     split = read_split(calibrated_run, read_run(calibrated_run))
@@ -122,7 +122,7 @@ def test_percentiles_count_training_pictures_of_all_and_of_the_generator(
     train = {name: own[name] for name in split.train if name in own}
     of_a = [s for name, s in train.items() if int(name[:3]) // PROMPTS % 2 == 0]
     for row in ok:
-        # Half a picture of those that tie with itself, one that is missing, and interpolation.
+        # Half an image of those that tie with itself, one that is missing, and interpolation.
         for column, scores in (("percentile", [*train.values()]), ("percentile_against", of_a)):
             expected = 100 * np.mean([s < row["quality"] for s in scores])
             assert row[f"quality_{column}"] == pytest.approx(expected, abs=250 / len(scores))
@@ -132,17 +132,17 @@ def test_percentiles_count_training_pictures_of_all_and_of_the_generator(
 
 
 def test_spread_is_the_deviation_over_windows(calibrated_run: Path, judged_data: Path) -> None:
-    picture = np.asarray(Image.open(judged_data.parent / "000.png"))
-    whole = Scorer.from_pretrained(calibrated_run).score([picture])[0]
+    image = np.asarray(Image.open(judged_data.parent / "000.png"))
+    whole = Scorer.from_pretrained(calibrated_run).score([image])[0]
     center = Scorer.from_pretrained(calibrated_run, views="center")
     corners = [(top, left) for top in (0, 8) for left in (0, 8)]
-    windows = [picture[top : top + 32, left : left + 32] for top, left in corners]
+    windows = [image[top : top + 32, left : left + 32] for top, left in corners]
     found = [float(s.quality or 0) for s in center.score(windows)]
     assert whole.quality == pytest.approx(np.mean(found), abs=1e-6)
     assert whole.quality_spread == pytest.approx(np.std(found), abs=1e-6)
 
 
-def test_picture_that_cannot_be_read_has_nothing_in_any_column(scored: Path) -> None:
+def test_image_that_cannot_be_read_has_nothing_in_any_column(scored: Path) -> None:
     row = rows_of(scored)[2]
     assert row["status"] == "error"
     own = {name: row[name] for name in columns_in(scored) if name not in COLUMNS}
@@ -261,7 +261,7 @@ def test_percentiles_against_an_unknown_generator_are_wrong_usage(
 ) -> None:
     words = [judged_data.parent / "000.png", "--model", calibrated_run, "-o", out]
     assert refused(capsys, 2, "score", *words, "--against", "c") == (
-        "expected a generator of the training pictures (a, b), got c"
+        "expected a generator of the training images (a, b), got c"
     )
     assert not journal_of(out).exists()
 
@@ -418,7 +418,7 @@ def test_uncalibrated_run_ranks_and_calls_nothing(
     assert "is ranked first" not in capsys.readouterr().err
 
 
-def test_one_picture_is_the_first_of_one(
+def test_one_image_is_the_first_of_one(
     capsys: Capture, calibrated_run: Path, judged_data: Path, out: Path
 ) -> None:
     words = [judged_data.parent / "000.png", "--model", calibrated_run, "-o", out, "--rank"]
@@ -453,13 +453,13 @@ def test_scorer_ranks_as_the_command_does(calibrated_run: Path, ranks: Path) -> 
 
 
 def scorer(*tasks: str, **fields: Any) -> Scorer:
-    """A scorer of brightness with a calibration made by hand, over two windows of a picture."""
+    """A scorer of brightness with a calibration made by hand, over two windows of an image."""
     calibration = plain_calibration(*tasks, meaning=plain_meaning(**fields))
     calibration = Calibration(calibration.data, "grid-2", "", calibration.targets)
     return Scorer(Brightness(*tasks), "grid-2", ScoringOptions(workers=1), calibration=calibration)
 
 
-def test_equal_pictures_stay_as_they_came_and_are_even() -> None:
+def test_equal_images_stay_as_they_came_and_are_even() -> None:
     found = scorer().rank([grey(100), grey(200), grey(100), grey(200)])
     assert [score.index for score in found] == [1, 3, 0, 2]
     assert found[0].better_than_next == found[2].better_than_next == 0.5
@@ -470,7 +470,7 @@ def test_equal_pictures_stay_as_they_came_and_are_even() -> None:
     ]
 
 
-def test_pictures_whose_windows_disagree_are_harder_to_call() -> None:
+def test_images_whose_windows_disagree_are_harder_to_call() -> None:
     sure, unsure = [grey(153, 153), grey(102, 102)], [grey(102, 204), grey(51, 153)]
     chances = [scorer(spread=(0.1, 16.0, 0.0)).rank(p)[0].better_than_next for p in (sure, unsure)]
     # 0.6 against 0.4, a MOS of 0.8 apart; the windows of the second pair are 0.2 off their mean.
@@ -505,7 +505,7 @@ def test_target_of_two_words_can_be_ranked_by(by: str) -> None:
 
 
 @pytest.fixture
-def two_pictures(tmp_path: Path) -> list[Path]:
+def two_images(tmp_path: Path) -> list[Path]:
     """A dark and a bright one."""
     paths = [tmp_path / "dark.png", tmp_path / "bright.png"]
     for path, level in zip(paths, (100, 200), strict=True):
@@ -520,10 +520,10 @@ def opens(patch: pytest.MonkeyPatch, made: Scorer) -> None:
 
 
 def test_command_ranks_by_a_target_of_two_words(
-    two_pictures: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+    two_images: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opens(monkeypatch, scorer("quality", "look_feel"))
-    words = [*two_pictures[::-1], "--model", out.parent, "-o", out]
+    words = [*two_images[::-1], "--model", out.parent, "-o", out]
     assert score(*words, "--rank", "--by", "look_feel") == 0
     assert [Path(row["image"]).stem for row in rows_of(out)] == ["dark", "bright"]
 
@@ -531,18 +531,18 @@ def test_command_ranks_by_a_target_of_two_words(
 @pytest.mark.parametrize("flag", ["--rank"])
 def test_order_by_quality_that_is_not_predicted_is_wrong_usage(
     capsys: Capture,
-    two_pictures: list[Path],
+    two_images: list[Path],
     out: Path,
     flag: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opens(monkeypatch, scorer("alignment"))
-    told = refused(capsys, 2, "score", *two_pictures, "--model", out.parent, "-o", out, flag)
+    told = refused(capsys, 2, "score", *two_images, "--model", out.parent, "-o", out, flag)
     assert told == "expected targets that made predicts (alignment), got quality"
 
 
-def test_picture_that_is_worse_than_the_one_behind_it_is_not_too_close_to_call() -> None:
-    """In the order of another number the better picture may come second."""
+def test_image_that_is_worse_than_the_one_behind_it_is_not_too_close_to_call() -> None:
+    """In the order of another number the better image may come second."""
     found = scorer().rank([grey(255, 255), grey(0, 50)], by="quality_spread")
     assert [score.index for score in found] == [1, 0]
     assert found[0].better_than_next < 0.01
@@ -582,7 +582,7 @@ def test_scoring_that_was_broken_off_ends_with_the_same_bytes(
     break_off([*words, "-o", broken], monkeypatch, 70)
     assert journal_of(broken).exists()
     assert score(*words, "-o", broken, "--resume") == 3
-    assert "64 of 80 pictures were scored before" in capsys.readouterr().err
+    assert "64 of 80 images were scored before" in capsys.readouterr().err
     assert broken.read_bytes() == whole.read_bytes()
     assert score(*words, "-o", broken, "--resume") == 3
     assert f"{broken} is finished" in capsys.readouterr().err

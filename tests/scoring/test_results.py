@@ -16,8 +16,8 @@ def scorer(trained_run: Path) -> Scorer:
 
 
 @pytest.fixture(scope="module")
-def paths(picture_data: Path) -> list[Path]:
-    return [picture_data.parent / f"{i:02}.png" for i in range(8)]
+def paths(image_data: Path) -> list[Path]:
+    return [image_data.parent / f"{i:02}.png" for i in range(8)]
 
 
 @pytest.mark.parametrize("by", ["quality", "alignment"])
@@ -33,7 +33,7 @@ def test_rank_puts_the_best_first_and_what_fails_last(
     assert {row.prompt for row in found} == {"a fox"}
 
 
-def test_rank_leaves_equal_pictures_in_their_order(scorer: Scorer, paths: list[Path]) -> None:
+def test_rank_leaves_equal_images_in_their_order(scorer: Scorer, paths: list[Path]) -> None:
     assert [row.index for row in scorer.rank([paths[0]] * 5)] == [0, 1, 2, 3, 4]
 
 

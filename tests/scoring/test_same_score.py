@@ -1,4 +1,4 @@
-"""A picture has one score, whatever its form, its neighbours, the batch and the threads."""
+"""An image has one score, whatever its form, its neighbours, the batch and the threads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ SHAPES = [(40, 44), (32, 32), (7, 9), (70, 90), (32, 400), (1, 1), (60, 33), (30
 
 @dataclass(frozen=True)
 class Pool:
-    """A model, pictures as arrays and as files, and each one's score by views, by itself."""
+    """A model, images as arrays and as files, and each one's score by views, by itself."""
 
     engine: TorchEngine
     arrays: list[np.ndarray]
@@ -51,15 +51,15 @@ def pool(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Pool:
         Image.fromarray(arrays[-1]).save(paths[-1])
 
     @torch.no_grad()
-    def score(picture: np.ndarray, views: str) -> list[float]:
-        cut = torch.from_numpy(np.stack(list(windows(picture, 32, views))))
+    def score(image: np.ndarray, views: str) -> list[float]:
+        cut = torch.from_numpy(np.stack(list(windows(image, 32, views))))
         return [model(to_unit_range(cut))[task].mean().item() for task in ("quality", "alignment")]
 
-    scores = {views: np.array([score(picture, views) for picture in arrays]) for views in VIEWS}
+    scores = {views: np.array([score(image, views) for image in arrays]) for views in VIEWS}
     return Pool(TorchEngine(model, ("quality", "alignment")), arrays, paths, scores)
 
 
-def test_pictures_of_the_pool_have_scores_of_their_own(pool: Pool) -> None:
+def test_images_of_the_pool_have_scores_of_their_own(pool: Pool) -> None:
     for of_views in pool.scores.values():
         distances = abs(of_views[:, None] - of_views[None]).max(2)
         assert distances[~np.eye(len(SHAPES), dtype=bool)].min() > 20 * TOLERANCE
@@ -121,7 +121,7 @@ def test_every_form_and_views_give_the_score_of_the_model(
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_one_tensor_of_many_pictures_scores_as_its_pictures(pool: Pool, kind: torch.dtype) -> None:
+def test_one_tensor_of_many_images_scores_as_its_images(pool: Pool, kind: torch.dtype) -> None:
     square = [
         np.pad(a, ((0, 40), (0, 40), (0, 0)), mode="symmetric")[:40, :40] for a in pool.arrays
     ]
@@ -146,7 +146,7 @@ def test_tensors_score_as_the_bytes_they_round_to(pool: Pool, kind: torch.dtype)
 
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(order=st.permutations(range(len(SHAPES))))
-def test_rank_finds_the_same_order_however_pictures_are_given(pool: Pool, order: list[int]) -> None:
+def test_rank_finds_the_same_order_however_images_are_given(pool: Pool, order: list[int]) -> None:
     scorer = Scorer(pool.engine, "center", ScoringOptions(workers=2, batch_size=4))
     images: list[Any] = [pool.arrays[index] for index in order]
     images.insert(3, pool.paths[0].with_name("none.png"))
@@ -160,7 +160,7 @@ def test_rank_finds_the_same_order_however_pictures_are_given(pool: Pool, order:
         assert {row.prompt for row in found} == {"a fox"}
 
 
-def test_rank_of_equal_pictures_keeps_their_order_and_errors_theirs(pool: Pool) -> None:
+def test_rank_of_equal_images_keeps_their_order_and_errors_theirs(pool: Pool) -> None:
     scorer, missing = Scorer(pool.engine, "center", ScoringOptions(workers=3)), Path("none.png")
     found = scorer.rank([missing, pool.arrays[0], pool.arrays[0], missing, pool.arrays[0]])
     assert [row.index for row in found] == [1, 2, 4, 0, 3]
@@ -191,7 +191,7 @@ def test_rank_and_prompts_that_do_not_fit_are_usage_errors(pool: Pool) -> None:
     )
     with pytest.raises(UsageError, match=r"that runs/a predicts \(quality\), got alignment"):
         scorer.rank(pool.arrays, by="alignment")
-    with pytest.raises(UsageError, match="expected one prompt for each of 2 pictures, got 3"):
+    with pytest.raises(UsageError, match="expected one prompt for each of 2 images, got 3"):
         scorer.score(torch.zeros(2, 3, 32, 32), ["a", "b", "c"])
 
 
@@ -203,13 +203,13 @@ def tiny() -> Backbone:
     return load_backbone("tiny")
 
 
-def golden_pictures() -> list[np.ndarray]:
+def golden_images() -> list[np.ndarray]:
     """Noise, a ramp with a little of it, and coarse blocks."""
     rng = np.random.default_rng(2025)
     noise = rng.integers(0, 256, (256, 256, 3))
     ramp = np.linspace(30, 220, 280)[None, :, None] + rng.normal(0, 4, (300, 280, 3))
     blocks = np.kron(rng.integers(0, 256, (16, 25, 3)), np.ones((16, 16, 1)))
-    return [picture.clip(0, 255).astype(np.uint8) for picture in (noise, ramp, blocks)]
+    return [image.clip(0, 255).astype(np.uint8) for image in (noise, ramp, blocks)]
 
 
 GOLDEN = {
@@ -227,6 +227,6 @@ write them here, and say in the log why they changed."""
 def test_embedded_backbone_scores_as_it_always_did(tiny: Backbone, preset: str) -> None:
     model = DCMPL(tiny.clip, tiny.tokenizer, PRESETS[preset].model, 0)
     scorer = Scorer(TorchEngine(model, model.config.tasks), "center", ScoringOptions(workers=1))
-    found = scorer.score(golden_pictures())
+    found = scorer.score(golden_images())
     scores = {target: [row[target] for row in found] for target in scorer.targets}
     assert scores == {k: pytest.approx(v, abs=TOLERANCE) for k, v in GOLDEN[preset].items()}

@@ -1,4 +1,4 @@
-"""Every picture gets its row, in order, whatever its form and its neighbours."""
+"""Every image gets its row, in order, whatever its form and its neighbours."""
 
 import shutil
 import threading
@@ -32,13 +32,13 @@ def scorer(trained_run: Path) -> Scorer:
 
 
 @pytest.fixture(scope="module")
-def paths(picture_data: Path) -> list[Path]:
-    return [picture_data.parent / f"{i:02}.png" for i in range(8)]
+def paths(image_data: Path) -> list[Path]:
+    return [image_data.parent / f"{i:02}.png" for i in range(8)]
 
 
 @pytest.fixture(scope="module")
 def alone(scorer: Scorer, paths: list[Path]) -> dict[Path, float]:
-    """Quality of each picture, scored by itself."""
+    """Quality of each image, scored by itself."""
     found = {path: scorer.score([path])[0].quality for path in paths}
     return {path: value for path, value in found.items() if value is not None}
 
@@ -87,7 +87,7 @@ def test_read_only_array_is_scored(scorer: Scorer) -> None:
     assert scorer.score([array])[0].status == "ok"
 
 
-def test_no_pictures_give_no_rows(scorer: Scorer) -> None:
+def test_no_images_give_no_rows(scorer: Scorer) -> None:
     assert scorer.score([]) == []
 
 
@@ -95,7 +95,7 @@ def test_one_prompt_is_for_all(scorer: Scorer, paths: list[Path]) -> None:
     assert {score.prompt for score in scorer.score(paths, "a fox")} == {"a fox"}
 
 
-def test_prompts_go_to_their_pictures(scorer: Scorer, paths: list[Path]) -> None:
+def test_prompts_go_to_their_images(scorer: Scorer, paths: list[Path]) -> None:
     prompts = [f"prompt {i}" for i in range(len(paths))]
     assert [score.prompt for score in scorer.score(paths, prompts)] == prompts
 
@@ -110,12 +110,12 @@ def test_wrong_number_of_prompts_is_a_usage_error(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         scorer.score(paths[:2], ["a"] * count)
-    assert str(caught.value) == f"expected one prompt for each of 2 pictures, got {count}"
+    assert str(caught.value) == f"expected one prompt for each of 2 images, got {count}"
 
 
-def test_missing_picture_gets_a_row_with_its_reason(scorer: Scorer, tmp_path: Path) -> None:
+def test_missing_image_gets_a_row_with_its_reason(scorer: Scorer, tmp_path: Path) -> None:
     path = tmp_path / "no.png"
-    reason = f"expected a picture at {path}, found no file"
+    reason = f"expected an image at {path}, found no file"
     assert scorer.score([path], "a fox") == [Score(str(path), "a fox", reason=reason)]
 
 
@@ -150,7 +150,7 @@ def test_pillow_image_of_a_truncated_file_gets_a_row_with_its_reason(
 
 @settings(deadline=None, max_examples=20)
 @given(pattern=st.lists(st.booleans(), max_size=8))
-def test_bad_pictures_at_any_place_leave_the_others_as_they_are(
+def test_bad_images_at_any_place_leave_the_others_as_they_are(
     scorer: Scorer, paths: list[Path], alone: dict[Path, float], pattern: list[bool]
 ) -> None:
     wanted = list(zip(paths, pattern, strict=False))
@@ -163,7 +163,7 @@ def test_bad_pictures_at_any_place_leave_the_others_as_they_are(
     assert qualities == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_stream_takes_pictures_as_it_needs_them(scorer: Scorer, paths: list[Path]) -> None:
+def test_stream_takes_images_as_it_needs_them(scorer: Scorer, paths: list[Path]) -> None:
     taken = []
 
     def pairs() -> Iterator[tuple[Path, str]]:
@@ -242,11 +242,11 @@ def test_anything_else_gets_a_row_with_its_reason(scorer: Scorer, wrong: Any) ->
 
 
 @pytest.mark.parametrize("one", ["a.png", Path("a.png"), Image.new("RGB", (40, 40))])
-def test_one_picture_instead_of_a_list_is_a_usage_error(scorer: Scorer, one: Any) -> None:
+def test_one_image_instead_of_a_list_is_a_usage_error(scorer: Scorer, one: Any) -> None:
     with pytest.raises(UsageError) as caught:
         scorer.score(one)
     kind = type(one).__name__
-    assert str(caught.value) == f"expected a list of pictures, got one {kind}: put it in a list"
+    assert str(caught.value) == f"expected a list of images, got one {kind}: put it in a list"
 
 
 def test_one_tensor_instead_of_a_batch_is_a_usage_error(scorer: Scorer) -> None:
@@ -254,14 +254,14 @@ def test_one_tensor_instead_of_a_batch_is_a_usage_error(scorer: Scorer) -> None:
         scorer.score(torch.zeros(3, 40, 40))
 
 
-def test_note_says_what_was_done_to_read_a_picture(scorer: Scorer, tmp_path: Path) -> None:
+def test_note_says_what_was_done_to_read_an_image(scorer: Scorer, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGBA", (40, 40), (9, 9, 9, 100)).save(path)
     (found,) = scorer.score([path])
     assert (found.status, found.note) == ("ok", "transparent parts laid on white")
 
 
-def test_index_is_the_place_of_the_picture(scorer: Scorer, paths: list[Path]) -> None:
+def test_index_is_the_place_of_the_image(scorer: Scorer, paths: list[Path]) -> None:
     asked = (Source(str(path), str(path)) for path in paths[:3])
     assert [row.index for row in scorer.rows(asked, start=64)] == [64, 65, 66]
 

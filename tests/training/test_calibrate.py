@@ -1,4 +1,4 @@
-"""Fitting what scores mean, holding it to fresh pictures, and what training and evaluate do."""
+"""Fitting what scores mean, holding it to fresh images, and what training and evaluate do."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def fitted(known: Judged, **population: Any) -> Meaning:
 
 
 def flat(errors: np.ndarray, spread: np.ndarray | None = None) -> Judged:
-    """Pictures of one score, 0.5, so of a MOS of 3, which is off by so much."""
+    """Images of one score, 0.5, so of a MOS of 3, which is off by so much."""
     return judged_of(np.full(len(errors), 0.5), 3 + errors, spread=spread)
 
 
@@ -80,7 +80,7 @@ def test_curve_is_found_in_spite_of_noise() -> None:
     meaning = fitted(drawn(np.random.default_rng(0), 400))
     at = np.array([0.2, 0.5, 0.8])
     expected = [1.3 + 3.4 / (1 + np.exp(-(s - 0.5) / 0.15)) for s in at]
-    assert meaning.mos(at) == pytest.approx(expected, abs=0.1)  # noise of 0.35 over 400 pictures
+    assert meaning.mos(at) == pytest.approx(expected, abs=0.1)  # noise of 0.35 over 400 images
 
 
 @pytest.mark.parametrize("kind", ["falls", "one score", "one opinion"])
@@ -127,7 +127,7 @@ def test_errors_are_those_of_curves_that_never_saw_the_prompt() -> None:
     assert meaning.widths == pytest.approx(expected, rel=1e-9)
 
 
-def test_pictures_whose_windows_disagree_get_wider_intervals_just_as_their_errors_do() -> None:
+def test_images_whose_windows_disagree_get_wider_intervals_just_as_their_errors_do() -> None:
     rng = np.random.default_rng(2)
     spread = rng.uniform(0, 0.3, 80)
     errors = np.sqrt(0.04 + 9 * spread**2) * rng.choice([-1, 1], 80)
@@ -137,7 +137,7 @@ def test_pictures_whose_windows_disagree_get_wider_intervals_just_as_their_error
     assert ratio == pytest.approx((0.04 + 9 * 0.09) ** 0.5 / 0.2, rel=1e-9)
 
 
-def test_interval_of_a_picture_whose_windows_agree_is_still_open() -> None:
+def test_interval_of_an_image_whose_windows_agree_is_still_open() -> None:
     spread = np.linspace(0.01, 0.5, 40)
     errors = spread * np.tile([1.0, -1.0], 20)
     meaning = fitted(flat(errors, spread))
@@ -146,7 +146,7 @@ def test_interval_of_a_picture_whose_windows_agree_is_still_open() -> None:
 
 
 @pytest.mark.parametrize("uneven", [False, True], ids=["even errors", "uneven errors"])
-def test_intervals_hold_the_stated_share_of_fresh_pictures(uneven: bool) -> None:
+def test_intervals_hold_the_stated_share_of_fresh_images(uneven: bool) -> None:
     shares = dict.fromkeys(LEVELS, 0.0)
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -155,11 +155,11 @@ def test_intervals_hold_the_stated_share_of_fresh_pictures(uneven: bool) -> None
             low, high = meaning.interval(fresh.scores, fresh.spread, level)
             shares[level] += float(((low <= fresh.mos) & (fresh.mos <= high)).mean()) / 8
     for level, share in shares.items():
-        # Three deviations of the mean of eight shares, each a beta variable of 160 pictures.
+        # Three deviations of the mean of eight shares, each a beta variable of 160 images.
         assert share == pytest.approx(level, abs=3 * (level * (1 - level) / 162 / 8) ** 0.5)
 
 
-def test_intervals_of_few_pictures_hold_the_stated_share_on_average() -> None:
+def test_intervals_of_few_images_hold_the_stated_share_on_average() -> None:
     inside = []
     for seed in range(16):
         rng = np.random.default_rng(seed)
@@ -236,7 +236,7 @@ def pair_chances(meaning: Meaning, fresh: Judged) -> tuple[np.ndarray, np.ndarra
     return np.array(chances), np.array(won, dtype=float)
 
 
-@pytest.mark.parametrize("shared", [0.0, 0.6], ids=["errors of pictures", "errors of prompts"])
+@pytest.mark.parametrize("shared", [0.0, 0.6], ids=["errors of images", "errors of prompts"])
 def test_chances_of_pairs_come_true(shared: float) -> None:
     def prompts(rng: np.random.Generator, count: int) -> Judged:
         scores = rng.uniform(0.2, 0.8, count)
@@ -256,7 +256,7 @@ def test_chances_of_pairs_come_true(shared: float) -> None:
 
 
 @pytest.mark.parametrize("per_prompt", [1, 30], ids=["a prompt each", "one prompt"])
-def test_one_prompt_and_prompts_of_one_picture_are_calibrated_all_the_same(per_prompt: int) -> None:
+def test_one_prompt_and_prompts_of_one_image_are_calibrated_all_the_same(per_prompt: int) -> None:
     rng = np.random.default_rng(0)
     scores = rng.random(30)
     mos = (1.5 + 3 * scores + rng.normal(0, 0.2, 30)).clip(1, 5)
@@ -270,7 +270,7 @@ def test_one_prompt_and_prompts_of_one_picture_are_calibrated_all_the_same(per_p
 # Who counts
 
 
-def test_only_pictures_with_an_opinion_and_a_score_count() -> None:
+def test_only_images_with_an_opinion_and_a_score_count() -> None:
     mos = np.array([2.0, np.nan, 3.0, 4.0])
     table = made_table(mos_quality=mos, std_quality=[0.5, 0.1, np.nan, 0.2], group=list("abca"))
     found = judged(table, "quality", np.array([0.1, 0.2, 0.3, np.nan]), np.arange(4) / 10)
@@ -291,12 +291,12 @@ def test_ten_opinions_are_enough() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 9])
 def test_fewer_than_ten_opinions_are_too_few(count: int) -> None:
-    told = f"at least 10 validation pictures with opinions to calibrate on, got {count}"
+    told = f"at least 10 validation images with opinions to calibrate on, got {count}"
     with pytest.raises(DataError, match=told):
         fitted(drawn(np.random.default_rng(0), count))
 
 
-def test_percentiles_count_the_training_pictures_and_those_of_each_generator() -> None:
+def test_percentiles_count_the_training_images_and_those_of_each_generator() -> None:
     rng = np.random.default_rng(0)
     scores, names = rng.random(700), rng.choice(["a", "b", ""], 700)
     known = drawn(rng, 40)
@@ -348,19 +348,19 @@ def test_nine_in_ten_are_right_from_the_sure_score_on_and_from_no_lower_one(seed
 
 
 @pytest.mark.parametrize(("good", "is_sure"), [(8, False), (9, True)])
-def test_sure_score_is_that_of_ten_pictures_at_least(good: int, is_sure: bool) -> None:
+def test_sure_score_is_that_of_ten_images_at_least(good: int, is_sure: bool) -> None:
     scores = np.linspace(0.9, 0.1, 40)
     cut = fitted(judged_of(scores, np.where(np.arange(40) < good, 4.5, 1.5))).cuts[-1]
     assert (cut.sure, cut.sure_recall) == ((scores[9], 1.0) if is_sure else (None, 0.0))
 
 
-def test_sure_score_counts_all_pictures_of_that_score() -> None:
+def test_sure_score_counts_all_images_of_that_score() -> None:
     mos = np.repeat([4.5, 1.5], 10)
     cut = fitted(judged_of(np.full(20, 0.5), mos)).cuts[-1]
     assert cut.sure is None  # from 0.5 on one half is right
 
 
-# Held to pictures that nothing has seen
+# Held to images that nothing has seen
 
 
 def test_measures_count_intervals_and_calls() -> None:
@@ -369,7 +369,7 @@ def test_measures_count_intervals_and_calls() -> None:
     found = measure_calibration(meaning, judged_of(scores, mos))
     errors = [abs(1 + 4 * s - m) for s, m in zip(scores, mos, strict=True)]
     assert found["mean_error"] == pytest.approx(mean(errors))
-    assert found["calibration_error"] == pytest.approx(mean(errors))  # a picture in each bin
+    assert found["calibration_error"] == pytest.approx(mean(errors))  # an image in each bin
     assert found["coverage_0.9"] == pytest.approx(sum(e <= 0.8 for e in errors) / 6)
     assert found["coverage_0.5"] == pytest.approx(sum(e <= 0.35 for e in errors) / 6)
     # The scale cuts the last two from above (0.8: 4.2, 0.9: 4.6) and none from below.
@@ -406,7 +406,7 @@ def test_pairs_of_equal_opinions_are_no_pairs() -> None:
     assert close["called"] == 1
 
 
-def test_pictures_of_a_prompt_each_have_no_pairs_to_measure() -> None:
+def test_images_of_a_prompt_each_have_no_pairs_to_measure() -> None:
     found = measure_calibration(plain_meaning(), judged_of([0.2, 0.5], [2.0, 3.0], per_prompt=1))
     assert "coverage_0.9" in found
     assert "called" not in found
@@ -441,7 +441,7 @@ Rows = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def rows(calibrated_run: Path, judged_data: Path) -> Rows:
-    """What the run says of each of its pictures."""
+    """What the run says of each of its images."""
     paths = sorted(judged_data.parent.glob("*.png"))
     scores = Scorer.from_pretrained(calibrated_run).score(paths)
     found = [{"quality": s.quality, "alignment": s.alignment, **s.more} for s in scores]
@@ -460,7 +460,7 @@ def part_of(run: Path, part: str) -> tuple[str, ...]:
     return names
 
 
-def test_training_calibrates_on_validation_and_ranks_among_training_pictures(
+def test_training_calibrates_on_validation_and_ranks_among_training_images(
     calibrated_run: Path, known: Calibration, rows: Rows, opinions: dict[str, float]
 ) -> None:
     assert (known.data, known.views, list(known.targets)) == (
@@ -512,7 +512,7 @@ def test_run_of_too_few_opinions_is_finished_all_the_same(
     told = capsys.readouterr().err.splitlines()
     for target in ("quality", "alignment"):
         assert (
-            f"note: {target} is not calibrated: expected at least 13 validation pictures with "
+            f"note: {target} is not calibrated: expected at least 13 validation images with "
             "opinions to calibrate on, got 12"
         ) in told
     assert not (copied / CALIBRATION).exists()
@@ -548,12 +548,12 @@ def test_every_command_refuses_a_damaged_calibration_in_one_sentence(
     tmp_path: Path,
 ) -> None:
     change(copied)
-    picture = judged_data.parent / "000.png"
+    image = judged_data.parent / "000.png"
     words: dict[str, list[object]] = {
         "info": [copied],
-        "score": [picture, "--model", copied, "-o", tmp_path / "x.csv"],
+        "score": [image, "--model", copied, "-o", tmp_path / "x.csv"],
         "evaluate": [copied],
-        "export": [copied, "-o", tmp_path / "x", "--pictures", picture],
+        "export": [copied, "-o", tmp_path / "x", "--images", image],
         "train": [*calibrated_words[1:], "--out", copied, "--resume"],
     }
     told = refused(capsys, 1, command, *words[command])
@@ -657,5 +657,5 @@ def test_some_of_many_rows_are_drawn_from_the_seed_and_stay_in_order(rows: int) 
 
 def test_target_without_a_training_score_is_not_calibrated() -> None:
     known = drawn(np.random.default_rng(0), 40)
-    with pytest.raises(DataError, match=r"^expected training pictures with a prompt"):
+    with pytest.raises(DataError, match=r"^expected training images with a prompt"):
         fit_meaning(known, SCALE, np.full(3, np.nan), ["a", "b", ""])

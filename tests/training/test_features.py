@@ -1,4 +1,4 @@
-"""A picture's score is its own: no batch, order or neighbour changes it."""
+"""An image's score is its own: no batch, order or neighbour changes it."""
 
 import random
 import threading
@@ -42,95 +42,95 @@ def engine(model: DCMPL) -> TorchEngine:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
-    """Nine pictures of 1 to 35 windows."""
+def images() -> list[np.ndarray]:
+    """Nine images of 1 to 35 windows."""
     rng = np.random.default_rng(0)
     shapes = [(40, 44), (32, 32), (7, 9), (70, 90), (32, 100), (1, 1), (60, 33), (50, 50), (40, 80)]
     return [rng.integers(256, size=(*shape, 3), dtype=np.uint8) for shape in shapes]
 
 
-def pixels_of(picture: np.ndarray, views: str) -> torch.Tensor:
-    return to_unit_range(torch.from_numpy(np.stack(list(windows(picture, 32, views)))))
+def pixels_of(image: np.ndarray, views: str) -> torch.Tensor:
+    return to_unit_range(torch.from_numpy(np.stack(list(windows(image, 32, views)))))
 
 
 @pytest.fixture(scope="module")
-def expected(model: DCMPL, pictures: list[np.ndarray]) -> np.ndarray:
-    """Each picture alone, its windows in one call of the model."""
+def expected(model: DCMPL, images: list[np.ndarray]) -> np.ndarray:
+    """Each image alone, its windows in one call of the model."""
     found = []
-    for picture in pictures:
+    for image in images:
         with torch.inference_mode():
-            scores = model(pixels_of(picture, "windows"))
+            scores = model(pixels_of(image, "windows"))
         found.append([scores[task].mean().item() for task in model.config.tasks])
     return np.array(found)
 
 
 def scored(
-    engine: TorchEngine, pictures: Iterable[np.ndarray | None], batch_size: int = 32
+    engine: TorchEngine, images: Iterable[np.ndarray | None], batch_size: int = 32
 ) -> np.ndarray:
-    found = answers(engine, pictures, "windows", batch_size)
+    found = answers(engine, images, "windows", batch_size)
     return np.array([answer.scores for answer in found if answer is not None])
 
 
 def answers(
-    engine: TorchEngine, pictures: Iterable[np.ndarray | None], views: str, batch_size: int = 16
+    engine: TorchEngine, images: Iterable[np.ndarray | None], views: str, batch_size: int = 16
 ) -> Iterator[Answer | None]:
-    images = ((None, Question(picture)) for picture in pictures)
-    return (answer for _, answer in score_images(engine, images, views, batch_size=batch_size))
+    keyed = ((None, Question(image)) for image in images)
+    return (answer for _, answer in score_images(engine, keyed, views, batch_size=batch_size))
 
 
 def assert_equal(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
 
 
-def test_pictures_of_the_fixture_have_different_scores(expected: np.ndarray) -> None:
+def test_images_of_the_fixture_have_different_scores(expected: np.ndarray) -> None:
     assert len(set(expected[:, 0].round(5))) == len(expected)
 
 
 def test_score_is_the_mean_over_the_windows(
-    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
+    engine: TorchEngine, images: list[np.ndarray], expected: np.ndarray
 ) -> None:
-    assert_equal(scored(engine, pictures), expected)
+    assert_equal(scored(engine, images), expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 1000])
 def test_score_does_not_depend_on_the_batch_size(
-    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray, batch_size: int
+    engine: TorchEngine, images: list[np.ndarray], expected: np.ndarray, batch_size: int
 ) -> None:
-    assert_equal(scored(engine, pictures, batch_size), expected)
+    assert_equal(scored(engine, images, batch_size), expected)
 
 
 def test_score_does_not_depend_on_the_order(
-    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
+    engine: TorchEngine, images: list[np.ndarray], expected: np.ndarray
 ) -> None:
-    order = list(range(len(pictures)))
+    order = list(range(len(images)))
     random.Random(1).shuffle(order)
-    assert_equal(scored(engine, [pictures[i] for i in order], 4), expected[order])
+    assert_equal(scored(engine, [images[i] for i in order], 4), expected[order])
 
 
 @pytest.mark.parametrize("index", [0, 3, 5])
 def test_score_does_not_depend_on_the_neighbours(
-    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray, index: int
+    engine: TorchEngine, images: list[np.ndarray], expected: np.ndarray, index: int
 ) -> None:
-    assert_equal(scored(engine, [pictures[index]], 4), expected[[index]])
+    assert_equal(scored(engine, [images[index]], 4), expected[[index]])
 
 
-def test_no_pictures_give_no_scores(engine: TorchEngine) -> None:
+def test_no_images_give_no_scores(engine: TorchEngine) -> None:
     assert list(score_images(engine, [], "windows")) == []
 
 
-def test_no_picture_gives_no_score_and_leaves_the_others(
-    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
+def test_no_image_gives_no_score_and_leaves_the_others(
+    engine: TorchEngine, images: list[np.ndarray], expected: np.ndarray
 ) -> None:
-    given = [None, pictures[0], None, None, pictures[3], None]
+    given = [None, images[0], None, None, images[3], None]
     found = list(answers(engine, given, "windows", 4))
-    assert [row is None for row in found] == [picture is None for picture in given]
+    assert [row is None for row in found] == [image is None for image in given]
     assert_equal(np.array([row.scores for row in found if row is not None]), expected[[0, 3]])
 
 
-def test_all_scores_are_those_of_the_pictures(
-    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
+def test_all_scores_are_those_of_the_images(
+    engine: TorchEngine, images: list[np.ndarray], expected: np.ndarray
 ) -> None:
-    assert_equal(all_scores(engine, pictures, "windows"), expected)
+    assert_equal(all_scores(engine, images, "windows"), expected)
 
 
 def test_scores_lie_between_zero_and_one(expected: np.ndarray) -> None:
@@ -138,7 +138,7 @@ def test_scores_lie_between_zero_and_one(expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (4, 4), (5, 5)])
-def test_pictures_are_taken_only_as_a_batch_needs_them(
+def test_images_are_taken_only_as_a_batch_needs_them(
     engine: TorchEngine, batch_size: int, most: int
 ) -> None:
     taken = []
@@ -152,37 +152,37 @@ def test_pictures_are_taken_only_as_a_batch_needs_them(
     assert len(taken) <= most
 
 
-def test_pictures_that_are_scored_are_let_go(engine: TorchEngine) -> None:
+def test_images_that_are_scored_are_let_go(engine: TorchEngine) -> None:
     held: list[weakref.ref[np.ndarray]] = []
     alive = 0
 
     def source() -> Iterator[np.ndarray]:
         for i in range(30):
-            picture = np.full((32, 32, 3), i, np.uint8)
-            held.append(weakref.ref(picture))
-            yield picture
-            del picture
+            image = np.full((32, 32, 3), i, np.uint8)
+            held.append(weakref.ref(image))
+            yield image
+            del image
 
     for _ in answers(engine, source(), "center", 4):
         alive = max(alive, sum(ref() is not None for ref in held))
-    assert alive <= 5  # one batch of four and the picture at hand
+    assert alive <= 5  # one batch of four and the image at hand
 
 
 def test_taking_scores_leaves_gradients_as_they_were(
-    engine: TorchEngine, pictures: list[np.ndarray]
+    engine: TorchEngine, images: list[np.ndarray]
 ) -> None:
-    next(answers(engine, pictures, "center", 1))
+    next(answers(engine, images, "center", 1))
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
 
 
 def test_two_threads_may_score_with_one_model(
-    engine: TorchEngine, pictures: list[np.ndarray], expected: np.ndarray
+    engine: TorchEngine, images: list[np.ndarray], expected: np.ndarray
 ) -> None:
     found: dict[int, np.ndarray] = {}
 
     def work(name: int) -> None:
-        found[name] = scored(engine, pictures, 5 + name)
+        found[name] = scored(engine, images, 5 + name)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(2)]
     for thread in threads:
@@ -194,8 +194,8 @@ def test_two_threads_may_score_with_one_model(
 
 
 @pytest.fixture(scope="module")
-def table(picture_data: Path) -> ImageTable:
-    return load_table(picture_data, MosScale(1, 5))
+def table(image_data: Path) -> ImageTable:
+    return load_table(image_data, MosScale(1, 5))
 
 
 READS_PLAIN_PATCHES = with_settings(
@@ -232,7 +232,7 @@ def test_frozen_part_is_kept_for_every_window(
     torch.testing.assert_close(frozen[path], either.frozen(pixels), atol=1e-5, rtol=0)
 
 
-def test_scores_from_the_frozen_part_are_those_of_the_pictures(
+def test_scores_from_the_frozen_part_are_those_of_the_images(
     either: DCMPL, table: ImageTable, frozen: FrozenTable
 ) -> None:
     tasks = either.config.tasks
@@ -274,9 +274,9 @@ def test_plain_embedding_is_that_of_the_tower_without_prompts(
 
 
 def test_frozen_part_follows_from_the_tokens_before_the_first_block(
-    either: DCMPL, pictures: list[np.ndarray]
+    either: DCMPL, images: list[np.ndarray]
 ) -> None:
-    pixels = pixels_of(pictures[0], "windows")
+    pixels = pixels_of(images[0], "windows")
     tokens = either.clip.visual.embed((pixels - either.mean) / either.std)
     with torch.inference_mode():
         assert torch.equal(either.frozen_of(tokens), either.frozen(pixels))

@@ -16,7 +16,7 @@ from dcmpl.errors import RunError, UsageError
 from dcmpl.files import sealed
 from dcmpl.images.decode import read_image
 from dcmpl.model.tokenizer import Ids, Parts
-from dcmpl.runs import read_run, read_split, table_of_run, validation_pictures
+from dcmpl.runs import read_run, read_split, table_of_run, validation_images
 from dcmpl.scoring import export
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.calibration import CALIBRATION, read_calibration
@@ -51,7 +51,7 @@ class Mean:
 
 
 def stripes(*values: int) -> np.ndarray:
-    """A picture 32 wide, whose windows below one another have these values."""
+    """An image 32 wide, whose windows below one another have these values."""
     rows = np.repeat(np.array(values, np.uint8), 8)
     return np.broadcast_to(rows[:, None, None], (len(rows), 32, 3)).copy()
 
@@ -80,7 +80,7 @@ def test_first_views_within_the_tolerance_are_enough(
     assert fewest_views(rows) == expected
 
 
-def test_tolerance_is_of_a_range_of_one_and_for_19_of_20_pictures() -> None:
+def test_tolerance_is_of_a_range_of_one_and_for_19_of_20_images() -> None:
     assert (fewest.TOLERANCE, fewest.SHARE) == (0.02, 0.95)
 
 
@@ -88,8 +88,8 @@ def test_distances_are_those_to_the_mean_over_all_windows() -> None:
     engine = Mean()
     assert isinstance(engine, Engine)
     # 4 windows fit, at rows 0, 8, 16 and 24; the middle one begins at 8.
-    picture = stripes(0, 0, 0, 0, 80, 80, 80)
-    found = compare_views(engine, [picture])
+    image = stripes(0, 0, 0, 0, 80, 80, 80)
+    found = compare_views(engine, [image])
     assert [row["views"] for row in found] == KINDS
     windows = np.array([0, 20, 40, 60]) / 255
     expected = [abs(windows[chosen].mean() - windows.mean()) for chosen in ([1], [0, 3])]
@@ -101,24 +101,24 @@ def test_distances_are_those_to_the_mean_over_all_windows() -> None:
 
 
 def test_task_that_differs_most_counts() -> None:
-    picture = stripes(0, 0, 0, 0, 80, 80, 80)
-    picture[..., 1:] = 0  # now it is seen by red, and a third of it by brightness
-    (center, *_) = compare_views(Mean(), [picture])
+    image = stripes(0, 0, 0, 0, 80, 80, 80)
+    image[..., 1:] = 0  # now it is seen by red, and a third of it by brightness
+    (center, *_) = compare_views(Mean(), [image])
     assert center["most"] == pytest.approx(abs(20 - 30) / 255)
 
 
 @pytest.mark.parametrize(("odd", "expected"), [(1, "center"), (2, "grid-2")])
-def test_one_picture_of_forty_may_be_farther_off_but_not_three(odd: int, expected: str) -> None:
+def test_one_image_of_forty_may_be_farther_off_but_not_three(odd: int, expected: str) -> None:
     ramp = stripes(0, 0, 0, 0, 80, 80, 80)  # center is off by 10 of 255; grid-2 by nothing
     flat = stripes(*[9] * 7)
-    pictures = [ramp] * (2 * odd - 1) + [flat] * (41 - 2 * odd)
-    rows = compare_views(Mean(), pictures)
+    images = [ramp] * (2 * odd - 1) + [flat] * (41 - 2 * odd)
+    rows = compare_views(Mean(), images)
     assert rows[0]["most"] == pytest.approx(10 / 255)
     assert rows[0]["mean"] == pytest.approx(10 / 255 * (2 * odd - 1) / 40)
     assert fewest_views(rows) == expected
 
 
-def test_small_pictures_have_one_window_in_any_views() -> None:
+def test_small_images_have_one_window_in_any_views() -> None:
     rows = compare_views(Mean(), [stripes(7), stripes(1, 2, 3, 4)])
     assert [(row["windows"], row["most"]) for row in rows] == [(1, 0)] * 5
 
@@ -138,8 +138,8 @@ def test_views_of_a_run_are_measured_on_its_validation_part_when_it_is_calibrate
     assert split is not None
     validation = split.validation_part(table_of_run(run)).table
     engine = TorchEngine(model, run.learned)
-    pictures = [read_image(path) for path in validation.frame["image"]]
-    wanted = fewest_views(compare_views(engine, pictures))
+    images = [read_image(path) for path in validation.frame["image"]]
+    wanted = fewest_views(compare_views(engine, images))
     assert enough_views(engine, validation) == wanted
     assert opened(calibrated_run).views == wanted
     calibration = read_calibration(calibrated_run, run.weights_sha256)
@@ -181,7 +181,7 @@ def test_views_that_were_found_score_as_those_that_are_named(
     assert Scorer.from_pretrained(copied, device="cpu", views="center").views == "center"
 
 
-def test_views_are_known_where_the_pictures_of_the_run_are_gone(
+def test_views_are_known_where_the_images_of_the_run_are_gone(
     copied: Path, judged_data: Path, tmp_path: Path
 ) -> None:
     keep(copied, "grid-3")
@@ -189,8 +189,8 @@ def test_views_are_known_where_the_pictures_of_the_run_are_gone(
     assert described.source is not None
     moved = replace(described.source, path=str(tmp_path / "gone.csv"))
     replace(described, source=moved).write(copied)
-    picture, out = judged_data.with_name("000.png"), tmp_path / "x.csv"
-    words = ["score", picture, "--model", copied, "--views", "auto", "-o", out]
+    image, out = judged_data.with_name("000.png"), tmp_path / "x.csv"
+    words = ["score", image, "--model", copied, "--views", "auto", "-o", out]
     assert main([str(word) for word in words]) == 0
     assert read_manifest(out)["views"] == "grid-3"
 
@@ -199,22 +199,22 @@ def test_views_that_were_never_measured_are_refused_in_one_sentence(
     copied: Path, judged_data: Path, capsys: Capture, tmp_path: Path
 ) -> None:
     keep(copied, None)
-    picture, out = judged_data.with_name("000.png"), tmp_path / "x.csv"
-    words = ["score", picture, "--model", copied, "--views", "auto", "-o", out]
+    image, out = judged_data.with_name("000.png"), tmp_path / "x.csv"
+    words = ["score", image, "--model", copied, "--views", "auto", "-o", out]
     told = refused(capsys, 2, *words)
     assert told.startswith("expected a calibrated run for --views auto, ")
     assert told.endswith("how few views are enough: name --views")
     assert not out.exists()
 
 
-def test_validation_pictures_are_those_that_chose_the_epoch(
-    trained_run: Path, picture_data: Path
+def test_validation_images_are_those_that_chose_the_epoch(
+    trained_run: Path, image_data: Path
 ) -> None:
     names = json.loads((trained_run / "split.json").read_text())["val"]
-    shown = validation_pictures(trained_run, read_run(trained_run))
+    shown = validation_images(trained_run, read_run(trained_run))
     assert len(shown) == len(names) == 4
     for name, pixels in zip(sorted(names), shown, strict=True):
-        assert (pixels == read_image(picture_data.with_name(name))).all()
+        assert (pixels == read_image(image_data.with_name(name))).all()
 
 
 def test_uncalibrated_run_does_not_know_how_few_views_are_enough(trained_run: Path) -> None:
@@ -222,11 +222,11 @@ def test_uncalibrated_run_does_not_know_how_few_views_are_enough(trained_run: Pa
         opened(trained_run)
 
 
-def test_many_pictures_are_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_are_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 
-    def compare(engine: Engine, pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        measured.append(len(pictures))
+    def compare(engine: Engine, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        measured.append(len(images))
         return rows_at(center=1.0, grid_3=0.0)
 
     monkeypatch.setattr(fewest, "compare_views", compare)

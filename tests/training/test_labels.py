@@ -19,9 +19,9 @@ CONFIG = TrainConfig(views="center")
 
 
 @pytest.fixture
-def table(picture_data: Path) -> ImageTable:
+def table(image_data: Path) -> ImageTable:
     """Alignment is missing in all rows but the first three."""
-    table = load_table(picture_data, MosScale(1, 5))
+    table = load_table(image_data, MosScale(1, 5))
     judged = table.frame["mos_alignment"].where(table.frame.index < 3)
     return replace(table, frame=table.frame.assign(mos_alignment=judged))
 

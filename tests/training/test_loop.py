@@ -1,4 +1,4 @@
-"""Training repeats itself bit for bit, survives a kill, and sees no test picture."""
+"""Training repeats itself bit for bit, survives a kill, and sees no test image."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from dcmpl.cli.main import main
 from dcmpl.config import TARGETS, ModelConfig, TrainConfig
 from dcmpl.data.datasets import load_table
-from dcmpl.data.leaks import check_pictures, tied_units
+from dcmpl.data.leaks import check_images, tied_units
 from dcmpl.data.splits import Split, draw_split
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DataError, RunError
@@ -44,7 +44,7 @@ READERS = (
     "dcmpl.training.features.read_image",
     "dcmpl.scoring.torch_engine.read_image",
 )
-"""Where training and validation read their pictures."""
+"""Where training and validation read their images."""
 
 
 class Killed(BaseException):
@@ -64,13 +64,13 @@ Fit = Callable[..., Trained]
 
 
 @pytest.fixture(scope="module")
-def table(picture_data: Path) -> ImageTable:
-    return load_table(picture_data, MosScale(1, 5))
+def table(image_data: Path) -> ImageTable:
+    return load_table(image_data, MosScale(1, 5))
 
 
 @pytest.fixture(scope="module")
 def split(table: ImageTable) -> Split:
-    return draw_split("clean", table, tied_units(table, check_pictures(table)), 0)
+    return draw_split("clean", table, tied_units(table, check_images(table)), 0)
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +152,16 @@ def test_run_killed_at_a_write_ends_as_an_unbroken_one(
     assert again.run == unbroken.run
 
 
-@pytest.mark.parametrize("picture", [1, 38, 70])
+@pytest.mark.parametrize("image", [1, 38, 70])
 def test_run_killed_within_an_epoch_ends_as_an_unbroken_one(
-    fitted: Fit, unbroken: Trained, monkeypatch: pytest.MonkeyPatch, picture: int
+    fitted: Fit, unbroken: Trained, monkeypatch: pytest.MonkeyPatch, image: int
 ) -> None:
     count = 0
 
     def read_or_die(path: str) -> np.ndarray:
         nonlocal count
         count += 1
-        if count == picture:
+        if count == image:
             raise Killed
         return read_image(path)
 
@@ -219,7 +219,7 @@ def test_loss_falls(fitted: Fit) -> None:
 
 @pytest.fixture
 def paths_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The pictures that training reads."""
+    """The images that training reads."""
     seen: set[str] = set()
 
     def noted(path: str) -> np.ndarray:
@@ -234,13 +234,13 @@ def paths_read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_training_reads_all_of_training_and_validation(
     fitted: Fit, table: ImageTable, split: Split, paths_read: set[str]
 ) -> None:
-    check_pictures(table)
+    check_images(table)
     fitted()
     wanted = {p for part in ("train", "val") for p in split.rows(table, part).frame["image"]}
     assert paths_read == wanted
 
 
-def test_training_reads_no_test_picture(
+def test_training_reads_no_test_image(
     fitted: Fit, table: ImageTable, split: Split, paths_read: set[str]
 ) -> None:
     fitted()
@@ -553,7 +553,7 @@ def test_every_preset_trains_and_is_read_back(
 
 
 @pytest.mark.parametrize("preset", ["coop-deep", "clip-adapter", "linear-probe"])
-def test_pictures_are_read_once_where_nothing_visual_is_learned(
+def test_images_are_read_once_where_nothing_visual_is_learned(
     fit_preset: Callable[..., Trained], preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []

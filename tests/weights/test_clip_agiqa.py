@@ -63,7 +63,7 @@ def images() -> Tensor:
 def test_the_made_files_have_the_names_and_shapes_of_the_published_one(
     files: tuple[Path, Path],
 ) -> None:
-    """A prompt less in the list of the text than in that of the pictures, 3 layers here."""
+    """A prompt less in the list of the text than in that of the images, 3 layers here."""
     auxiliary, tar = (torch.load(file, weights_only=True) for file in files)
     names = ["ctx", "prompts_text.0", "prompts_text.1"]
     names += ["prompts_vis.0", "prompts_vis.1", "prompts_vis.2", "token_prefix", "token_suffix"]
@@ -161,38 +161,38 @@ def test_the_import_says_what_the_run_predicts(
 
 
 def test_an_imported_run_scores_as_the_model_does(
-    imported: Path, learned: DCMPL, picture_data: Path
+    imported: Path, learned: DCMPL, image_data: Path
 ) -> None:
     assert sorted(file.name for file in imported.iterdir()) == ["model.safetensors", "run.json"]
-    pictures = sorted(picture_data.parent.glob("*.png"))[:3]
+    images = sorted(image_data.parent.glob("*.png"))[:3]
     scorer = Scorer.from_pretrained(imported)
-    found = scorer.score(pictures)
+    found = scorer.score(images)
     engine = TorchEngine(learned, ("quality", "alignment"))
-    expected = Scorer(engine, scorer.views).score(pictures)
+    expected = Scorer(engine, scorer.views).score(images)
     assert [(s.quality, s.alignment) for s in found] == [(s.quality, s.alignment) for s in expected]
 
 
-def metrics_of(run: Path, picture_data: Path, out: Path) -> dict[str, Any]:
-    words = ["evaluate", str(run), "--data", str(picture_data), "--mos-scale", "1", "5"]
+def metrics_of(run: Path, image_data: Path, out: Path) -> dict[str, Any]:
+    words = ["evaluate", str(run), "--data", str(image_data), "--mos-scale", "1", "5"]
     assert main([*words, "--out", str(out)]) == 0
     found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return found
 
 
 def test_an_imported_run_is_measured_on_given_data(
-    imported: Path, picture_data: Path, tmp_path: Path
+    imported: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    metrics = metrics_of(imported, picture_data, tmp_path / "results")
+    metrics = metrics_of(imported, image_data, tmp_path / "results")
     assert {"quality", "alignment"} <= metrics.keys()
 
 
 def test_an_imported_run_has_no_data_of_its_own(
-    imported: Path, picture_data: Path, capsys: pytest.CaptureFixture[str]
+    imported: Path, image_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", str(imported)]
     assert main(words) == 2
     assert "expected --data PATH" in capsys.readouterr().err
-    data = ["--data", str(picture_data), "--mos-scale", "1", "5"]
+    data = ["--data", str(image_data), "--mos-scale", "1", "5"]
     assert main([*words, *data, "--split", "test"]) == 2
     assert "expected --split all for an imported run" in capsys.readouterr().err
 
@@ -207,10 +207,10 @@ def test_an_imported_run_cannot_be_resumed(
 
 
 def test_a_run_of_the_auxiliary_file_leaves_quality_empty(
-    alone: Path, picture_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    alone: Path, image_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = picture_data.parent / "00.png"
-    assert main(["score", str(picture), "--model", str(alone), "-o", str(tmp_path / "s.csv")]) == 0
+    image = image_data.parent / "00.png"
+    assert main(["score", str(image), "--model", str(alone), "-o", str(tmp_path / "s.csv")]) == 0
     assert "does not predict quality" in capsys.readouterr().err
     with (tmp_path / "s.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -219,9 +219,9 @@ def test_a_run_of_the_auxiliary_file_leaves_quality_empty(
 
 
 def test_a_run_of_the_auxiliary_file_is_measured_for_alignment(
-    alone: Path, picture_data: Path, tmp_path: Path
+    alone: Path, image_data: Path, tmp_path: Path
 ) -> None:
-    metrics = metrics_of(alone, picture_data, tmp_path / "results")
+    metrics = metrics_of(alone, image_data, tmp_path / "results")
     assert "alignment" in metrics
     assert "quality" not in metrics
 

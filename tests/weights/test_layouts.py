@@ -185,7 +185,7 @@ def test_an_extra_tensor_is_named(folder: Path, openai: State) -> None:
 def test_a_width_that_heads_of_64_do_not_divide_is_refused(
     folder: Path, plain: Path, tmp_path: Path
 ) -> None:
-    """It would load, and fail with the first picture."""
+    """It would load, and fail with the first image."""
     record = json.loads(json.dumps(SIZES))
     record["vision_config"] |= {"hidden_size": 200, "num_attention_heads": 1}
     (tmp_path / "config.json").write_text(json.dumps(record))
@@ -263,7 +263,7 @@ def assert_golden(folder: Path, golden: dict[str, Any]) -> None:
     tokens = backbone.tokenizer([str(sentence) for sentence in golden["sentences"]])
     with torch.no_grad():
         found = {
-            "image_embedding": backbone.clip.visual(golden_open_clip.pictures()),
+            "image_embedding": backbone.clip.visual(golden_open_clip.images()),
             "text_embedding": backbone.clip.text(*as_tensors(tokens)),
         }
     for name, ours in found.items():
@@ -271,7 +271,7 @@ def assert_golden(folder: Path, golden: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_open_clip_computes_the_same_of_pictures_and_sentences(
+def test_open_clip_computes_the_same_of_images_and_sentences(
     open_clip: Path, golden: dict[str, Any]
 ) -> None:
     assert_golden(open_clip, golden)

@@ -119,9 +119,9 @@ def _check(arguments: Arguments) -> None:
 
 
 def _contexts(arguments: Arguments) -> "dict[str, TrialContext]":
-    """By path, the data sets with what their trials share."""
+    """Data sets by path, each with what its trials share."""
     from dcmpl.data.datasets import load_table
-    from dcmpl.data.leaks import check_pictures
+    from dcmpl.data.leaks import check_images
     from dcmpl.evaluation.trials import TrialContext
     from dcmpl.scoring.torch_engine import choose_device
     from dcmpl.weights.backbones import load_backbone
@@ -136,7 +136,7 @@ def _contexts(arguments: Arguments) -> "dict[str, TrialContext]":
             say(f"note: {table.name}: {note}")
         if any(table.name == context.table.name for context in found.values()):
             raise UsageError(f"expected data sets of different names, got {table.name} twice")
-        found[path] = TrialContext(table, backbone, check_pictures(table), device)
+        found[path] = TrialContext(table, backbone, check_images(table), device)
     return found
 
 
@@ -172,7 +172,7 @@ def _variants(arguments: Arguments, table: "ImageTable") -> "list[Variant]":
 
 
 def _recipe_settings(arguments: Arguments) -> list[str]:
-    """The flags of the recipe as settings, which go over those of a grid."""
+    """Flags of the recipe as settings; they override a grid's."""
     given = {name: getattr(arguments, name) for name in ("epochs", "batch_size", "lr")}
     flags = [f"train.{name}={value}" for name, value in given.items() if value is not None]
     return [*flags, *arguments.set]

@@ -13,7 +13,7 @@ FLAGS = (
 
 
 def compare(arguments: Arguments) -> int:
-    """Set our numbers beside published ones of the same protocol, and runs against one another."""
+    """Compare runs with published results of the same protocol, and with one another."""
     for run in arguments.RUN:
         check_run(run)
     if arguments.out is not None:

@@ -1,4 +1,4 @@
-"""``dcmpl data check``, ``show`` and ``split``: is a data set whole, what is in it, its splits."""
+"""``dcmpl data check``, ``show`` and ``split``: audit a data set, show it, write its splits."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ MOST_LINES = 100
 
 
 def check(arguments: Arguments) -> int:
-    """Count and decode; the exit code is 1 where the copy is not whole."""
+    """Count and decode the images of a data set; exit code 1 where the copy is incomplete."""
     check_table(arguments, [arguments.PATH])
     from dcmpl.data.datasets import load_table
     from dcmpl.data.leaks import survey
@@ -52,7 +52,7 @@ def check(arguments: Arguments) -> int:
         if len(lines) > MOST_LINES:
             print(f"  {kind}: and {len(lines) - MOST_LINES} more")
     readable = sum(not facts[path].fault for path in frame["image"])
-    print(f"{readable:,} of {len(table):,} pictures decode; {len(found.faults)} things are wrong")
+    print(f"{readable:,} of {len(table):,} images decode; {len(found.faults)} things are wrong")
     return 1 if found.faults else 0
 
 
@@ -76,11 +76,11 @@ def split(arguments: Arguments) -> int:
     check_protocols([arguments.protocol])
     check_repeats(arguments.repeats)
     check_folder(arguments.out)
-    from dcmpl.data.leaks import check_leaks, check_pictures, tied_units
+    from dcmpl.data.leaks import check_images, check_leaks, tied_units
     from dcmpl.data.splits import PARTS, PROTOCOLS, draw_split
 
     table = read_data(arguments, arguments.PATH)
-    facts = check_pictures(table)
+    facts = check_images(table)
     units, protocol = tied_units(table, facts), PROTOCOLS[arguments.protocol]
     say(f"{table.name}, protocol {arguments.protocol}: {protocol.about}")
     for repeat in range(arguments.repeats):

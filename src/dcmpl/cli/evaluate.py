@@ -43,7 +43,7 @@ FLAGS = (
 
 
 def evaluate(arguments: Arguments) -> int:
-    """Measure a run, and whatever its scores claim to mean."""
+    """Measure the predictions of a run, and its calibration."""
     check_run(arguments.RUN)
     check_own_table(arguments)
     check_device(arguments.device)
@@ -78,7 +78,7 @@ def evaluate(arguments: Arguments) -> int:
         "selects_on_test": bool(split and split.selects_on_test),
     }
     metrics, plotted = evaluate_run(run, calibration, model, table, training, out, notes)
-    title = f"{table.name}, {part} part, {len(table)} pictures; protocol: {protocol}"
+    title = f"{table.name}, {part} part, {len(table)} images; protocol: {protocol}"
     Console().print(metrics_table(metrics, title))
     if not plotted:
         say("no plots: pip install matplotlib brings them")
@@ -101,17 +101,17 @@ def _part(table: "ImageTable", part: str, own: bool, split: "Split | None") -> "
 def _training(
     run: "Run", split: "Split | None", whole: "ImageTable", table: "ImageTable", own: bool
 ) -> "ImageTable | None":
-    """The training part, for baselines; what it gives away of ``table`` is said or refused."""
-    from dcmpl.data.leaks import check_pictures, find_leaks
+    """The training part, for baselines; its leaks into ``table`` are reported or refused."""
+    from dcmpl.data.leaks import check_images, find_leaks
     from dcmpl.data.table import listed
 
     if own and split is not None:
-        say_leaks(split, whole, check_pictures(whole))
+        say_leaks(split, whole, check_images(whole))
         return split.train_part(whole).table
-    training, facts = _training_of(run, split), check_pictures(table)
+    training, facts = _training_of(run, split), check_images(table)
     if training is None:
         return None
-    if leaks := find_leaks(training, table, {**check_pictures(training), **facts}):
+    if leaks := find_leaks(training, table, {**check_images(training), **facts}):
         pairs = [f"{leak.tested} and {leak.known} ({leak.kind})" for leak in leaks]
         raise DataError(
             f"expected nothing in {table.name} that the run was trained on, got "
@@ -123,7 +123,7 @@ def _training(
 def _table_to_measure(
     arguments: Arguments, source: "DataSource | None"
 ) -> "tuple[ImageTable, bool]":
-    """The table to measure on, and whether it is the run's own data, moved or not."""
+    """The table to measure on, and whether it is the run's own data set."""
     from dcmpl.data.datasets import load_table
 
     scale, columns = mos_scale(arguments), columns_of(arguments)
@@ -155,7 +155,7 @@ def _table_to_measure(
 
 
 def _training_of(run: "Run", split: "Split | None") -> "ImageTable | None":
-    """What the run has seen, where that can still be read."""
+    """The training part of a run, where its data set can still be read."""
     from dcmpl.runs import table_of_run
 
     if run.source is None or split is None:

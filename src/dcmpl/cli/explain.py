@@ -1,4 +1,4 @@
-"""``dcmpl explain``: where an image looks bad, and which words of its prompt it does not show."""
+"""``dcmpl explain``: quality maps of an image, and the words that it does not show."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ FLAGS = (
 
 
 def explain(arguments: Arguments) -> int:
-    """Draw the maps of an image, and print what they show."""
+    """Draw the quality maps of an image, and print a summary of each."""
     _check(arguments)
     from dcmpl.images.decode import decode, quiet_pillow
     from dcmpl.pages import has_matplotlib
@@ -49,17 +49,17 @@ def explain(arguments: Arguments) -> int:
     if calibration is None:
         say(f"note: no MOS units and no map of patches: {uncalibrated(run)}")
     with quiet_pillow():
-        picture = decode(arguments.IMAGE).pixels
+        image = decode(arguments.IMAGE).pixels
     engine, views = TorchEngine(model, run.learned), run.train.views
-    found = explained(engine, calibration, picture, arguments.prompt or "", views)
-    write_atomically(Path(arguments.out), found.figure(picture))
+    found = explained(engine, calibration, image, arguments.prompt or "", views)
+    write_atomically(Path(arguments.out), found.figure(image))
     print("\n".join(found.told))
     for drawn in found.maps:
         row, column = drawn.worst
         print(f"lowest by {drawn.name}: {drawn.values.min():.2f} about x {column}, y {row}")
     for word, gain in sorted(found.words, key=lambda pair: -pair[1]):
         print(f"without {word!r}: {gain:+.3f}")
-    print(f"picture: {arguments.out}")
+    print(f"image: {arguments.out}")
     return 0
 
 
@@ -67,12 +67,12 @@ def _check(arguments: Arguments) -> None:
     check_run(arguments.model)
     check_device(arguments.device)
     if not Path(arguments.IMAGE).is_file():
-        raise UsageError(f"expected a picture at {arguments.IMAGE}, found no file")
+        raise UsageError(f"expected an image at {arguments.IMAGE}, found no file")
     out = Path(arguments.out)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise UsageError(f"expected -o to be a file that ends in .png, got {out}")
     if out.exists() and out.samefile(arguments.IMAGE):
-        raise UsageError(f"expected -o beside the picture, got the picture itself, {out}")
+        raise UsageError(f"expected -o beside the image, got the image itself, {out}")
 
 
 EXPLAIN = Command(

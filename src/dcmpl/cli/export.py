@@ -33,7 +33,7 @@ FLAGS = (
         metavar="TARGET",
     ),
     Flag(
-        "--pictures",
+        "--images",
         "images that calibrate int8 and tell drifts (default: the run's validation part)",
         count="+",
         metavar="PATH",
@@ -43,7 +43,7 @@ FLAGS = (
 
 
 def export(arguments: Arguments) -> int:
-    """Write every variant, each held to torch's scores on the spot."""
+    """Write every variant, each compared with PyTorch's scores."""
     check_run(arguments.RUN)
     check_targets(arguments.targets or ())
     check_new_folder(arguments.out, "-o")
@@ -54,9 +54,9 @@ def export(arguments: Arguments) -> int:
     folder, out = Path(arguments.RUN), Path(arguments.out)
     run, model = load_model(folder, arguments.backbone, "cpu")  # where exported models run
     targets = _targets(arguments.targets, run)
-    pictures = _pictures(arguments.pictures, folder, run)
+    images = _images(arguments.images, folder, run)
     calibration = read_calibration(folder, run.weights_sha256)
-    record = write_export(TorchEngine(model, targets), run, out, pictures, calibration)
+    record = write_export(TorchEngine(model, targets), run, out, images, calibration)
     if calibration is not None and calibration.enough_views is not None:
         say(f"--views auto is {calibration.enough_views}")
     made = ", ".join(f"{v['engine']} {v['precision']}" for v in record["variants"])
@@ -83,20 +83,20 @@ def _targets(asked: tuple[str, ...] | None, run: "Run") -> tuple[str, ...]:
     return targets
 
 
-def _pictures(paths: tuple[str, ...] | None, folder: Path, run: "Run") -> "list[np.ndarray]":
+def _images(paths: tuple[str, ...] | None, folder: Path, run: "Run") -> "list[np.ndarray]":
     from dcmpl.data.sources import find_sources, with_content
     from dcmpl.images.decode import quiet_pillow
-    from dcmpl.runs import MOST_PICTURES, validation_pictures
+    from dcmpl.runs import MOST_IMAGES, validation_images
 
     if paths is None:
         try:
-            return validation_pictures(folder, run)
+            return validation_images(folder, run)
         except DcmplError as error:
-            say(f"note: no pictures to compare on: {error}; name some with --pictures")
+            say(f"note: no images to compare on: {error}; name some with --images")
             return []
     with quiet_pillow():
-        sources = islice(with_content(find_sources(paths)), MOST_PICTURES)
-        return [source.read().pixels for source in track(sources, "reading pictures")]
+        sources = islice(with_content(find_sources(paths)), MOST_IMAGES)
+        return [source.read().pixels for source in track(sources, "reading images")]
 
 
 EXPORT = Command(

@@ -1,4 +1,4 @@
-"""``dcmpl info`` and ``dcmpl presets``: a run and what its scores mean; every variant and field."""
+"""``dcmpl info`` and ``dcmpl presets``: a run and its calibration; all presets and fields."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +57,7 @@ def _about(folder: Path, run: "Run") -> Table:
         "data": f"{source.name}, {source.path}" if source else "imported, not known",
         "MOS scale": f"{source.scale.low:g} to {source.scale.high:g}" if source else "not known",
         "predicts": ", ".join(run.learned) or "nothing",
-        "alignment": "reads the prompt" if reads else "judged from the picture alone",
+        "alignment": "reads the prompt" if reads else "judged from the image alone",
         "views": run.train.views,
         "state": f"finished, best epoch {run.best_epoch}" if run.finished else "not finished",
         "validation": ", ".join(f"{k} {v:.3f}" for k, v in history.items() if k != "loss"),
@@ -77,7 +77,7 @@ def _tables(calibration: "Calibration", target: str) -> Iterator[Table]:
     yield _labels(meaning, target)
     yield _populations(meaning, target, calibration.data)
     table = Table("", "", title=f"{target}: how sure", show_header=False)
-    table.add_row("fitted on", f"{meaning.validation} validation pictures")
+    table.add_row("fitted on", f"{meaning.validation} validation images")
     table.add_row("from score to MOS", _curve(meaning))
     table.add_row(f"{COVERAGE:.0%} intervals", f"{_width(meaning):.2f} MOS units to each side")
     yield table
@@ -99,9 +99,9 @@ def _labels(meaning: "Meaning", target: str) -> Table:
 
 def _populations(meaning: "Meaning", target: str, data: str) -> Table:
     table = Table(
-        "training pictures of",
+        "training images of",
         *(f"{p} %" for p in PERCENTILES),
-        title=f"{target}: percentiles of the scores of {meaning.training} pictures",
+        title=f"{target}: percentiles of the scores of {meaning.training} images",
     )
     for name, known in [(data, meaning.population), *meaning.generators.items()]:
         table.add_row(escape(name), *(f"{_at(known, p):.3f}" for p in PERCENTILES))
@@ -120,7 +120,7 @@ def _curve(meaning: "Meaning") -> str:
 
 
 def _width(meaning: "Meaning") -> float:
-    """Half the interval of a picture of the middle score whose windows agree."""
+    """Half the prediction interval of an image of the middle score whose windows agree."""
     from dcmpl.scoring.calibration import COVERAGE
 
     middle = _at(meaning.population, 50)
@@ -150,7 +150,7 @@ def presets(arguments: Arguments) -> int:
 
 
 def count_of_vit_b_32(config: ModelConfig) -> int:
-    """How many numbers a model of that configuration learns on CLIP ViT-B/32."""
+    """Number of trainable parameters of ``config`` on CLIP ViT-B/32."""
     import torch
 
     from dcmpl.model.clip import VIT_B_32, Clip

@@ -46,21 +46,21 @@ MAX_CONFIG_BYTES = 2**20
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that leaves it to the program how an error is told."""
+    """Parser that raises :class:`UsageError` in place of printing and exiting."""
 
     def error(self, message: str) -> Any:
         raise argparse.ArgumentError(None, message)
 
 
 def command_of(name: str) -> Command:
-    """The command of that name: the constant of its file that is named like it."""
+    """The :class:`Command` called ``name``."""
     module = import_module(f"dcmpl.cli.{COMMANDS[name][0]}")
     found: Command = getattr(module, name.split()[-1].upper())
     return found
 
 
 def overview() -> str:
-    """What ``dcmpl --help`` prints."""
+    """Text of ``dcmpl --help``."""
     rows = "\n".join(f"  {name:12} {about}" for name, (_, about) in COMMANDS.items())
     return (
         "usage: dcmpl COMMAND ...\n\n"
@@ -152,7 +152,7 @@ def _see(name: str) -> str:
 
 
 def _wrong_count(name: str, flags: Mapping[str, Flag], error: argparse.ArgumentError) -> UsageError:
-    """What argparse finds wrong itself: the number of values behind a flag."""
+    """Sentence for argparse's own errors: a wrong number of values behind a flag."""
     word = (error.argument_name or "").split("/")[-1]
     flag = next((f for f in flags.values() if word in f.names), None)
     if flag is None:
@@ -163,7 +163,7 @@ def _wrong_count(name: str, flags: Mapping[str, Flag], error: argparse.ArgumentE
 
 
 def _configuration(path: str, flags: Mapping[str, Flag], name: str) -> dict[str, Any]:
-    """The values of a YAML file, as the command line would give them."""
+    """Values of a YAML file as words of the command line."""
     try:
         if Path(path).stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes")

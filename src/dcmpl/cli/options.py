@@ -1,4 +1,4 @@
-"""What commands are made of, and the flags and checks that several of them share.
+"""Commands and flags as data; the flags and checks that several commands share.
 
 Imports neither torch nor pandas: help and mistakes answer at once. Functions that begin the
 work import what they need themselves.
@@ -78,7 +78,7 @@ class Flag:
         return f"{self.about} (default: {self.default})"
 
     def read(self, given: Any) -> Any:
-        """The words of the command line as values; raises :class:`UsageError` where they are none.
+        """Values of the words behind a flag; raises :class:`UsageError` for invalid ones.
 
         Several values come as a tuple.
         """
@@ -119,7 +119,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command does, its flags, and the function that does it; that returns an exit code."""
+    """One command: its help, its flags, and a function that runs it and returns the exit code."""
 
     about: str
     flags: tuple[Flag, ...]
@@ -180,7 +180,7 @@ TARGET_FLAG = Flag(
 
 
 def _recipe_flag(name: str, kind: type) -> Flag:
-    """A flag for a field of the recipe; its help has the default of every recipe."""
+    """Flag for a field of the recipe, with the default of every recipe in its help."""
     paper = getattr(RECIPES["paper"], name)
     others = [
         f"{getattr(recipe, name)} for {backbone}"
@@ -201,7 +201,7 @@ SEED = _recipe_flag("seed", int)
 
 
 def check_device(device: str) -> None:
-    """Check how a device is written; whether it is there only torch can tell."""
+    """Check the spelling of a device; only PyTorch knows which devices exist."""
     if not re.fullmatch(r"[a-z]+(:\d+)?", device):
         raise UsageError(
             f"expected --device of auto, cpu, cuda, cuda:N and mps, got {device}: leave it out for "
@@ -237,7 +237,7 @@ def check_repeats(repeats: int) -> None:
 
 
 def check_targets(targets: Sequence[str]) -> None:
-    """Check names of targets; a run may have some of its own, so only impossible ones fail."""
+    """Check names of targets; a run may have its own, so only impossible names fail."""
     for target in targets:
         if target_of(f"mos_{target}") is None:
             hint = nearest(target, TARGETS, "they are what people were asked")
@@ -260,7 +260,7 @@ def columns_of(arguments: Arguments) -> dict[str, str]:
 
 
 def check_table(arguments: Arguments, paths: Sequence[str]) -> None:
-    """Check that data sets lie at ``paths``, and the flags of a table of one's own."""
+    """Check that ``paths`` exist, and the flags that describe a user's own table."""
     check_own_table(arguments)
     for path in paths:
         if not Path(path).exists():
@@ -288,20 +288,20 @@ def check_preset(name: str) -> None:
 def model_of(
     preset: str, settings: Sequence[str], targets: Sequence[str] | None, judged: Sequence[str]
 ) -> ModelConfig:
-    """The preset with the fields and the targets that were asked for."""
+    """Configuration of the preset with the chosen fields and targets."""
     of_model = [setting for setting in settings if not setting.startswith("train.")]
     return with_targets(with_settings(PRESETS[preset].model, of_model), judged, targets)
 
 
 def check_model(preset: str, settings: Sequence[str], targets: Sequence[str] | None) -> None:
-    """:func:`model_of` before the data is read: any target may have MOS there."""
+    """:func:`model_of` before the data set is read, when any target may still have MOS."""
     check_preset(preset)
     named = [target.partition("=")[0] for target in targets or ()]
     model_of(preset, settings, targets, [*TARGETS, *named])
 
 
 def recipe_of(arguments: Arguments, base: TrainConfig | None = None) -> TrainConfig:
-    """The recipe of the backbone with the flags and the fields that were set."""
+    """Recipe of the backbone with the chosen flags and fields."""
     recipe = base or recipe_for(check_backbone(arguments.backbone))
     names = ("epochs", "batch_size", "lr", "seed")
     chosen = {name: getattr(arguments, name, None) for name in names}
@@ -317,7 +317,7 @@ def mos_scale(arguments: Arguments) -> "MosScale | None":
 
 
 def read_data(arguments: Arguments, path: str) -> "ImageTable":
-    """The table at ``path``; what is irregular in it is said."""
+    """The table at ``path``; its irregularities are printed."""
     from dcmpl.data.datasets import load_table
 
     table = load_table(path, mos_scale(arguments), columns_of(arguments))
@@ -334,7 +334,7 @@ def source_of(arguments: Arguments, table: "ImageTable", path: str) -> "DataSour
 
 
 def say_leaks(split: "Split", table: "ImageTable", facts: "Facts") -> None:
-    """Check the split; what its protocol commits by design is said."""
+    """Check a split for leaks; print those that its protocol commits by design."""
     from dcmpl.data.leaks import check_leaks
     from dcmpl.data.splits import PROTOCOLS
 

@@ -121,7 +121,7 @@ FLAGS = (
 
 
 def score(arguments: Arguments) -> int:
-    """Score everything that was named; every image gets a row."""
+    """Score all named images, one row per image."""
     shard = _checked(arguments)
     from dcmpl.data.sources import find_sources
     from dcmpl.images.decode import quiet_pillow
@@ -145,7 +145,7 @@ def score(arguments: Arguments) -> int:
         counts = job.write(out, arguments.resume)
     say_faults(read_scores(out))
     _say_uncalibrated(scorer)
-    print(f"{counts['ok']} of {len(job.own)} pictures scored: {out} and its manifest")
+    print(f"{counts['ok']} of {len(job.own)} images scored: {out} and its manifest")
     return 3 if counts["error"] else 0
 
 
@@ -155,7 +155,7 @@ def _options(arguments: Arguments) -> dict[str, Any]:
 
 
 def _checked(arguments: Arguments) -> tuple[int, int] | None:
-    """The shard, once everything that can be told without a model is right."""
+    """The shard to score, after all checks that need no model."""
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(f"expected {given[0]} or {given[1]}, got both: leave one out")
@@ -214,7 +214,7 @@ def _shard(arguments: Arguments) -> tuple[int, int] | None:
 
 
 def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
-    """The images with the prompts that were named; what does not fit is said."""
+    """Images with the prompts of ``--prompts``; rows and images without a partner are reported."""
     from dcmpl.data.sources import read_prompts, with_prompts
 
     names = [source.name for source in sources]
@@ -225,12 +225,12 @@ def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
     prompts, strange = read_prompts(Path(arguments.prompts), names)
     if strange:
         say(
-            f"{len(strange)} rows of {arguments.prompts} name none of the pictures, "
+            f"{len(strange)} rows of {arguments.prompts} name none of the images, "
             f"{strange[0]!r} among them"
         )
     if without := [name for name in names if name not in prompts]:
         say(
-            f"{len(without)} of {len(names)} pictures have no row in {arguments.prompts}, "
+            f"{len(without)} of {len(names)} images have no row in {arguments.prompts}, "
             f"{without[0]!r} among them: they get no prompt"
         )
     return with_prompts(sources, prompts)
@@ -241,7 +241,7 @@ def _say_what_scores_mean(scorer: "Scorer", arguments: Arguments) -> None:
     has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
     reads = scorer.row_of.reads
     if reads is None and has_prompts and "alignment" in scorer.targets:
-        say("note: this model judges alignment from the picture alone; prompts are carried along")
+        say("note: this model judges alignment from the image alone; prompts are carried along")
     if reads is not None and not has_prompts:
         say(
             f"note: this model judges {reads} by the prompt; without --prompt, "

@@ -1,4 +1,4 @@
-"""``dcmpl select``: keep, copy or move the best of what was scored; one folder per label."""
+"""``dcmpl select``: keep, copy or move scored images, the best ones or by label."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ Row = Mapping[str, Any]
 
 
 def select(arguments: Arguments) -> int:
-    """Choose rows of a file of scores, and do with their images what was asked."""
+    """Choose rows of a file of scores, and write them or copy or move their images."""
     _check(arguments)
     from dcmpl.scoring.files import best_first, read_scores
 
@@ -98,7 +98,7 @@ def _check_column(by: str, rows: Sequence[Row]) -> None:
 
 
 def _write_rows(out: Path, rows: Sequence[Row], scores: str) -> None:
-    """The chosen rows with a manifest that names the file they are of."""
+    """Write the chosen rows, with a manifest that names their source."""
     from dcmpl.files import sha256_of
     from dcmpl.scoring.files import write_scores
 
@@ -113,7 +113,7 @@ def _write_rows(out: Path, rows: Sequence[Row], scores: str) -> None:
 
 
 def _place(rows: Sequence[Row], arguments: Arguments) -> list[str]:
-    """Copy or move the images of ``rows``; returns what could not be done, as sentences."""
+    """Copy or move the images of ``rows``; returns a sentence for every failure."""
     target = arguments.copy or arguments.move
     if target is None:
         return []
@@ -146,7 +146,7 @@ def _label(row: Row, by: str) -> str:
 
 
 def move(images: Iterable[str], folder: Path) -> tuple[int, list[str]]:
-    """Move files into ``folder``; those that are gone, as from an earlier try, are passed over.
+    """Move files into ``folder``; files that an earlier try has moved are skipped.
 
     Nothing is overwritten: a name that is taken gets a number. Returns how many were moved
     and, as sentences, which could not be. Raises :class:`OSError` where there can be no folder.
@@ -194,7 +194,7 @@ def copy(images: Iterable[str], folder: Path) -> tuple[int, list[str]]:
 
 
 def _in_archive(image: str) -> tuple[str, str | None]:
-    """The archive and the member that a name as ``ARCHIVE/member`` means; else the name alone."""
+    """Archive and member of a name such as ``ARCHIVE/member``; the name alone for a plain file."""
     for place, letter in enumerate(image):
         if letter == "/" and os.path.isfile(image[:place]):
             return image[:place], image[place + 1 :]
@@ -202,7 +202,7 @@ def _in_archive(image: str) -> tuple[str, str | None]:
 
 
 def _move(source: str, place: Path) -> None:
-    """To another disk by way of a copy, which is whole or not there at all."""
+    """Move a file, between disks by an atomic copy."""
     try:
         os.rename(source, place)
     except OSError as error:

@@ -73,7 +73,7 @@ def train(arguments: Arguments) -> int:
     recipe = _checked(arguments)
     from accelerate import PartialState
 
-    from dcmpl.data.leaks import check_pictures
+    from dcmpl.data.leaks import check_images
     from dcmpl.runs import MODEL, write_split
     from dcmpl.scoring.torch_engine import choose_device
     from dcmpl.training.loop import fit
@@ -86,7 +86,7 @@ def train(arguments: Arguments) -> int:
         run, split = _resumed(folder, arguments, recipe, table, backbone)
         if run.finished:
             return _finished(folder, run, split, table, MODEL in left, arguments)
-    facts = check_pictures(table)
+    facts = check_images(table)
     if not left:
         split = _new_split(arguments, recipe.seed, table, facts)
         run = _begun(arguments, recipe, table, backbone, split)
@@ -109,7 +109,7 @@ def train(arguments: Arguments) -> int:
 
 
 def _checked(arguments: Arguments) -> "TrainConfig":
-    """The recipe, once everything that can be told without torch is right."""
+    """The recipe, after all checks that need no PyTorch."""
     check_table(arguments, [arguments.data])
     check_model(arguments.preset, arguments.set, arguments.targets)
     check_device(arguments.device)
@@ -179,7 +179,7 @@ def _say_what_begins(run: "Run", split: "Split", table: "ImageTable", model: "DC
 
     parts = {part: split.rows(table, part) for part in PARTS}
     say(
-        f"{table.name}: {len(table)} pictures; protocol {split.protocol}; "
+        f"{table.name}: {len(table)} images; protocol {split.protocol}; "
         + ", ".join(
             f"{name} {len(t)} of {t.frame['group'].nunique()} prompts" for name, t in parts.items()
         )
@@ -206,7 +206,7 @@ def _finished(
     has_model: bool,
     arguments: Arguments,
 ) -> int:
-    """What is left to do for a run that is finished: its calibration, if that is missing."""
+    """Calibrate a finished run that has no calibration yet."""
     from dcmpl.runs import MODEL, RECORD
     from dcmpl.scoring.calibration import read_calibration
     from dcmpl.scoring.torch_engine import load_model
@@ -226,7 +226,7 @@ def _finished(
 def _calibrate(
     folder: Path, run: "Run", table: "ImageTable", split: "Split", model: "DCMPL"
 ) -> None:
-    """Fit what the scores of a finished run mean, where validation is able to."""
+    """Calibrate the scores of a finished run on validation, where there are enough opinions."""
     from dcmpl.scoring.torch_engine import TorchEngine
     from dcmpl.training.calibrate import calibrate
 
@@ -248,7 +248,7 @@ def _resumed(
     table: "ImageTable",
     backbone: "Backbone",
 ) -> "tuple[Run, Split]":
-    """The record of the folder and its split, where they say what is asked for."""
+    """Record and split of a run to resume, where they match the arguments."""
     from dcmpl.data.splits import Split
     from dcmpl.runs import read_run, read_split
 
@@ -285,7 +285,7 @@ def _resumed(
 
 
 def epoch_printer(done: int) -> "Callable[[EpochReport], None]":
-    """A function that prints a line per epoch with the time left; ``done`` epochs were before."""
+    """Function that prints a line per epoch with the time left, after ``done`` earlier epochs."""
     start = time.monotonic()
 
     def show(report: "EpochReport") -> None:

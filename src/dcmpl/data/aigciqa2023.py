@@ -1,4 +1,4 @@
-"""Reader of AIGCIQA2023 (Wang et al., arXiv:2307.00211), in all the forms it goes round in.
+"""Reader of AIGCIQA2023 (Wang et al., arXiv:2307.00211), in all circulating forms.
 
 The authors ship three MATLAB files that differ in nothing but their numbers; copies have mixed
 them up before, so each is held to the ends it is known for.
@@ -37,7 +37,7 @@ def tells_aigciqa2023(folder: Path) -> Path | None:
 
 
 def read_aigciqa2023(folder: Path, file: Path) -> ImageTable:
-    """Picture n is the (n % 4)th of prompt n % 400 // 4 of model n // 400."""
+    """Read AIGCIQA2023; image n is number n % 4 of prompt n % 400 // 4 of generator n // 400."""
     count = PER_MODEL * len(MODELS)
     number = np.arange(count)
     prompt = number % PER_MODEL // PER_PROMPT
@@ -104,7 +104,7 @@ def _aigciqa2023_opinions(
 
 
 def _check_ranges(numbers: dict[str, np.ndarray], file: Path) -> None:
-    """Copies have mixed the three up before: each must reach just the ends it is known for."""
+    """Check the range of each target, since copies have confused the three targets before."""
     for target, values in numbers.items():
         ends = float(np.min(values)), float(np.max(values))
         near = [
@@ -144,6 +144,6 @@ def _check_plus(file: Path, generators: "pd.Series[str]") -> None:
     frame = read_sheet(file, header=False, encoding="gb18030")
     if len(frame.columns) < 3 or frame["2"].tolist() != generators.tolist():
         raise DataError(
-            f"expected id, picture and model of {len(generators)} pictures in {file}, 400 for "
+            f"expected id, image and model of {len(generators)} images in {file}, 400 for "
             f"each of {', '.join(MODELS)}, got others"
         )

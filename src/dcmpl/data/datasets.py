@@ -1,4 +1,4 @@
-"""Data sets of AI-generated pictures with human scores: what lies at a path becomes one table."""
+"""Published data sets of AI-generated images with human scores, each read as one table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ __all__ = ["DATASETS", "Figures", "Official", "load_table"]
 
 @dataclass(frozen=True)
 class Figures:
-    """What the authors publish of a data set: counts to hold a copy against."""
+    """Published counts of a data set, to check a copy against."""
 
-    pictures: int
+    images: int
     prompts: int | None
     generators: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Official:
-    """A published data set: what tells it, how it is read, what it should hold."""
+    """A published data set: how to recognise it, its reader, its published counts."""
 
     scale: MosScale
     figures: Figures
@@ -37,7 +37,7 @@ class Official:
 
 
 FOLDERS = ("img", "image", "images", "file", "all", "All", "allimg", "AGIQA-3K", "ACGIQA-3K")
-"""Names that copies of these data sets give to the folder of the pictures."""
+"""Names that copies of these data sets give to the folder of the images."""
 
 
 def _sheet(folder: Path, stem: str) -> Path | None:
@@ -45,7 +45,7 @@ def _sheet(folder: Path, stem: str) -> Path | None:
 
 
 def _places(folder: Path, *more: str) -> list[Path]:
-    """Folders a picture may lie in; the data set's own is the last resort."""
+    """Folders an image may lie in; the data set's own is the last resort."""
     found = [folder / name for name in (*FOLDERS, *more) if (folder / name).is_dir()]
     return [*found, folder] if found else [folder]
 
@@ -66,7 +66,7 @@ def _tells_agiqa_3k(folder: Path) -> Path | None:
 
 
 def _read_agiqa_3k(folder: Path, file: Path) -> ImageTable:
-    """Names are GENERATOR_SETTING_NUMBER.jpg; the setting belongs to the generator."""
+    """Read AGIQA-3K; names are GENERATOR_SETTING_NUMBER.jpg, setting goes with generator."""
     wanted = [theirs for theirs, ours in AGIQA_3K.items() if not ours.startswith("std")]
     frame = need(read_sheet(file), wanted, file).rename(columns=AGIQA_3K)
     frame["generator"] = frame["image"].str.rsplit("_", n=1).str[0]
@@ -75,9 +75,9 @@ def _read_agiqa_3k(folder: Path, file: Path) -> ImageTable:
 
 
 def _read_agiqa_1k(folder: Path, file: Path) -> ImageTable:
-    """One MOS. Prompts end in two words of style, and pictures that differ in them are a group.
+    """Read AGIQA-1K: one MOS; prompts that differ only in their two style words are one group.
 
-    In the authors' sheet one name stands twice, with two opinions, and one picture is absent.
+    In the authors' sheet one name stands twice, with two opinions, and one image is absent.
     """
     frame = need(read_sheet(file), ["Image", "Prompt", "MOS"], file)
     frame = frame.rename(columns={"Image": "image", "Prompt": "prompt", "MOS": "mos_quality"})
@@ -113,7 +113,7 @@ def _tells_aigiqa_20k(folder: Path) -> Path | None:
 
 
 def _read_aigiqa_20k(folder: Path, file: Path) -> ImageTable:
-    """One MOS that mixes quality and alignment, read as quality; an official split."""
+    """Read AIGIQA-20K: one MOS of quality and alignment, read as quality; an official split."""
     parts = []
     for part in AIGIQA_20K_PARTS:
         sheet = _sheet(folder, f"info_{part}") if file.stem != "data" else None
@@ -125,13 +125,13 @@ def _read_aigiqa_20k(folder: Path, file: Path) -> ImageTable:
     frame["generator"] = frame["image"].str.rsplit("_", n=1).str[0]
     unjudged = int((frame["mos_quality"] == "").sum())
     notes = ["its one MOS mixes quality and alignment; it is read as quality"]
-    notes += [f"{unjudged} pictures of the official split have no MOS"] if unjudged else []
+    notes += [f"{unjudged} images of the official split have no MOS"] if unjudged else []
     places = _places(folder, "train", "val", "test")
     return image_table("AIGIQA-20K", DATASETS["AIGIQA-20K"].scale, frame, places, file, notes)
 
 
 def _aigiqa_20k_part(file: Path, part: str) -> pd.DataFrame:
-    """With a header or without; without MOS, as the challenge shipped its tests."""
+    """Read one part of AIGIQA-20K, with or without header and MOS."""
     names = ["name", "prompt", "mos"]
     frame = read_sheet(file, header=False)
     if str(frame.iloc[0, 0]).endswith(".png"):
@@ -160,13 +160,13 @@ PKU_PLACES = [f"{above}{place}" for above in ("", "/Generated_image") for place 
 
 
 def _read_pku(folder: Path, file: Path) -> ImageTable:
-    """Text to image and image to image; what shares a picture prompt shares a group.
+    """Read PKU-AIGIQA-4K, text and image to image; images of one image prompt are a group.
 
     The authors test on every fourth row, which shares every prompt with training.
     """
     frame = need(read_sheet(file), list(PKU), file).rename(columns=PKU)
-    pictures = frame.get("Image_prompt", pd.Series("", frame.index, dtype=str))
-    frame["group"] = as_group(frame["prompt"]).where(pictures == "", "picture " + pictures)
+    images = frame.get("Image_prompt", pd.Series("", frame.index, dtype=str))
+    frame["group"] = as_group(frame["prompt"]).where(images == "", "image " + images)
     frame["generator"] = frame["image"].str.split("_").str[0]
     frame["part"] = np.where(np.arange(len(frame)) % 4 == 3, "test", "train")
     below = [f"{part}{place}" for part in ("T2I", "I2I") for place in PKU_PLACES]

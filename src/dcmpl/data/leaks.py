@@ -1,6 +1,6 @@
-"""What training has seen of a test: a prompt, the same file, or a picture that looks the same.
+"""Leaks between parts: shared prompts, identical files, near-duplicate images.
 
-Prompts alone do not tell: AGIQA-3K has five Midjourney pictures, byte for byte, under two
+Prompts alone do not tell: AGIQA-3K has five Midjourney images, byte for byte, under two
 prompts each.
 """
 
@@ -30,10 +30,10 @@ __all__ = [
     "ALIKE_BITS",
     "KINDS",
     "LOOK_BYTES",
+    "ImageFacts",
     "Leak",
-    "PictureFacts",
+    "check_images",
     "check_leaks",
-    "check_pictures",
     "find_leaks",
     "look_of",
     "survey",
@@ -43,16 +43,16 @@ __all__ = [
 
 SIDE, FREQUENCIES = 64, 16
 FLAT = 1.0
-"""Grey deviation, in steps of 256, below which a picture shows nothing."""
+"""Grey deviation, in steps of 256, below which an image shows nothing."""
 
 LOOK_BYTES = FREQUENCIES**2 // 8
 ALIKE_BITS = 28
-"""Of 255 bits: pictures that differ in no more are near-duplicates."""
+"""Of 255 bits: images that differ in no more are near-duplicates."""
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """What one look at a picture tells; only ``fault`` where it cannot be read."""
+class ImageFacts:
+    """Hash, size and flatness of an image; only ``fault`` for an unreadable one."""
 
     fault: str = ""
     sha256: str = ""
@@ -62,42 +62,42 @@ class PictureFacts:
     height: int = 0
 
 
-def grey_of(picture: UInt8[np.ndarray, "h w 3"]) -> Tensor:
-    """The mean of the three colours."""
+def grey_of(image: UInt8[np.ndarray, "h w 3"]) -> Tensor:
+    """Mean of the three colour channels, (h, w)."""
     # Colours first: the sum then runs over whole planes.
-    return torch.from_numpy(picture).permute(2, 0, 1).contiguous().float().mean(0)
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().mean(0)
 
 
-def look_of(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """32 bytes that near-duplicates nearly share."""
-    grey = F.adaptive_avg_pool2d(grey_of(picture)[None, None], SIDE)[0, 0]
+def look_of(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Perceptual hash of an image: 32 bytes, nearly equal for near-duplicates."""
+    grey = F.adaptive_avg_pool2d(grey_of(image)[None, None], SIDE)[0, 0]
     low = fft.dctn(grey.numpy().astype(np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES]
     values = low.ravel()[1:]
     return np.packbits(values > np.median(values)).tobytes()
 
 
-def _facts(path: str) -> PictureFacts:
+def _facts(path: str) -> ImageFacts:
     try:
-        picture = decode(path).pixels
+        image = decode(path).pixels
         sha256 = sha256_of(Path(path))
     except DataError as error:
-        return PictureFacts(fault=str(error))
+        return ImageFacts(fault=str(error))
     except OSError as error:
-        return PictureFacts(fault=f"expected a picture at {path}, got: {error.strerror or error}")
-    flat = float(grey_of(picture).std(correction=0)) < FLAT
-    height, width = picture.shape[:2]
-    return PictureFacts("", sha256, look_of(picture), flat, width, height)
+        return ImageFacts(fault=f"expected an image at {path}, got: {error.strerror or error}")
+    flat = float(grey_of(image).std(correction=0)) < FLAT
+    height, width = image.shape[:2]
+    return ImageFacts("", sha256, look_of(image), flat, width, height)
 
 
-def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, PictureFacts]:
-    """Facts of every picture, in parallel; faults are among them, nothing is raised.
+def survey(paths: Iterable[str], what: str = "checking images") -> dict[str, ImageFacts]:
+    """Facts of every image, in parallel; faults are among them, nothing is raised.
 
     Links to one file are looked at once, but each has its own fault.
     """
     files = {path: os.path.realpath(path) for path in paths}
     chosen = {file: path for path, file in reversed(files.items())}
 
-    def looked() -> Iterator[PictureFacts]:
+    def looked() -> Iterator[ImageFacts]:
         with ThreadPoolExecutor(max_workers=cores()) as pool:
             yield from pool.map(_facts, chosen.values())
 
@@ -117,19 +117,19 @@ def survey(paths: Iterable[str], what: str = "checking pictures") -> dict[str, P
         torch.set_num_threads(threads)
 
 
-def check_pictures(table: ImageTable) -> dict[str, PictureFacts]:
-    """Facts of all pictures; raises :class:`DataError` naming all that cannot be read."""
+def check_images(table: ImageTable) -> dict[str, ImageFacts]:
+    """Facts of all images; raises :class:`DataError` naming all that cannot be read."""
     found = survey(table.frame["image"])
     faults = [facts.fault for facts in found.values() if facts.fault]
     if faults:
         raise DataError(
-            f"expected {len(table)} readable pictures, {len(faults)} are not, "
+            f"expected {len(table)} readable images, {len(faults)} are not, "
             "mend them or take their rows out:\n" + "\n".join(f"  {fault}" for fault in faults)
         )
     return found
 
 
-Facts = Mapping[str, PictureFacts]
+Facts = Mapping[str, ImageFacts]
 
 KINDS = {"prompt": "share a prompt", "file": "are the same file", "look": "look the same"}
 ROWS = 1024
@@ -137,7 +137,7 @@ ROWS = 1024
 
 @dataclass(frozen=True)
 class Leak:
-    """Two pictures that must not be on two sides; ``kind`` is one of ``KINDS``."""
+    """Two images that must not be on two sides; ``kind`` is one of ``KINDS``."""
 
     kind: str
     known: str
@@ -145,7 +145,7 @@ class Leak:
 
 
 def _looks(table: ImageTable, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, bits) of what can be compared, and which rows that are: flat pictures look alike."""
+    """Perceptual hashes (rows, bits) of all images but flat ones, and their row numbers."""
     rows = [i for i, path in enumerate(table.frame["image"]) if not facts[path].flat]
     packed = b"".join(facts[table.frame["image"].iloc[i]].look for i in rows)
     bytes_ = np.frombuffer(packed, np.uint8).reshape(-1, LOOK_BYTES)
@@ -155,7 +155,7 @@ def _looks(table: ImageTable, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
 def _alike(
     ours: ImageTable, theirs: ImageTable, facts: Facts
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of the one and of the other whose pictures are near-duplicates, block by block."""
+    """Pairs of rows whose images are near-duplicates, block by block."""
     (bits, rows), (others, columns) = _looks(ours, facts), _looks(theirs, facts)
     if not len(rows) or not len(columns):
         return
@@ -169,7 +169,7 @@ def _alike(
 
 
 def _codes(table: ImageTable, facts: Facts) -> Iterator[tuple[str, list[str]]]:
-    """By kind, a text for every row; rows with the same are tied. Empty ones tie nothing."""
+    """Codes of every row by kind of tie; rows of equal code are tied, empty codes tie nothing."""
     paths = table.frame["image"]
     yield "prompt", table.frame["group"].tolist()
     yield "prompt", as_group(table.frame["prompt"]).tolist()
@@ -177,9 +177,9 @@ def _codes(table: ImageTable, facts: Facts) -> Iterator[tuple[str, list[str]]]:
 
 
 def tied_units(table: ImageTable, facts: Facts) -> np.ndarray:
-    """(rows,) numbers; rows of one number share a prompt or a picture, through others or not.
+    """Unit numbers (rows,); rows of one unit are connected by shared prompts or images.
 
-    Dealing out whole units leaks nothing. Raises :class:`DataError` where a picture of the
+    Dealing out whole units leaks nothing. Raises :class:`DataError` where an image of the
     table could not be read.
     """
     size = len(table)
@@ -202,7 +202,7 @@ def tied_units(table: ImageTable, facts: Facts) -> np.ndarray:
 
 
 def find_leaks(training: ImageTable, tested: ImageTable, facts: Facts) -> list[Leak]:
-    """Every picture of ``tested`` that ``training`` gives away, once for each kind."""
+    """Leaks from ``training`` into ``tested``: one per tested image and kind."""
     found: dict[tuple[str, str], Leak] = {}
 
     def note(kind: str, ours: int, theirs: int) -> None:
@@ -227,10 +227,10 @@ def find_leaks(training: ImageTable, tested: ImageTable, facts: Facts) -> list[L
 def check_leaks(
     split: Split, table: ImageTable, facts: Facts, allowed: frozenset[str]
 ) -> list[str]:
-    """Sentences on the leaks that the split's protocol commits by design.
+    """Check a split; returns sentences on the leaks that its protocol commits by design.
 
     Training is held against validation and test, validation against test. Raises
-    :class:`DataError`, naming pictures, for leaks of kinds that are not ``allowed``.
+    :class:`DataError`, naming images, for leaks of kinds that are not ``allowed``.
     """
     notes = ["the epoch is chosen on the test part"] if split.selects_on_test else []
     pairs = [("train", "test")]
@@ -245,7 +245,7 @@ def check_leaks(
             shown = "; ".join(f"{leak.tested} and {leak.known}" for leak in some[:3])
             more = f" and {len(some) - 3} more" if len(some) > 3 else ""
             sentence = (
-                f"{len(some)} of {len(parts[1])} {second} pictures {told} with one of {first}"
+                f"{len(some)} of {len(parts[1])} {second} images {told} with one of {first}"
                 f" ({shown}{more})"
             )
             if kind not in allowed:

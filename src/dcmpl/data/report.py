@@ -1,4 +1,4 @@
-"""What a data set holds: held against its published figures, and shown as a page."""
+"""Audit of a data set against its published counts, and a page that shows its contents."""
 
 import html
 import io
@@ -11,10 +11,10 @@ import pandas as pd
 from PIL import Image
 
 from dcmpl.data.datasets import DATASETS
-from dcmpl.data.leaks import PictureFacts
+from dcmpl.data.leaks import ImageFacts
 from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError
-from dcmpl.images.decode import is_picture, read_image
+from dcmpl.images.decode import is_image, read_image
 from dcmpl.pages import embedded, figure_png, has_matplotlib, html_page, html_table
 
 __all__ = ["Findings", "check_table", "data_page"]
@@ -24,14 +24,14 @@ SAMPLES, THUMBNAIL = 24, 200
 
 @dataclass(frozen=True)
 class Findings:
-    """``faults`` are what is wrong with a copy; ``notes`` what is worth knowing of the data."""
+    """Findings of an audit: ``faults`` of this copy, ``notes`` on the data set."""
 
     faults: list[str]
     notes: list[str]
 
 
-def check_table(table: ImageTable, facts: Mapping[str, PictureFacts]) -> Findings:
-    """Everything that counting and decoding tell; ``facts`` as from :func:`survey`."""
+def check_table(table: ImageTable, facts: Mapping[str, ImageFacts]) -> Findings:
+    """Audit ``table`` by counts and decoded images; ``facts`` as from :func:`survey`."""
     found = Findings(list(_short_of_figures(table)), list(table.notes))
     unreadable = [f for f in (facts[path].fault for path in table.frame["image"]) if f]
     found.faults.extend(unreadable)
@@ -50,7 +50,7 @@ def check_table(table: ImageTable, facts: Mapping[str, PictureFacts]) -> Finding
     if flat:
         found.notes.append(f"flat, nothing is to be seen in them: {listed(flat)}")
     if extra := _without_row(table):
-        found.notes.append(f"{len(extra)} pictures have no row: {listed(extra)}")
+        found.notes.append(f"{len(extra)} images have no row: {listed(extra)}")
     return found
 
 
@@ -58,8 +58,8 @@ def _short_of_figures(table: ImageTable) -> Iterator[str]:
     if table.name not in DATASETS:
         return
     figures = DATASETS[table.name].figures
-    if len(table) + _left_out(table) != figures.pictures:
-        yield f"{len(table):,} of {figures.pictures:,} pictures of the full set are there"
+    if len(table) + _left_out(table) != figures.images:
+        yield f"{len(table):,} of {figures.images:,} images of the full set are there"
     prompts = table.frame["prompt"][table.frame["prompt"] != ""].nunique()
     if figures.prompts and prompts and prompts != figures.prompts:
         absent = figures.prompts - prompts
@@ -80,7 +80,7 @@ def _short_of_figures(table: ImageTable) -> Iterator[str]:
 
 
 def _left_out(table: ImageTable) -> int:
-    """Rows that the reader left out and told of: two for each name that AGIQA-1K doubles."""
+    """Number of rows that the reader left out: two for each name that AGIQA-1K doubles."""
     return 2 * sum("both rows are left out" in note for note in table.notes)
 
 
@@ -90,17 +90,17 @@ def _without_row(table: ImageTable) -> list[str]:
     found = []
     for folder in folders:
         if Path(folder).is_dir():
-            inside = sorted(p.absolute() for p in Path(folder).iterdir() if is_picture(p))
+            inside = sorted(p.absolute() for p in Path(folder).iterdir() if is_image(p))
             found += [p.name for p in inside if str(p) not in known]
     return found
 
 
-def data_page(table: ImageTable, facts: Mapping[str, PictureFacts]) -> bytes:
-    """A page of HTML: counts, histograms, generators, pictures from worst to best."""
+def data_page(table: ImageTable, facts: Mapping[str, ImageFacts]) -> bytes:
+    """HTML page of a data set: counts, histograms, generators, images from worst to best."""
     frame, findings = table.frame, check_table(table, facts)
     sizes = sorted({(f.width, f.height) for f in facts.values() if not f.fault})
     told = [
-        f"{len(table):,} pictures, {frame['group'].nunique():,} prompts, "
+        f"{len(table):,} images, {frame['group'].nunique():,} prompts, "
         f"{frame['generator'].nunique()} generators",
         f"MOS from {table.scale.low:g} (worst) to {table.scale.high:g}; judged for "
         + ", ".join(table.judged),
@@ -133,7 +133,7 @@ def _histograms(table: ImageTable) -> bytes:
         values = table.frame[f"mos_{target}"].dropna()
         axes.hist(values, bins=40, color="#6b8fb3")
         axes.axvline(values.mean(), color="#d98f00", label=f"mean {values.mean():.2f}")
-        axes.set(xlabel=f"{target} MOS", ylabel="pictures")
+        axes.set(xlabel=f"{target} MOS", ylabel="images")
         axes.legend()
     return figure_png(figure)
 
@@ -141,7 +141,7 @@ def _histograms(table: ImageTable) -> bytes:
 def _generators(table: ImageTable) -> pd.DataFrame:
     """Counts, means and deviations, the best quality first."""
     grouped = table.frame.groupby("generator", sort=False)
-    found = pd.DataFrame({"pictures": grouped.size()})
+    found = pd.DataFrame({"images": grouped.size()})
     for target in table.judged:
         found[f"{target}, mean"] = grouped[f"mos_{target}"].mean()
         found[f"{target}, deviation"] = grouped[f"mos_{target}"].std()
@@ -149,7 +149,7 @@ def _generators(table: ImageTable) -> pd.DataFrame:
     return found.sort_values(by, ascending=False).rename_axis("generator").reset_index()
 
 
-def _samples(table: ImageTable, facts: Mapping[str, PictureFacts], target: str) -> str:
+def _samples(table: ImageTable, facts: Mapping[str, ImageFacts], target: str) -> str:
     readable = table.frame["image"].map(lambda path: not facts[path].fault)
     rows = table.frame[readable & table.frame[f"mos_{target}"].notna()]
     rows = rows.sort_values(f"mos_{target}", kind="stable")
@@ -157,15 +157,15 @@ def _samples(table: ImageTable, facts: Mapping[str, PictureFacts], target: str) 
     figures = []
     for _, row in rows.iloc[places].iterrows():
         try:
-            picture = Image.fromarray(read_image(row["image"]))
+            image = Image.fromarray(read_image(row["image"]))
         except DataError:  # gone since it was surveyed
             continue
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=80)
+        image.save(file, "JPEG", quality=80)
         caption = f"{row[f'mos_{target}']:.2f} {row['generator']}: {row['prompt']}"
         shown = embedded(file.getvalue(), "jpeg", row["name"])
         figures.append(
             f"<figure>{shown}<figcaption>{html.escape(caption[:160])}</figcaption></figure>"
         )
-    return f'<div class="pictures">{"".join(figures)}</div>'
+    return f'<div class="images">{"".join(figures)}</div>'

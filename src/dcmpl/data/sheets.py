@@ -24,7 +24,7 @@ MAX_BYTES = 256 * 2**20
 """Of a file, and of what a compressed one unpacks to."""
 
 MAX_JSON_BYTES = 32 * 2**20
-"""JSON unpacks fiftyfold at worst; 2,400 pictures with four texts each take 4 MB."""
+"""JSON unpacks fiftyfold at worst; 2,400 images with four texts each take 4 MB."""
 
 MAX_NUMBERS_BYTES = 2**20
 MAX_CELLS = 20_000_000
@@ -127,11 +127,11 @@ def _as_text(cell: Any) -> str:
 
 
 class _TwiceError(ValueError):
-    """A column that stands twice."""
+    """Error for a column name that occurs twice."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which the last of equal keys would win unseen."""
+    """Build an object of JSON; equal keys, of which the last would win unseen, are an error."""
     _check_once([name for name, _ in pairs])
     return dict(pairs)
 
@@ -197,7 +197,7 @@ def _read_parquet(file: Path, header: bool, encoding: str) -> pd.DataFrame:
 
 
 def _shared_bytes(column: Any) -> int:
-    """Of texts that stand once and are named by many rows: what they take when each has its own."""
+    """Bytes that shared strings take once every row has its own copy."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -208,7 +208,7 @@ def _shared_bytes(column: Any) -> int:
 
 
 def _refuse_entities(archive: zipfile.ZipFile, name: str, file: Path) -> None:
-    """A document type may define texts that unfold a hundredfold; sheets have none."""
+    """Refuse document types, whose entities may expand a hundredfold; sheets have none."""
     with archive.open(name) as part:
         before = b""
         while chunk := part.read(2**20):
@@ -219,7 +219,7 @@ def _refuse_entities(archive: zipfile.ZipFile, name: str, file: Path) -> None:
 
 
 def _read_xlsx(file: Path, header: bool, encoding: str) -> pd.DataFrame:
-    """The first sheet; formulas are not evaluated, what they last gave is read."""
+    """Rows of the first sheet; formulas are read as their last values."""
     import openpyxl
 
     with zipfile.ZipFile(file) as archive:
@@ -303,7 +303,7 @@ def read_mat(file: Path, variable: str, count: int) -> np.ndarray:
 
 
 def read_numbers(file: Path, count: int) -> np.ndarray:
-    """A number per line, the last word of it; raises :class:`DataError` for anything else."""
+    """Numbers of a text file, the last word of each line; raises :class:`DataError` otherwise."""
     wanted = f"{count} lines that end in a number at {file}"
     try:
         if file.stat().st_size > MAX_NUMBERS_BYTES:

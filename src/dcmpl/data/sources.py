@@ -1,4 +1,4 @@
-"""Where pictures come from: files, folders, globs, archives and lists with prompts.
+"""Where images come from: files, folders, globs, archives and lists with prompts.
 
 Nothing is unpacked to disk. What cannot be read stays in the list, to get its row.
 """
@@ -17,10 +17,10 @@ from dcmpl.images.archives import Archives, TooLargeError, kind_of, read_file
 from dcmpl.images.decode import (
     DecodedImage,
     decode,
+    decode_bytes,
     is_called_image,
-    is_picture,
+    is_image,
     read_input,
-    read_picture,
 )
 from dcmpl.images.metadata import prompt_in, whole_text
 
@@ -54,7 +54,7 @@ def _column(columns: Sequence[str], known: Sequence[str]) -> str | None:
 def read_list(file: Path) -> Iterator[tuple[str, str]]:
     """(path, prompt) of every row of a table; paths are relative to it, prompts may be empty.
 
-    Raises :class:`DataError` where it is no table or has no column of pictures.
+    Raises :class:`DataError` where it is no table or has no column of images.
     """
     from dcmpl.data.sheets import read_sheet  # imports pandas
 
@@ -62,7 +62,7 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
     image, prompt = (_column([*frame.columns], known) for known in (IMAGE_COLUMNS, PROMPT_COLUMNS))
     if image is None:
         raise DataError(
-            f"expected a column of pictures in {file} ({', '.join(IMAGE_COLUMNS)}), got "
+            f"expected a column of images in {file} ({', '.join(IMAGE_COLUMNS)}), got "
             f"{', '.join(map(str, frame.columns))}"
         )
     prompts = frame[prompt] if prompt else [""] * len(frame)
@@ -70,12 +70,12 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
         yield os.path.join(file.parent, name) if name else "", text
 
 
-def read_prompts(file: Path, pictures: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Picture -> prompt from a table with the columns image and prompt.
+def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Image -> prompt from a table with the columns image and prompt.
 
-    A row means the picture of that path (as it is, or beside the table) or else of that file
-    name. Returns the prompts and the rows' images that are none of ``pictures``. Raises
-    :class:`DataError` where the file is no such table, or a row fits several pictures.
+    A row means the image of that path (as it is, or beside the table) or else of that file
+    name. Returns the prompts and the rows' images that are none of ``images``. Raises
+    :class:`DataError` where the file is no such table, or a row fits several images.
     """
     from dcmpl.data.sheets import read_sheet  # imports pandas
 
@@ -85,25 +85,25 @@ def read_prompts(file: Path, pictures: Sequence[str]) -> tuple[dict[str, str], l
             f"expected the columns image and prompt in {file}, got "
             f"{', '.join(map(str, frame.columns))}"
         )
-    by_path = {os.path.abspath(picture): picture for picture in pictures}
+    by_path = {os.path.abspath(image): image for image in images}
     by_name: dict[str, list[str]] = {}
-    for picture in by_path.values():  # each once
-        by_name.setdefault(os.path.basename(picture), []).append(picture)
+    for image in by_path.values():  # each once
+        by_name.setdefault(os.path.basename(image), []).append(image)
     prompts: dict[str, str] = {}
     strange = []
-    for image, prompt in zip(frame["image"], frame["prompt"], strict=True):
-        beside = by_path.get(os.path.abspath(file.parent / image))
-        exact = by_path.get(os.path.abspath(image)) or beside
-        named = [exact] if exact else by_name.get(os.path.basename(image), [])
+    for row, prompt in zip(frame["image"], frame["prompt"], strict=True):
+        beside = by_path.get(os.path.abspath(file.parent / row))
+        exact = by_path.get(os.path.abspath(row)) or beside
+        named = [exact] if exact else by_name.get(os.path.basename(row), [])
         if len(named) > 1:
             raise DataError(
-                f"expected {image} in {file} to name one picture, it fits {named[0]} and "
+                f"expected {row} in {file} to name one image, it fits {named[0]} and "
                 f"{named[1]}: write its path"
             )
         if not named:
-            strange.append(image)
+            strange.append(row)
         elif prompts.setdefault(named[0], prompt) != prompt:
-            raise DataError(f"expected one prompt for {image} in {file}, got two different ones")
+            raise DataError(f"expected one prompt for {row} in {file}, got two different ones")
     return prompts, strange
 
 
@@ -116,7 +116,7 @@ NOTHING = object()
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one image is, by the name its row has, and what is known of its prompt.
+    """Location of one image, the name of its row, and its prompt where known.
 
     ``member``: its name within the archive ``path``. ``content``: its bytes where they are in
     memory already. ``given``: the image itself, in a form a program has it. ``fault`` says why
@@ -140,13 +140,13 @@ class Source:
         if self.fault:
             raise DataError(self.fault)
         if self.content is not None:
-            return read_picture(self.content, self.name)
+            return decode_bytes(self.content, self.name)
         if self.given is not NOTHING:
             return read_input(self.given)
         return decode(self.path)
 
     def prompt_of(self, image: DecodedImage) -> str:
-        """The prompt of the image, once that was read."""
+        """Prompt of ``image``: the source's own, or from the metadata of the decoded image."""
         return prompt_in(image.texts) if self.in_metadata else self.prompt
 
     def file_content(self) -> bytes:
@@ -160,19 +160,19 @@ class Source:
 
 
 def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
-    """Pictures of files, folders (all below), globs, zip and tar archives, and lists.
+    """Find the images of files, folders (recursively), globs, zip and tar archives, and lists.
 
     A file that is named is taken as it is; found twice, it is listed once. The rows of a list
     (CSV, TSV, JSON Lines, Parquet, XLSX) are taken as they are, relative to the list, with
-    their prompts. ``sidecar``: prompts come from ``NAME.txt`` beside a picture, in an archive
+    their prompts. ``sidecar``: prompts come from ``NAME.txt`` beside an image, in an archive
     also from "prompt" or "caption" in ``NAME.json``. Raises :class:`UsageError` where a
-    folder or a glob holds no picture, :class:`DataError` for a list that is none.
+    folder or a glob holds no image, :class:`DataError` for a list that is none.
     """
     found: list[Source] = []
     seen: set[tuple[str, str | None]] = set()
     for path in paths:
         if not path:
-            raise UsageError("expected the path of pictures, got an empty one")
+            raise UsageError("expected the path of images, got an empty one")
         kind = _kind(path)
         for entry in _entries_of(path, kind, sidecar):
             place = os.path.abspath(entry.path), entry.member
@@ -198,7 +198,7 @@ def _kind(path: str) -> str:
 def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
     if kind == "list":
         for place, prompt in read_list(Path(path)):
-            fault = "" if place else f"expected a picture in every row of {path}, got an empty cell"
+            fault = "" if place else f"expected an image in every row of {path}, got an empty cell"
             yield Source(place or path, place or path, prompt=prompt, fault=fault)
     elif kind == "archive":
         yield from _of_archive(path, sidecar)
@@ -207,7 +207,7 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
     elif kind == "glob":
         matches = sorted(glob.glob(path, recursive=True))
         kinds = ((p, _kind(p)) for p in matches)
-        inside = ((p, k) for p, k in kinds if k == "archive" or is_picture(Path(p)))
+        inside = ((p, k) for p, k in kinds if k == "archive" or is_image(Path(p)))
         yield from _some((e for p, k in inside for e in _entries_of(p, k, sidecar)), path)
     else:
         yield _of_file(path, sidecar)
@@ -216,19 +216,19 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
 def _some(entries: Iterator[Source], path: str) -> Iterator[Source]:
     first = next(entries, None)
     if first is None:
-        raise UsageError(f"expected pictures in {path}, found none: name a folder with some")
+        raise UsageError(f"expected images in {path}, found none: name a folder with some")
     yield first
     yield from entries
 
 
 def _of_folder(path: str, sidecar: bool) -> Iterator[Source]:
-    """All pictures below it, by name; a folder that cannot be opened has an entry with a fault."""
+    """Images below a folder, by name; an unreadable folder is one entry with a fault."""
     closed: list[OSError] = []
     found = [
         os.path.join(folder, name)
         for folder, _, names in os.walk(path, onerror=closed.append)
         for name in names
-        if is_picture(Path(folder, name))
+        if is_image(Path(folder, name))
     ]
     yield from (_of_file(name, sidecar) for name in sorted(found, key=Path))
     for error in closed:
@@ -252,12 +252,12 @@ def _of_file(path: str, sidecar: bool) -> Source:
 
 
 def too_long(sidecar: str) -> str:
-    """What a row says of a sidecar that is no prompt: it is not cut in silence."""
+    """Note of a row whose sidecar is too long to be a prompt."""
     return f"no prompt read: {sidecar} has more than {MAX_SIDECAR_BYTES} bytes"
 
 
 def _as_prompt(name: str, content: bytes) -> str:
-    """The text of a sidecar; of JSON its "prompt" or "caption"."""
+    """Prompt in a sidecar; of a JSON sidecar its "prompt" or "caption"."""
     text = content.decode("utf-8-sig", "replace").strip()
     if not name.endswith(".json"):
         return text
@@ -270,7 +270,7 @@ def _as_prompt(name: str, content: bytes) -> str:
 
 
 def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
-    """Its pictures, in the archive's order; one entry with a fault where it is damaged."""
+    """Images of an archive, in its order; a damaged archive ends in one entry with a fault."""
     prompts: dict[str, str] = {}
     notes: dict[str, str] = {}
     entries: list[Source] = []
@@ -297,7 +297,7 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
         prompt = prompts.get(stem, "")
         yield replace(entry, prompt=prompt, note="" if prompt else notes.get(stem, ""))
     if fault or not entries:
-        told = fault or f"expected pictures in {path}, found none"
+        told = fault or f"expected images in {path}, found none"
         yield Source(path, path, fault=told)
 
 
@@ -319,5 +319,5 @@ def with_content(sources: Iterable[Source], metadata: bool = False) -> Iterator[
 
 
 def with_prompts(sources: Sequence[Source], prompts: dict[str, str]) -> list[Source]:
-    """The entries with the prompts of a table, by name."""
+    """Sources with the prompts of a table, by name."""
     return [replace(entry, prompt=prompts.get(entry.name, entry.prompt)) for entry in sources]

@@ -1,7 +1,7 @@
-"""Training, validation and test as three types, and the file that says who is in which.
+"""Training, validation and test parts as three types; splits and the file that stores them.
 
 A function that wants one part cannot be given another, and only what measures takes the test
-part. How pictures are dealt out is said in ``dcmpl.data.splits``.
+part. How images are dealt out is said in ``dcmpl.data.splits``.
 """
 
 import hashlib
@@ -35,28 +35,28 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class TrainPart:
-    """Rows that weights are fitted on."""
+    """Training part: rows that weights are fitted on."""
 
     table: ImageTable
 
 
 @dataclass(frozen=True)
 class ValidationPart:
-    """Rows that an epoch is chosen by."""
+    """Validation part: rows that choose the epoch."""
 
     table: ImageTable
 
 
 @dataclass(frozen=True)
 class TestPart:
-    """Rows that are looked at once, when all is decided."""
+    """Test part: rows that are predicted once, after every choice."""
 
     table: ImageTable
 
 
 @dataclass(frozen=True)
 class Split:
-    """The pictures of each part, by name; ``left_out`` are in none of them.
+    """Image names of each part; ``left_out`` are in none.
 
     Drawn by ``protocol`` for its ``repeat`` (from 0). Where ``val`` is ``test``, the epoch is
     chosen on the test part, as some published tables did.
@@ -71,26 +71,26 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the pictures and their parts: equal digests are equal splits."""
+        """SHA-256 of the images and their parts: equal digests are equal splits."""
         text = json.dumps([sorted(getattr(self, part)) for part in PARTS])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether the epoch is chosen by the very pictures that are reported."""
+        """Whether the reported images also choose the epoch."""
         return set(self.val) == set(self.test)
 
     def rows(self, table: ImageTable, part: str) -> ImageTable:
         """The rows of ``table`` in one part.
 
-        Raises :class:`DataError` where the table's pictures are not those of the split.
+        Raises :class:`DataError` where the table's images are not those of the split.
         """
         known = {*self.train, *self.val, *self.test, *self.left_out}
         names = table.frame["name"]
         strange, absent = sorted(set(names) - known), sorted(known - set(names))
         if strange or absent:
             raise DataError(
-                f"expected just the {len(known)} pictures of the split in {table.name}, got "
+                f"expected just the {len(known)} images of the split in {table.name}, got "
                 f"{len(strange)} others and {len(absent)} fewer, "
                 f"{(strange or absent)[0]} among them: the data changed since the split was made"
             )
@@ -109,7 +109,7 @@ class Split:
         return TestPart(self.rows(table, "test"))
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`read` reads."""
+        """JSON of the split, as :meth:`read` takes it."""
         return {
             "protocol": self.protocol,
             "repeat": self.repeat,
@@ -119,7 +119,7 @@ class Split:
 
     @staticmethod
     def read(path: Path) -> "Split":
-        """Read what :meth:`to_json` gives; raises :class:`RunError` where it was changed."""
+        """Split of a file by :meth:`to_json`; raises :class:`RunError` for a changed one."""
 
         def build(record: dict[str, Any]) -> tuple[Split, bool]:
             parts = [tuple(map(str, record[part])) for part in (*PARTS, "left_out")]
@@ -192,7 +192,7 @@ def _image_level(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str,
 
 
 def _clip_agiqa(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
-    """One list of the prompts, shuffled again for every round, as CLIP-AGIQA's script does."""
+    """Split of CLIP-AGIQA's script: one list of prompts, shuffled again for every repeat."""
     key = table.frame["prompt" if table.name == "AGIQA-3K" else "group"]
     groups = sorted(key.unique())
     order, chain = list(range(_enough(len(groups), table))), random.Random(10)  # noqa: S311  the paper's own
@@ -204,7 +204,7 @@ def _clip_agiqa(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, 
 
 
 def _own_parts(table: ImageTable) -> dict[str, np.ndarray]:
-    """The data set's own split, as far as it was judged; validation may be empty."""
+    """Official split of a data set, images with opinions only; validation may be empty."""
     judged = np.isfinite(table.targets()).any(1)
     masks = {part: (table.frame["part"] == part).to_numpy() & judged for part in PARTS}
     if not masks["train"].any() or not masks["test"].any():
@@ -216,7 +216,7 @@ def _own_parts(table: ImageTable) -> dict[str, np.ndarray]:
 
 
 def _validated(masks: dict[str, np.ndarray], units: np.ndarray, repeat: int) -> None:
-    """Where there is no validation, some of training's units become it."""
+    """Move some units of training to validation where the split has no validation."""
     if not masks["val"].any():
         inside = np.unique(units[masks["train"]])
         chosen = inside[_shuffled(len(inside), repeat)[: max(1, round(VAL * len(inside)))]]
@@ -231,7 +231,7 @@ def _official(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np
 
 
 def _official_disjoint(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
-    """The test part stays whole; what it shares is taken out of validation and training."""
+    """Official test part, with every connected unit removed from validation and training."""
     masks = _own_parts(table)
     for part in ("val", "train"):
         masks[part] &= ~np.isin(units, units[masks["test"]])
@@ -247,7 +247,7 @@ def _official_disjoint(table: ImageTable, units: np.ndarray, repeat: int) -> dic
 
 PROTOCOLS: dict[str, Protocol] = {
     "clean": Protocol(
-        "70/10/20 % of the prompts at random; what shares a picture stays together; epoch chosen "
+        "70/10/20 % of the prompts at random; what shares an image stays together; epoch chosen "
         "on validation",
         _clean,
     ),
@@ -263,7 +263,7 @@ PROTOCOLS: dict[str, Protocol] = {
         frozenset({"file", "look"}),
     ),
     "image-level": Protocol(
-        "70/10/20 % of the pictures at random, so that prompts are shared; epoch chosen on "
+        "70/10/20 % of the images at random, so that prompts are shared; epoch chosen on "
         "validation",
         _image_level,
         frozenset({"prompt", "file", "look"}),
@@ -284,7 +284,7 @@ PROTOCOLS: dict[str, Protocol] = {
 def draw_split(name: str, table: ImageTable, units: np.ndarray, repeat: int) -> Split:
     """The split of one repeat (from 0), the same for the same table, name and repeat.
 
-    Pictures that nobody judged are left out.
+    Images that nobody judged are left out.
 
     ``units`` are those of :func:`dcmpl.data.leaks.tied_units`. Raises :class:`DataError` where
     there are too few prompts, :class:`UsageError` for a split that the data set has not.

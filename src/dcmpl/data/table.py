@@ -1,4 +1,4 @@
-"""The one table that every data set becomes: a row per picture, opinions in their own units.
+"""Table of images: one row per image, opinions in their own units.
 
 Only :meth:`ImageTable.targets` turns opinions into [0, 1].
 """
@@ -37,7 +37,7 @@ class MosScale:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """One row per picture.
+    """Images with prompts, generators and opinions, one row per image.
 
     Columns of ``frame``: ``image`` (absolute path), ``name`` (as the table has it),
     ``prompt``, ``generator``, ``group`` (rows of one group never part), ``part`` (of the data
@@ -66,18 +66,18 @@ class ImageTable:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The targets that have a column: ``TARGETS``, then a table's own."""
+        """Targets with a column: ``TARGETS``, then a table's own."""
         found = (target_of(str(column), ("mos",)) for column in self.frame)
         return tuple(target for target in found if target is not None)
 
     @property
     def judged(self) -> tuple[str, ...]:
-        """The targets that have opinions."""
+        """Targets with opinions."""
         return tuple(t for t in self.asked if self.frame[f"mos_{t}"].notna().any())
 
     @property
     def digest(self) -> str:
-        """SHA-256 of scale and rows, wherever the pictures lie: equal digests, equal opinions."""
+        """SHA-256 of scale and rows, wherever the images lie: equal digests, equal opinions."""
         rows = self.frame.drop(columns="image").to_csv(index=False)
         return hashlib.sha256(f"{self.scale}\n{rows}".encode()).hexdigest()
 
@@ -86,13 +86,13 @@ class ImageTable:
         return ImageTable(self.name, self.scale, self.frame[rows].reset_index(drop=True))
 
     def joined(self, other: "ImageTable") -> "ImageTable":
-        """The rows of both."""
+        """Table of the rows of both."""
         frame = pd.concat([self.frame, other.frame], ignore_index=True)
         return ImageTable(self.name, self.scale, frame)
 
 
 def as_group(prompts: "pd.Series[str]") -> "pd.Series[str]":
-    """Prompts that differ in case or blanks only are one group.
+    """Prompt group of each prompt: equal but for case and blanks.
 
     >>> as_group(pd.Series(["A  red fox ", "a red fox"])).tolist()
     ['a red fox', 'a red fox']
@@ -109,11 +109,11 @@ def image_table(
     notes: Iterable[str] = (),
     declared: bool = False,
 ) -> ImageTable:
-    """Checks and columns that all readers share.
+    """Build the table of a data set, with the checks and columns that all readers share.
 
     ``frame`` holds text: ``image``, ``prompt``, one ``mos_...`` at least, and what else is
-    known of the columns of :class:`ImageTable`. A picture lies in the first of ``folders``
-    that has it. Raises :class:`DataError`, naming ``source``, for doubled pictures and for
+    known of the columns of :class:`ImageTable`. An image lies in the first of ``folders``
+    that has it. Raises :class:`DataError`, naming ``source``, for doubled images and for
     opinions that are no numbers of ``scale``.
     """
     empty = (frame["image"].str.strip() == "").to_numpy()
@@ -121,11 +121,11 @@ def image_table(
     doubled = [repr(name)[1:-1] for name in frame["image"][same & ~empty].unique()]
     if len(doubled):
         raise DataError(
-            f"expected each picture once in {source}, got {listed(list(doubled))} more than once"
+            f"expected each image once in {source}, got {listed(list(doubled))} more than once"
         )
     if empty.any():
         raise DataError(
-            f"expected the name of a picture in every row of {source}, got none in row "
+            f"expected the name of an image in every row of {source}, got none in row "
             f"{int(empty.argmax()) + 1}"
         )
     out = pd.DataFrame({"image": [_place(folders, image) for image in frame["image"]]})
@@ -154,7 +154,7 @@ def image_table(
 
 
 def _place(folders: Sequence[Path], image: str) -> str:
-    """Where a picture lies, or would lie were it there."""
+    """Path of an image in the first of ``folders`` that has it, else in the last."""
     for folder in folders[:-1]:
         if (folder / image).is_file():
             return str((folder / image).absolute())
@@ -164,7 +164,7 @@ def _place(folders: Sequence[Path], image: str) -> str:
 def opinions(
     cells: "pd.Series[str]", scale: MosScale, source: Path, declared: bool = False
 ) -> np.ndarray:
-    """Numbers in ``scale``; an empty cell is a missing one."""
+    """Opinions of a column within ``scale``; an empty cell is a missing opinion."""
     values = pd.to_numeric(cells.where(cells.str.strip() != ""), errors="coerce")
     bad = (values.isna() & (cells.str.strip() != "")) | (values < scale.low) | (values > scale.high)
     if bad.any():
@@ -179,6 +179,6 @@ def opinions(
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
-    """The first of ``names``, and how many there are beside them."""
+    """The first of ``names`` and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,8 +1,7 @@
-"""What a number must beat: predictions that need no vision-language model at all.
+"""Baselines: predictions without any vision-language model.
 
-The generator's mean says how far telling generators apart goes; hand-made statistics with
-a support vector machine say what textures alone
-give. Both are fitted on the training part.
+``generator`` predicts the mean opinion of an image's generator; ``statistics`` is an SVR on
+natural-scene statistics. Both are fitted on the training part.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,7 +29,7 @@ Statistics = Mapping[str, np.ndarray]
 
 
 def statistics_of(paths: Iterable[str]) -> dict[str, np.ndarray]:
-    """By path, 1,386 numbers of a picture: mean and deviation of each statistic over the cells.
+    """NSS features by path: mean and deviation over the cells of each statistic, 1,386 numbers.
 
     They are those of ``tiny``'s stem (:mod:`dcmpl.model.stem`) on 2 x 2 windows, averaged.
     """
@@ -48,7 +47,7 @@ def statistics_of(paths: Iterable[str]) -> dict[str, np.ndarray]:
 def predict_baselines(
     training: ImageTable, tested: ImageTable, statistics: Statistics | None
 ) -> dict[str, np.ndarray]:
-    """(rows, targets) of ``tested`` in [0, 1] by each baseline; NaN where training has no opinions.
+    """Predictions of each baseline, (rows, targets) in [0, 1]; NaN without training opinions.
 
     Without ``statistics`` only the generator's mean.
     """

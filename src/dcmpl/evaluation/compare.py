@@ -1,4 +1,4 @@
-"""Our runs beside what others published, like beside like.
+"""Runs beside published results of the same data set and protocol.
 
 ``results/published.csv`` holds the published numbers with the protocol each was made under;
 a number is only ever set beside numbers of its own protocol.
@@ -58,7 +58,7 @@ def published_rows() -> pd.DataFrame:
 
 
 def our_rows(folder: Path) -> pd.DataFrame:
-    """The same columns for one folder: a measured run, or a benchmark.
+    """Rows of one folder, a measured run or a benchmark, in the columns of the published table.
 
     Raises :class:`RunError` where it holds neither.
     """
@@ -81,7 +81,7 @@ def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
     rows = []
     for target in measured(metrics):
         entry = metrics[target]
-        count, kind = f"{entry['n']} pictures", _kind(metrics)
+        count, kind = f"{entry['n']} images", _kind(metrics)
         values = [_number(entry[m]["value"]) for m in ("srcc", "plcc")]
         rows.append([name, metrics["data"], target, *values, kind, f"{folder}, {count}"])
         for baseline, of_target in metrics.get("baselines", {}).items():
@@ -93,7 +93,7 @@ def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
 
 
 def _kind(metrics: dict[str, Any]) -> str:
-    """The published table's word for how a run was measured, or one that no published row has.
+    """Protocol of a run in the published table's words, or a word that no published row has.
 
     A part that is no test part, or a split of one's own, stands beside nothing published.
     """
@@ -137,7 +137,7 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def paired_rows(folders: Sequence[Path]) -> pd.DataFrame:
-    """Every two measured runs that predict the same test pictures, compared on them."""
+    """Every two measured runs that predict the same test images, compared on them."""
     known = {}
     for folder in folders:
         if (folder / "predictions.csv").is_file():

@@ -64,7 +64,7 @@ DRAWS, FITTED_DRAWS = 1000, 100
 
 
 def predictions_frame(table: ImageTable, predicted: np.ndarray) -> pd.DataFrame:
-    """One row per picture: opinion and prediction of each target, both in [0, 1]."""
+    """One row per image: opinion and prediction of each target, both in [0, 1]."""
     frame = table.frame[["name", "prompt", "generator", "group"]].rename(columns={"name": "image"})
     targets = table.targets()
     for column, target in enumerate(table.asked):
@@ -75,7 +75,7 @@ def predictions_frame(table: ImageTable, predicted: np.ndarray) -> pd.DataFrame:
 
 
 def measured(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    """The targets that metrics have an entry for."""
+    """Targets that metrics have an entry for."""
     return tuple(n for n, entry in metrics.items() if isinstance(entry, dict) and "srcc" in entry)
 
 
@@ -168,7 +168,7 @@ MEANING = {
 
 
 def metrics_table(metrics: dict[str, Any], title: str) -> Table:
-    """What is printed: one column per target, values with their 95 % intervals."""
+    """Table to print: one column per target, values with 95 % intervals."""
     table = Table("", title=title)
     targets = measured(metrics)
     for target in targets:
@@ -192,7 +192,7 @@ def metrics_table(metrics: dict[str, Any], title: str) -> Table:
             for t in targets
         ]
         table.add_row(f"baseline: {BASELINES[baseline]}", *cells)
-    table.add_row("pictures", *(str(metrics[target]["n"]) for target in targets))
+    table.add_row("images", *(str(metrics[target]["n"]) for target in targets))
     return table
 
 
@@ -224,7 +224,7 @@ def scatter_plots(frame: pd.DataFrame, scale: MosScale) -> dict[str, bytes]:
         axes.set(
             xlabel=f"predicted {target}, MOS units",
             ylabel=f"{target} MOS",
-            title=f"{target}: SRCC {value:.3f} over {len(rows)} pictures",
+            title=f"{target}: SRCC {value:.3f} over {len(rows)} images",
         )
         if rows["generator"].ne("").any():
             axes.legend(fontsize=7, markerscale=1.5, loc="upper left")
@@ -266,7 +266,7 @@ def write_plots(folder: Path, table: ImageTable, predicted: np.ndarray) -> bool:
 
 
 def measure_calibration(meaning: Meaning, tested: Judged) -> dict[str, float]:
-    """How true what a run says of its scores is of pictures it has never seen.
+    """Metrics of the calibration on unseen images: errors of MOS, coverage of intervals, pairs.
 
     Errors in MOS units. ``called``: the share of pairs of one prompt that are not too close to
     call; ``called_right`` how many of those are right, ``close_right`` of the others;
@@ -311,9 +311,9 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], bool]:
     """Predict ``table``, measure, and write the results to ``out``; returns the metrics.
 
-    Beside the metrics: how true the ``calibration`` is of these images, what other prompts do
-    to alignment, and the baselines fitted on ``training``. The second value says whether plots
-    were drawn.
+    Beside the metrics of scores: those of the ``calibration``, of alignment under shuffled
+    prompts, and of the baselines fitted on ``training``. The second value: whether plots were
+    drawn.
     """
     engine, views = TorchEngine(model, run.learned), run.train.views
     scores, spread = predict_table(engine, table, views, "scoring")
@@ -346,7 +346,7 @@ def calibrations(
     scores: np.ndarray,
     spread: np.ndarray,
 ) -> dict[str, dict[str, float]]:
-    """By target, how true what the run says of its scores is of ``table``."""
+    """Metrics of the run's calibration on ``table``, by target."""
     found = {}
     for i, task in enumerate(tasks):
         if task not in known:
@@ -360,7 +360,7 @@ def calibrations(
 def prompts_matter(
     engine: TorchEngine, model: DCMPL, table: ImageTable, views: str, scores: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """What becomes of alignment when each image is given another's prompt.
+    """SRCC and PLCC of alignment with every image under another image's prompt.
 
     ``own_higher``: how often its own gives the higher score, chance 0.5. ``scores`` are those
     with the own prompts.

@@ -1,4 +1,4 @@
-"""A benchmark summed up: one row per trial, one per configuration, and what the differences mean.
+"""Summary of a benchmark: rows per trial and per variant, paired differences with verdicts.
 
 trials.csv      a row for every trial, target and predictor
 summary.csv     a row for every data set, target, protocol and variant
@@ -156,7 +156,7 @@ def _optimism(values: np.ndarray, clean: np.ndarray) -> dict[str, float]:
 
 
 def verdict(difference: float, p: float, tests: int) -> str:
-    """What a difference amounts to, where ``tests`` of them are looked at.
+    """Verdict on a paired difference among ``tests`` comparisons.
 
     After Bonferroni's bound for all of them at once.
     """
@@ -169,7 +169,7 @@ def verdict(difference: float, p: float, tests: int) -> str:
 
 
 def write_summary(trials: pd.DataFrame, out: Path, title: str, backbone: str) -> list[str]:
-    """Write every file of the head of this module; returns their names."""
+    """Write the files that the module's docstring lists; returns their names."""
     frame = summarise(trials)
     write_atomically(out / "trials.csv", trials.to_csv(index=False).encode())
     write_atomically(out / "summary.csv", frame.to_csv(index=False).encode())
@@ -239,7 +239,7 @@ def _markdown(frame: pd.DataFrame, title: str) -> str:
 
 
 def _sentences(rows: pd.DataFrame, tests: int) -> Iterator[str]:
-    """What a table says: of each protocol, of the variants, of the baselines."""
+    """Sentences on a summary: protocols, variants, baselines."""
     for _, row in rows[rows["optimism"].notna()].iterrows():
         low, high = row["optimism low"], row["optimism high"]
         sure = "over too few repeats to say more"

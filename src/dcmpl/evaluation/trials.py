@@ -1,4 +1,4 @@
-"""Training and testing again and again: one trial is one configuration on one split.
+"""Trials: one configuration trained and tested on one split.
 
 A benchmark is a list of trials. What is finished is kept and not run again; what was broken off
 goes on.
@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from dcmpl.config import ModelConfig, TrainConfig
-from dcmpl.data.leaks import PictureFacts, check_leaks, find_leaks, tied_units
+from dcmpl.data.leaks import ImageFacts, check_leaks, find_leaks, tied_units
 from dcmpl.data.splits import PROTOCOLS, Split, draw_split
 from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError, RunError, UsageError
@@ -123,11 +123,11 @@ class Trial:
 
 @dataclass
 class TrialContext:
-    """A data set and a backbone, with what several trials can share, each computed once."""
+    """A data set and a backbone with what trials share, each computed once."""
 
     table: ImageTable
     backbone: Backbone
-    facts: dict[str, PictureFacts]
+    facts: dict[str, ImageFacts]
     device: torch.device
     _frozen: dict[tuple[str, ...], FrozenTable] = field(default_factory=dict)
     _baselines: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
@@ -144,14 +144,14 @@ class TrialContext:
         return draw_split(protocol, self.table, self.units, repeat)
 
     def baselines(self, split: Split) -> dict[str, np.ndarray]:
-        """Predictions of the test part that a model must beat."""
+        """Baseline predictions of the test part."""
         if split.digest not in self._baselines:
             parts = split.train_part(self.table).table, split.test_part(self.table).table
             self._baselines[split.digest] = predict_baselines(*parts, self.statistics)
         return self._baselines[split.digest]
 
     def frozen(self, model: DCMPL, config: TrainConfig) -> FrozenTable | None:
-        """What the frozen part makes of all images; None where windows are drawn anew."""
+        """Frozen features of all images; None where windows are drawn anew every epoch."""
         if not trains_on_views(model.config, config):
             return None
         device = model.mean.device
@@ -199,7 +199,7 @@ def _as_folder(name: str) -> str:
 
 
 def run_trial(trial: Trial, context: TrialContext) -> dict[str, Any]:
-    """Train in the trial's folder and test there, unless that was done; returns the metrics.
+    """Train and test a trial in its folder, unless it is finished; returns the metrics.
 
     Raises :class:`DataError` where the split leaks what its protocol does not allow, and
     :class:`RunError` where results of other settings lie in the folder.

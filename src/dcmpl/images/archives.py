@@ -16,16 +16,16 @@ MAX_MEMBER_BYTES, MAX_HEADER_BYTES = 512 * 2**20, 2**20
 
 
 def kind_of(path: str) -> str | None:
-    """zip or tar, by the name, or None."""
+    """Kind of archive by name, zip or tar, or None."""
     return next((k for k, ends in SUFFIXES.items() if path.lower().endswith(ends)), None)
 
 
 class TooLargeError(DataError):
-    """A member or a file that has more bytes than are read."""
+    """Error of a member or a file with more bytes than may be read."""
 
 
 class Archives(ExitStack):
-    """The archive that was read last stays open: members are mostly asked for in its order."""
+    """Archives by path; the last one stays open, since members mostly come in its order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Archives(ExitStack):
         return self._open
 
     def members(self, path: str) -> Iterator[str]:
-        """The names of its files, links among them; raises :class:`DataError` at the damage."""
+        """Names of an archive's files, links included; raises :class:`DataError` at the damage."""
         with _damage_is_an_error(path):
             archive = self._opened(path)
             if isinstance(archive, zipfile.ZipFile):
@@ -57,7 +57,7 @@ class Archives(ExitStack):
                     raise DataError(f"expected a whole archive at {path}, got a damaged header")
 
     def read(self, path: str, member: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
-        """A member's bytes; raises :class:`DataError`, also where they are too many."""
+        """Bytes of a member; raises :class:`DataError`, also for too large a member."""
         with _damage_is_an_error(f"{path}/{member}"):
             archive = self._opened(path)
             if isinstance(archive, zipfile.ZipFile):
@@ -71,7 +71,7 @@ class Archives(ExitStack):
         return content
 
     def _in_tar(self, archive: Any, member: str) -> tarfile.TarInfo:
-        """Not by name: that would read on to the end, where the damage may be."""
+        """Member of a tar, found without reading to its end, where the damage may be."""
         while member not in self._seen:
             if self._known == len(archive.members) and archive.next() is None:
                 raise DataError(f"expected {member} in {self._path}, found none")
@@ -88,7 +88,7 @@ OF_OTHERS = (
 
 
 class _Header(tarfile.TarInfo):
-    """Headers that describe others are read whole, so they may not be large."""
+    """Tar header that refuses large extended headers, which tarfile reads whole."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in OF_OTHERS and self.size > MAX_HEADER_BYTES:
@@ -103,7 +103,7 @@ def _open_tar(path: str) -> tarfile.TarFile:
 
 @contextmanager
 def _damage_is_an_error(what: str) -> Iterator[None]:
-    """Whatever reading an archive raises becomes a :class:`DataError` that names ``what``."""
+    """Turn whatever reading an archive raises into a :class:`DataError` that names ``what``."""
     try:
         yield
     except DataError:
@@ -114,7 +114,7 @@ def _damage_is_an_error(what: str) -> Iterator[None]:
 
 
 def read_file(path: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
-    """A file's bytes, as those of a member; raises :class:`DataError`."""
+    """Bytes of a file within the limits of a member; raises :class:`DataError`."""
     with _damage_is_an_error(path), Path(path).open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

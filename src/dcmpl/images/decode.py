@@ -1,6 +1,6 @@
-"""Files and Pillow images to pixels: decode, turn upright, flatten. One definition for all uses.
+"""Decode files and Pillow images to upright RGB pixels, the same way everywhere.
 
-A picture is uint8 RGB, (height, width, 3). Files come from strangers: sizes are checked before
+An image is uint8 RGB, (height, width, 3). Files come from strangers: sizes are checked before
 anything is decoded, and whatever a decoder stumbles over is one sentence.
 """
 
@@ -32,21 +32,21 @@ __all__ = [
     "Input",
     "cores",
     "decode",
+    "decode_bytes",
     "from_pil",
     "is_called_image",
-    "is_picture",
+    "is_image",
     "is_tensor",
     "name_of",
     "quiet_pillow",
     "read_image",
     "read_input",
-    "read_picture",
     "text_of",
 ]
 
 
 MAX_PIXELS = 150_000_000
-"""A larger picture is refused before it is decoded: this many take about 2 GB for a moment."""
+"""A larger image is refused before it is decoded: this many take about 2 GB for a moment."""
 
 MAX_SIDE = 65_535
 """A longer side is refused too: its windows would be mirrored to that length."""
@@ -61,12 +61,12 @@ ORIENTATION = 0x0112
 """The EXIF tag."""
 
 BACKGROUND = (255, 255, 255)
-"""Transparent pictures are laid on this colour."""
+"""Transparent images are laid on this colour."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Pixels, what was done to get them, and the texts that stand in the file."""
+    """Pixels of an image, notes on its conversion, and the texts in its file."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
     notes: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class DecodedImage:
 
 
 def cores() -> int:
-    """How many cores this process may use: so many images are decoded at a time."""
+    """Number of cores this process may use, and so of images decoded at a time."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -90,24 +90,24 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def decode(path: str | Path) -> DecodedImage:
-    """:func:`read_image` for threads, whose starter holds :func:`quiet_pillow`."""
+    """Decode one file in a thread whose starter holds :func:`quiet_pillow`."""
     return _opened(str(path), path)
 
 
-def read_picture(content: bytes, what: str) -> DecodedImage:
-    """:func:`decode` for a file that is in memory already; ``what`` names it."""
+def decode_bytes(content: bytes, what: str) -> DecodedImage:
+    """Decode the bytes of a file; ``what`` names it in errors."""
     return _opened(what, io.BytesIO(content))
 
 
 def from_pil(image: Image.Image) -> DecodedImage:
-    """The same for a Pillow image, which may not have been decoded yet."""
+    """Convert a Pillow image, which may not be decoded yet."""
     with _unreadable_is_an_error("a Pillow image"):
         return _decoded(image, "a Pillow image")
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """No warnings on sizes and metadata; around threads, not inside them."""
+    """Silence Pillow's warnings on sizes and metadata; hold it around threads, not inside."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -118,12 +118,12 @@ def _unreadable_is_an_error(what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"expected a picture at {what}, found no file") from None
+        raise DataError(f"expected an image at {what}, found no file") from None
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on damaged files
         reason = str(error).replace("\n", " ").rstrip(".") or type(error).__name__
-        raise DataError(f"expected a picture that can be decoded, got {what}: {reason}") from error
+        raise DataError(f"expected an image that can be decoded, got {what}: {reason}") from error
 
 
 def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
@@ -135,7 +135,7 @@ def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
             image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError:
             if not _is_heif(source):  # Pillow's sentence may hold an address, no row may
-                told = f"expected a picture that can be decoded, got {what}"
+                told = f"expected an image that can be decoded, got {what}"
                 raise DataError(f"{told}: cannot identify image file") from None
             image = _open_heif(source, what)
         with image:
@@ -174,14 +174,14 @@ def _check_size(size: tuple[int, int], what: str) -> None:
 
 
 def _decoded(image: Image.Image, what: str) -> DecodedImage:
-    """RGB: turned upright, 16 bit scaled to 8, laid on white."""
+    """Convert to upright RGB: 16 bit scaled to 8, transparency laid on white."""
     _check_size(image.size, what)
     notes = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"the first of {frames} frames")
     image.load()
     texts = {k: v for k, v in getattr(image, "text", {}).items() if isinstance(v, str)}
-    if image.getexif().get(ORIENTATION, 1) != 1:  # a copy of a large picture is not made for fun
+    if image.getexif().get(ORIENTATION, 1) != 1:  # a copy of a large image is not made for fun
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise DataError(f"expected whole numbers for pixels, got fractions in {what}: save as PNG")
@@ -204,67 +204,67 @@ Input = Union[str, Path, Image.Image, np.ndarray, "Tensor"]
 of floats in [0, 1]."""
 
 
-def name_of(picture: Input) -> str:
-    return str(picture) if isinstance(picture, (str, Path)) else ""
+def name_of(image: Input) -> str:
+    return str(image) if isinstance(image, (str, Path)) else ""
 
 
 def text_of(prompt: object) -> str:
-    """A prompt as text; empty where a table has none (None, NaN or pandas' NA)."""
+    """Text of a prompt; empty for a table's missing ones (None, NaN or pandas' NA)."""
     if isinstance(prompt, str):
         return prompt
     return "" if prompt is None or str(prompt) in ("nan", "<NA>", "NaT") else str(prompt)
 
 
-def is_tensor(picture: Any) -> bool:
+def is_tensor(image: Any) -> bool:
     torch = sys.modules.get("torch")  # who has a tensor has imported it
-    return torch is not None and isinstance(picture, torch.Tensor)
+    return torch is not None and isinstance(image, torch.Tensor)
 
 
 _ONE_AT_A_TIME = Lock()
 """Pillow images load on first use, which two threads must not do to one of them."""
 
 
-def read_input(picture: Input) -> DecodedImage:
-    """An image in any form a program has it; raises :class:`DataError` where it is none."""
-    if isinstance(picture, (str, Path)):
-        return decode(picture)
-    if isinstance(picture, Image.Image):
+def read_input(image: Input) -> DecodedImage:
+    """Decode an image in any accepted form; raises :class:`DataError` for other values."""
+    if isinstance(image, (str, Path)):
+        return decode(image)
+    if isinstance(image, Image.Image):
         with _ONE_AT_A_TIME:
-            return from_pil(picture)
-    if is_tensor(picture):
-        return DecodedImage(_of_tensor(picture))
-    return DecodedImage(_of_array(picture))
+            return from_pil(image)
+    if is_tensor(image):
+        return DecodedImage(_of_tensor(image))
+    return DecodedImage(_of_array(image))
 
 
-def _of_array(picture: Any) -> np.ndarray:
-    if not isinstance(picture, np.ndarray):
+def _of_array(image: Any) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
         raise DataError(
-            f"expected a path, a Pillow image, an array or a tensor, got {type(picture).__name__}"
+            f"expected a path, a Pillow image, an array or a tensor, got {type(image).__name__}"
         )
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(
             "expected an array of uint8 RGB, (height, width, 3), got "
-            f"{picture.dtype} of shape {picture.shape}"
+            f"{image.dtype} of shape {image.shape}"
         )
-    return picture
+    return image
 
 
-def _of_tensor(picture: Any) -> np.ndarray:
-    """Rounded to bytes, as the picture would be when saved."""
-    shape = tuple(picture.shape)
-    if not picture.is_floating_point() or len(shape) != 3 or shape[0] != 3 or not picture.numel():
+def _of_tensor(image: Any) -> np.ndarray:
+    """Pixels of a float tensor, rounded as a saved image would be."""
+    shape = tuple(image.shape)
+    if not image.is_floating_point() or len(shape) != 3 or shape[0] != 3 or not image.numel():
         raise DataError(
             "expected a tensor of floats in [0, 1], (3, height, width), got "
-            f"{picture.dtype} of shape {shape}"
+            f"{image.dtype} of shape {shape}"
         )
-    values = picture.detach().float().cpu().numpy()
+    values = image.detach().float().cpu().numpy()
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
         raise DataError(f"expected a tensor of floats in [0, 1], got {low:g} to {high:g}")
     return np.ascontiguousarray(np.rint(values * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-PICTURES = frozenset(
+IMAGES = frozenset(
     (
         *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"),
         *(".avif", ".heic", ".heif"),
@@ -272,11 +272,11 @@ PICTURES = frozenset(
 )
 
 
-def is_picture(path: Path) -> bool:
-    """Whether something that is no folder is called like a picture; it may be a broken link."""
+def is_image(path: Path) -> bool:
+    """Whether a file, or a broken link, has the name of an image."""
     return is_called_image(path.name) and os.path.lexists(path) and not os.path.isdir(path)
 
 
 def is_called_image(name: str) -> bool:
     base = PurePosixPath(name).name
-    return PurePosixPath(base).suffix.lower() in PICTURES and not base.startswith("._")
+    return PurePosixPath(base).suffix.lower() in IMAGES and not base.startswith("._")

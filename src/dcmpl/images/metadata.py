@@ -20,7 +20,7 @@ BEHIND_PROMPT = re.compile(r"^(Negative prompt:|Steps: \d)", re.MULTILINE)
 
 
 def prompt_in(texts: Mapping[str, str]) -> str:
-    """The prompt among a file's texts, or nothing.
+    """Prompt among the texts of a file, empty where there is none.
 
     >>> prompt_in({"parameters": "a red fox\\nNegative prompt: blurry\\nSteps: 20, Seed: 1"})
     'a red fox'
@@ -39,12 +39,12 @@ def prompt_in(texts: Mapping[str, str]) -> str:
 
 
 def whole_text(text: str) -> str:
-    """``text`` with a mark for halves of characters, which JSON can spell and no file can hold."""
+    """``text`` with a replacement mark for lone surrogates, which no text file can hold."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _of_graph(graph: dict[str, Any]) -> str:
-    """The text that a sampler's positive input leads to; else the first text of the graph."""
+    """Prompt of a node graph: the text behind a sampler's positive input, else its first text."""
     nodes = {
         str(name): node["inputs"]
         for name, node in list(graph.items())[:MAX_NODES]
@@ -57,7 +57,7 @@ def _of_graph(graph: dict[str, Any]) -> str:
 
 
 def _followed(link: Any, nodes: Mapping[str, dict[str, Any]]) -> str:
-    """A link is [node, output]; conditions pass through other nodes on their way."""
+    """Text at the end of a link [node, output], through any nodes on its way."""
     for _ in range(MAX_STEPS):
         if not isinstance(link, list) or not link or str(link[0]) not in nodes:
             return ""

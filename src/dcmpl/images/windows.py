@@ -1,4 +1,4 @@
-"""Which parts of a picture are looked at: windows of the backbone's input size.
+"""Crops of an image at the backbone's input size: windows on a grid, or one random window.
 
 All views but ``resize`` cut at native resolution, because resizing removes what quality is
 judged by. What is smaller than a window is continued by its mirror image.
@@ -19,7 +19,7 @@ BLOCK = 8
 
 
 def _fill(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """``image`` with both sides at least ``size``, continued by mirroring where short."""
+    """``image`` mirrored at its edges where a side is shorter than ``size``."""
     missing = [max(0, size - side) for side in image.shape[:2]]
     if not any(missing):
         return image
@@ -28,7 +28,7 @@ def _fill(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "h2
 
 
 def window_corners(height: int, width: int, size: int, views: str) -> list[tuple[int, int]]:
-    """Top left corners of the windows of one picture, all at multiples of 8 pixels.
+    """Top left corners of the windows of one image, all at multiples of 8 pixels.
 
     ``windows``: all that fit at the paper's stride (64 for 224, in proportion for other
     sizes). ``center``: one. ``grid-N``: N x N, evenly from edge to edge. JPEG codes blocks
@@ -57,7 +57,7 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
 def windows(
     image: UInt8[np.ndarray, "h w 3"], size: int, views: str
 ) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
-    """The windows of one picture; none of them keeps the picture in memory."""
+    """The windows of one image; none of them keeps the image in memory."""
     if views == "resize":
         yield _resized(image, size)
         return
@@ -67,7 +67,7 @@ def windows(
 
 
 def _resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The middle square of a picture, scaled to a window as CLIP's own preprocessing does.
+    """The middle square of an image, scaled to a window as CLIP's own preprocessing does.
 
     Antialiased bicubic by Pillow. The square is cut first, so no panorama grows.
     """
@@ -82,7 +82,7 @@ def _resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, 
 def random_window(
     image: UInt8[np.ndarray, "h w 3"], size: int, rng: np.random.Generator, step: int = 1
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """A window anywhere in the picture, mirrored left to right half of the time.
+    """A window anywhere in the image, mirrored left to right half of the time.
 
     It starts at multiples of ``step`` pixels; with 8, JPEG's blocks lie in it as they do in
     the windows that are scored.

@@ -50,7 +50,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of a whole CLIP. ``stem`` says how a picture becomes tokens."""
+    """Sizes of a whole CLIP. ``stem`` says how an image becomes tokens."""
 
     vision: TowerConfig
     text: TowerConfig
@@ -104,9 +104,9 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with one fused matrix for query, key and value.
 
-    With ``context`` the query comes from ``x`` and key and value from ``context``, of which
-    only those that ``keep`` names are asked. ``extra`` tokens are asked as well but ask
-    nothing; there may be fewer than of ``x``, each for an equal part of the batch.
+    With ``context`` queries come from ``x``, keys and values from ``context`` under the mask
+    ``keep``. ``extra`` tokens are keys and values but no queries; there may be fewer of them
+    than of ``x``, each for an equal part of the batch.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -157,7 +157,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, causal: bool, prompt: Tensor | None = None, first_only: bool = False
     ) -> Tensor:
-        """``prompt`` tokens are attended to, and nothing is computed of what becomes of them.
+        """Run the block; ``prompt`` tokens are keys and values only, their outputs are never used.
 
         ``first_only``: the same holds for all tokens but the first, which alone comes back.
         """
@@ -171,7 +171,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The block loops. They are the only place where a deep prompt meets the tokens."""
+    """Loop over blocks, the only place where deep prompts meet the tokens."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Transformer(nn.Module):
         start: int = 0,
         causal: bool = False,
     ) -> Float[Tensor, "batch tokens width"]:
-        """``deep_prompts[i]``, (n, width) or (batch, n, width), goes in before block ``i + 1``.
+        """Run all blocks; ``deep_prompts[i]``, ([batch,] n, width), enters block ``i + 1``.
 
         It replaces the tokens ``start .. start + n``.
         """
@@ -197,12 +197,11 @@ class Transformer(nn.Module):
     def first_token(
         self, x: Float[Tensor, "batch tokens width"], prompts: Prompts
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch tokens width"]]:
-        """The first token behind the last block, and all tokens as they entered that.
+        """First token after the last block, and all tokens that entered the last block.
 
-        ``prompts[i]`` stands behind ``x`` in block i. The same as appending slots, replacing
-        them before every block that is given a prompt and reading the first token at the end,
-        but for what nobody reads: outputs in slots that the next block replaces, and in the
-        last block all but the first token's.
+        ``prompts[i]`` stands behind ``x`` in block i. Equivalent to appending prompt tokens and
+        replacing them before every block with a prompt; outputs that are never used are not
+        computed.
         """
         last, tokens = len(self.resblocks) - 1, x.shape[1]
         given = [*prompts, *[None] * (last + 2 - len(prompts))]
@@ -220,14 +219,14 @@ class Transformer(nn.Module):
 
 
 def _spread(prompt: Tensor, batch: int) -> Tensor:
-    """(groups, n, width) or (n, width) to (batch, n, width): each group for an equal part."""
+    """Expand ([groups,] n, width) to (batch, n, width), each group for an equal share."""
     if prompt.ndim == 2 or len(prompt) == 1:
         return prompt.expand(batch, -1, -1)
     return prompt.repeat_interleave(batch // len(prompt), dim=0)
 
 
 def put(x: Tensor, prompt: Tensor | None, start: int) -> Tensor:
-    """``x`` with its slots from ``start`` on replaced by ``prompt``."""
+    """Replace the slots of ``x`` from ``start`` on by ``prompt``."""
     if prompt is None:
         return x
     prompt = _spread(prompt.to(x.dtype), len(x))
@@ -235,7 +234,7 @@ def put(x: Tensor, prompt: Tensor | None, start: int) -> Tensor:
 
 
 class VisionTower(nn.Module):
-    """Pictures to image embeddings. Prompts stand after the patches, without position."""
+    """Images to image embeddings. Prompts stand after the patches, without position."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -253,13 +252,13 @@ class VisionTower(nn.Module):
     def embed(
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """Class token and patches with their positions: all that no prompt can change."""
+        """Class token and patches with their positions, before any prompt."""
         return self.join(*self.stem(images))
 
     def join(
         self, summary: Float[Tensor, "batch width"], patches: Float[Tensor, "batch patches width"]
     ) -> Float[Tensor, "batch tokens width"]:
-        """The tokens of what a stem made."""
+        """Class token and patches of the stem's output, with positions."""
         cls = self.class_embedding + summary
         return torch.cat([cls[:, None], patches], dim=1) + self.positional_embedding
 
@@ -282,11 +281,11 @@ class VisionTower(nn.Module):
         return self._joint(x), entering[:, 1:]
 
     def entering_last(self, tokens: Float[Tensor, "batch tokens width"]) -> Tensor:
-        """What enters the last block where no block has prompts, of the same shape."""
+        """Tokens that enter the last block when no block has prompts."""
         return self.transformer.first_token(self.ln_pre(tokens), ())[1]
 
     def leave(self, entering: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch joint"]:
-        """The image embedding of what enters the last block."""
+        """Image embedding of the tokens that enter the last block."""
         last = self.transformer.resblocks[-1]
         return self._joint(last(entering, False, first_only=True)[:, 0])
 
@@ -322,7 +321,7 @@ class TextTower(nn.Module):
     def begin(
         self, ids: Int[Tensor, "texts length"], prompt: Tensor | None
     ) -> Float[Tensor, "texts length width"]:
-        """What enters the first block: words, ``prompt`` in its slots, and positions."""
+        """Tokens that enter the first block: words, ``prompt`` in the slots, positions."""
         x = put(self.token_embedding(ids), prompt, 1)
         return x + self.positional_embedding[: ids.shape[1]]
 
@@ -332,7 +331,7 @@ class TextTower(nn.Module):
         end: Int[Tensor, " texts"],
         prompts: Prompts = (),
     ) -> Float[Tensor, "texts joint"]:
-        """``end`` is the position of each text's end token; what stands behind it is cut.
+        """Text embeddings; ``end`` is the position of each text's end token, later tokens are cut.
 
         The mask is causal, so nothing behind the end token can reach it and the cut
         changes no result.
@@ -342,7 +341,7 @@ class TextTower(nn.Module):
     def states(
         self, ids: Int[Tensor, "texts length"], prompts: Prompts = ()
     ) -> Float[Tensor, "texts length width"]:
-        """What the blocks make of every token."""
+        """States of every token after the blocks."""
         x = self.begin(ids, prompts[0] if prompts else None)
         return cast(Tensor, self.transformer(x, prompts[1:], 1, causal=True))
 
@@ -356,7 +355,7 @@ class TextTower(nn.Module):
 
 
 class Clip(nn.Module):
-    """Both towers and the logit scale (the log of what multiplies a cosine)."""
+    """Both towers and the logit scale, the logarithm of the factor of a cosine."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DCMPL: a frozen CLIP, prompts in its blocks, and one score per picture and task.
+"""DCMPL: a frozen CLIP, prompts in its blocks, and one score per image and task.
 
 Paper: Lu et al., Displays 91, 103208 (2025). The auxiliary task (alignment) and the main
 task (quality) run through the same frozen towers with prompts of their own; the visual
@@ -43,9 +43,9 @@ NORMALIZATION = {
 
 @dataclass(frozen=True)
 class Scores:
-    """One number per task and picture, each in [0, 1], higher is better.
+    """One number per task and image, each in [0, 1], higher is better.
 
-    ``ahead``: by how much the alignment logit of a picture with its own text is above that
+    ``ahead``: by how much the alignment logit of an image with its own text is above that
     with another's, where both were read.
     """
 
@@ -62,18 +62,18 @@ class Scores:
 
     @property
     def quality(self) -> Float[Tensor, " batch"]:
-        """How good it looks; raises :class:`UsageError` for a model without that task."""
+        """Quality scores (N,); raises :class:`UsageError` for a model without that task."""
         return self["quality"]
 
     @property
     def alignment(self) -> Float[Tensor, " batch"]:
-        """How well it follows its text; raises :class:`UsageError` likewise."""
+        """Alignment scores (N,); raises :class:`UsageError` for a model without that task."""
         return self["alignment"]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """All that a score needs and that no picture changes.
+    """Visual prompts and text vectors of a model: what a score needs beside the image.
 
     ``visual[b][l]`` (n, width) is layer l's visual prompt of the main branch (b = 0) or the
     auxiliary one; ``words[t]`` (2 pairs, joint) are task t's unit text vectors, each
@@ -86,7 +86,7 @@ class Condition:
 
 
 def is_trainable(name: str) -> bool:
-    """Whether the parameter of that name is learned: all but the backbone is.
+    """Whether the parameter called ``name`` is learned: all but the backbone's.
 
     Freezing, the optimiser, checkpoints and counts all ask here.
     """
@@ -140,7 +140,7 @@ class DCMPL(nn.Module):
 
     @property
     def _adapted(self) -> tuple[str, ...]:
-        """The tasks that have an adapter of their own; a shared one is the first task's."""
+        """Tasks with an adapter of their own; a shared adapter is the first task's."""
         tasks, where = self.config.tasks, self.config.adapter
         chosen = {"both": tasks, "main": tasks[:1], "aux": tasks[1:], "none": ()}[where.where]
         return chosen[:1] if where.shared else chosen
@@ -152,16 +152,16 @@ class DCMPL(nn.Module):
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether alignment reads the picture's own text."""
+        """Whether alignment reads the prompt of the image."""
         return self.config.reads_prompt
 
     @property
     def reading_branch(self) -> int:
-        """The branch whose prompts the picture's own text is read with: alignment's."""
+        """Branch whose context tokens read the prompt of the image: alignment's."""
         return int(self.auxiliary is not None and self.config.tasks[0] != "alignment")
 
     def tokens_of(self, texts: Sequence[str]) -> Tokens:
-        """Ids of texts that are to be read, behind the slots of context tokens.
+        """Token ids of image prompts, behind the slots of context tokens.
 
         One too long loses its end; :meth:`Tokenizer.parts` says how much.
         """
@@ -169,17 +169,17 @@ class DCMPL(nn.Module):
 
     @property
     def slots(self) -> int:
-        """Places that prompts take in a text that is read."""
+        """Number of slots of context tokens in an image prompt."""
         branch = self.auxiliary if self.reading_branch else self.main
         return self.config.n_context if branch is not None and len(branch.text) else 0
 
     def read(self, tokens: Tokens, condition: Condition) -> Reading:
-        """Texts as the prompted text tower understands them."""
+        """Image prompts encoded by the prompted text tower."""
         ids, end = as_tensors(tokens, self.mean.device)
         return Reading.begin(self.clip.text, ids, end, condition.text)
 
     def frozen(self, images: Float[Tensor, "batch 3 size size"]) -> Tensor:
-        """What a picture gives before anything learned touches it.
+        """Frozen features of images: tower states before anything learned.
 
         Tokens before the first block, (N, tokens, width); where no visual prompt is learned,
         the image embedding, (N, joint), or for a reader the tokens before the last block.
@@ -188,20 +188,20 @@ class DCMPL(nn.Module):
             return self.frozen_of(self.clip.visual.embed((images - self.mean) / self.std))
 
     def frozen_of(self, tokens: Float[Tensor, "batch tokens width"]) -> Tensor:
-        """:meth:`frozen` of pictures whose tokens before the first block are known."""
+        """Frozen features of images whose tokens before the first block are known."""
         if self.config.frozen_part == "tokens":
             return tokens
         tower = self.clip.visual
         return tower.entering_last(tokens) if self.reads_prompt else tower.encode(tokens)
 
     def plain_embedding(self, frozen: Tensor) -> Float[Tensor, "batch joint"]:
-        """The image embedding without prompts, of what :meth:`frozen` gave."""
+        """Image embedding without deep prompts, from frozen features."""
         if self.config.frozen_part == "tokens":
             return self.clip.visual.encode(frozen)
         return self.clip.visual.leave(frozen) if self.reads_prompt else frozen
 
     def prompts(self) -> list[LayerPrompts]:
-        """The prompts of the main branch and, where there is one, of the auxiliary branch."""
+        """Prompts of the main branch and, in a model with two branches, of the auxiliary branch."""
         main = self.main()
         if self.auxiliary is None:
             return [main]
@@ -227,9 +227,9 @@ class DCMPL(nn.Module):
     def score(
         self, frozen: Tensor, condition: Condition | None = None, texts: Texts | None = None
     ) -> Scores:
-        """Every task's scores for what :meth:`frozen` gave.
+        """Scores of every task from frozen features.
 
-        Without ``texts`` alignment is what the picture alone says of it.
+        Without ``texts`` alignment is judged from the image alone.
         """
         if condition is None:
             condition = self.condition()
@@ -260,7 +260,7 @@ class DCMPL(nn.Module):
     def _score(
         self, embedding: Float[Tensor, "batch joint"], words: Tensor, added: Tensor | None
     ) -> Tensor:
-        """The positive word's softmax weight, averaged; ``added`` to its logit is the reader's."""
+        """Mean softmax weight of the positive words; the offset ``added`` goes to their logits."""
         cosine = F.normalize(embedding, dim=-1) @ words.T
         logits = (self.clip.logit_scale.float().exp() * cosine).unflatten(-1, (-1, 2))
         if added is not None:
@@ -275,14 +275,14 @@ class DCMPL(nn.Module):
         ]
 
     def adapter_of(self, task: str) -> nn.Module:
-        """What refines the image embedding of ``task``; it may do nothing."""
+        """Adapter of the image embedding of ``task``, or the identity."""
         name = self._adapted[0] if self.config.adapter.shared else task
         return self.adapters[name] if name in self.adapters else nn.Identity()
 
     def _encoded(
         self, frozen: Tensor, visual: list[list[Tensor]]
     ) -> tuple[list[Tensor], Tensor | None]:
-        """The image embedding of each branch, and the patches that a text asks.
+        """Image embedding of each branch, and the patches that the prompt reader attends to.
 
         Those are of the branch that reads, as they enter its last block.
         """
@@ -316,7 +316,7 @@ class DCMPL(nn.Module):
 
 
 def _rounded(prompts: LayerPrompts) -> LayerPrompts:
-    """What CLIP-AGIQA's code makes of prompts: all but the first text prompt pass float16."""
+    """Prompts rounded as in CLIP-AGIQA's code: all but the first text prompt to float16."""
 
     def half(prompt: Tensor) -> Tensor:
         return prompt.half().to(prompt.dtype)
@@ -327,5 +327,5 @@ def _rounded(prompts: LayerPrompts) -> LayerPrompts:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The learned tensors by name."""
+    """Trainable parameters by name."""
     return {name: p for name, p in model.named_parameters() if is_trainable(name)}

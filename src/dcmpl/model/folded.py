@@ -1,9 +1,9 @@
-"""A trained model as what is left to compute for a picture, and nothing else.
+"""Folded model: a trained model with everything precomputed that no image changes.
 
 No prompt depends on an image. So the text towers become one vector for each
 word pair, the prompts of every block become the keys and values that they are to its
-attention, normalisation becomes part of the patch projection, and what a task that was not
-asked for needs is gone. Neither text tower nor tokenizer is kept.
+attention, normalisation becomes part of the patch projection, and what only other tasks need
+is dropped. Neither text tower nor tokenizer is kept.
 """
 
 import copy
@@ -71,10 +71,10 @@ class FoldedStatistics(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """A block of the vision tower whose prompts are keys and values already.
+    """Block of the image tower with its deep prompts precomputed as keys and values.
 
-    ``prompts`` has one entry per branch; ``joins`` says for which branches the prompt becomes
-    tokens instead, because the next block goes on with what this one makes of it.
+    ``prompts`` has one entry per branch; ``joins`` names the branches whose prompt becomes
+    tokens instead, because the next block uses their outputs.
     """
 
     def __init__(self, block: Block, prompts: Sequence[Tensor | None], joins: Sequence[bool]):
@@ -94,14 +94,14 @@ class FoldedBlock(nn.Module):
             self.register_buffer(f"prompt_{branch}", prompt)
 
     def lower_prompts(self) -> None:
-        """Give keys and values of prompts the precision of the matrices."""
+        """Convert the prompts' keys and values to the precision of the matrices."""
         for branch, joins in enumerate(self.joins):
             prompt = getattr(self, f"prompt_{branch}")
             if prompt is not None and not joins:
                 setattr(self, f"prompt_{branch}", prompt.to(self.query.weight.dtype))
 
     def forward(self, x: Tensor, branch: int, patches: int, first_only: bool) -> Tensor:
-        """``first_only``: only the first token is computed, and comes back alone."""
+        """Run the block; ``first_only`` computes and returns the first token alone."""
         prompt: Tensor | None = getattr(self, f"prompt_{branch}")
         if prompt is not None:
             x = x[:, :patches]
@@ -124,7 +124,7 @@ class FoldedBlock(nn.Module):
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A float32 layer of these numbers, on their device."""
+    """Linear layer of these weights in float32, on their device."""
     made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # draws no numbers
     for name, value in (("weight", weight), ("bias", bias)):
         value = value.detach().to(torch.float32, copy=True)
@@ -133,13 +133,13 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def _shared(module: nn.Module) -> nn.Module:
-    """A module over the same numbers, whose own settings can change without the other's."""
+    """Module that shares the tensors of another but not its settings."""
     kept = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
     return copy.deepcopy(module, kept)
 
 
 def _without_slope(mlp: MLP) -> nn.Module:
-    """The MLP with the slope of QuickGELU inside its matrices, where it costs nothing."""
+    """MLP with the slope of QuickGELU folded into its matrices."""
     if not isinstance(mlp.gelu, QuickGELU):
         return _shared(mlp)
     first = _linear(mlp.c_fc.weight * GELU_SLOPE, mlp.c_fc.bias * GELU_SLOPE)
@@ -148,7 +148,7 @@ def _without_slope(mlp: MLP) -> nn.Module:
 
 
 class Readout(nn.Module):
-    """A task's image embedding, behind its adapter, to a score in [0, 1].
+    """Readout of a task: adapted image embedding to a score in [0, 1].
 
     Softmax over a pair of words is the sigmoid of the difference, so a pair is one vector:
     exp(logit_scale) (positive - negative).
@@ -177,7 +177,7 @@ class Readout(nn.Module):
         patches: Float[Tensor, "batch patches width"] | None = None,
         reading: Reading | None = None,
     ) -> Float[Tensor, " batch"]:
-        """``patches`` and ``reading`` are for a readout that has a reader."""
+        """Scores (N,); ``patches`` and ``reading`` are for a readout with a prompt reader."""
         embedding = self.adapter(embedding)
         if self.linear is not None:
             score: Tensor = self.linear(embedding)[:, 0].clamp(0, 1)
@@ -189,7 +189,7 @@ class Readout(nn.Module):
 
 
 class TextReader:
-    """A picture's own text as what a folded model reads of it."""
+    """Text encoder of a folded model, for the prompts of images."""
 
     @torch.no_grad()
     def __init__(self, model: DCMPL) -> None:
@@ -198,11 +198,11 @@ class TextReader:
         self.tokenizer, self.slots = model.tokenizer, model.slots
 
     def parts(self, text: str, long: str) -> Parts:
-        """Its tokens; see :meth:`dcmpl.model.tokenizer.Tokenizer.parts`."""
+        """Token chunks of a prompt; see :meth:`dcmpl.model.tokenizer.Tokenizer.parts`."""
         return self.tokenizer.parts(text, self.slots, long)
 
     def __call__(self, texts: Sequence[tuple[int, ...]]) -> Reading:
-        """One text for each window; equal ones are read once."""
+        """Encode one prompt per window; equal prompts are encoded once."""
         known = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = self.tokenizer.framed(list(known), self.slots)
         device = self.tower.positional_embedding.device
@@ -212,14 +212,14 @@ class TextReader:
 
 
 class Folded(nn.Module):
-    """Windows of pictures to scores; made of a trained model, and never trained.
+    """Folded model: windows (N, size, size, 3) in bytes to scores; made of a trained model.
 
     Pixels are RGB from 0 to 255, bytes or, where a gradient is to reach them, floats.
     """
 
     @torch.no_grad()
     def __init__(self, model: DCMPL, tasks: Sequence[str]) -> None:
-        """``tasks`` are those to score; raises :class:`UsageError` for others."""
+        """Fold ``model`` for ``tasks``; raises :class:`UsageError` for tasks it does not have."""
         super().__init__()
         if unknown := [task for task in tasks if task not in model.config.tasks]:
             raise UsageError(
@@ -256,11 +256,11 @@ class Folded(nn.Module):
 
     @property
     def branches(self) -> int:
-        """How many passes of the tower the tasks need."""
+        """Number of tower passes that the tasks need."""
         return max(self.branch_of) + 1
 
     def in_bfloat16(self) -> "Folded":
-        """The same with the blocks' matrix products in bfloat16; tokens stay as they are."""
+        """Copy with the blocks' matrix products in bfloat16; tokens stay in float32."""
         lower = copy.copy(self)  # what is not changed is shared
         lower._modules = {**self._modules, "blocks": copy.deepcopy(self.blocks)}
         for module in lower.blocks.modules():
@@ -276,7 +276,7 @@ class Folded(nn.Module):
         reading: Reading | None = None,
         rows: Int[Tensor, " texts"] | None = None,
     ) -> Float[Tensor, "texts tasks"]:
-        """A row for each window; ``reading`` is of its text, for a model that reads it.
+        """Scores (windows, tasks); ``reading`` holds encoded prompts for a model that reads.
 
         With ``rows`` text i is one of the window in row ``rows[i]``, and so is score i.
         """
@@ -303,7 +303,7 @@ class Folded(nn.Module):
 
 
 def _folded_blocks(visual: VisionTower, given: Sequence[Sequence[Tensor]]) -> nn.ModuleList:
-    """``given[branch][i]`` is the prompt of block i; behind the last a tower goes on with it."""
+    """Folded blocks; ``given[branch][i]`` is the prompt of block i, and the last one stays."""
     blocks = cast(Sequence[Block], visual.transformer.resblocks)
     last = len(blocks) - 1
     made = []

@@ -1,4 +1,4 @@
-"""Multimodal prompt attention (MPA): the prompts of a layer make those of the next.
+"""Multi-head prompt attention (MPA): the prompts of a layer produce those of the next.
 
 The block follows the equations of CMPA, Liu et al., *Deeply Coupled Cross-Modal Prompt
 Learning*, arXiv:2305.17903, eqs. 4-7; its other forms are the open choices of the paper,
@@ -20,12 +20,12 @@ VisualPrompt = Float[Tensor, "n vision_width"]
 
 
 def _heads(width: int) -> int:
-    """CLIP's and CMPA's width / 64; one head where that is no whole number."""
+    """Number of heads: width / 64 as in CLIP and CMPA; one where that is no whole number."""
     return 1 if width % 64 else width // 64
 
 
 class CrossModalBlock(nn.Module):
-    """Half of prompt attention: the prompts of one modality, asked by the other's.
+    """Half of prompt attention: the prompts of one modality attend to the other's.
 
     own' = own + MHA(q = LN1(W other), k = v = LN1(own));  out = own' + MLP(LN2(own')).
     With ``swapped`` the query is own and key and value are the other's; without ``mlp``
@@ -56,12 +56,12 @@ class CrossModalBlock(nn.Module):
         return out
 
     def residual_ends(self) -> list[nn.Linear]:
-        """The last layer of every residual branch."""
+        """Last layers of the residual branches."""
         return [self.attn.out_proj, *([self.mlp.c_proj] if self.mlp is not None else [])]
 
 
 class CrossModalAttention(nn.Module):
-    """CMPA's form: one half for each modality that is to change."""
+    """Prompt attention as in CMPA: one half for each modality to update."""
 
     def __init__(self, text_width: int, vision_width: int, config: MpaConfig) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class CrossModalAttention(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """One self-attention over the prompts of both modalities, as MuDPT has it.
+    """Prompt attention as in MuDPT: one self-attention over the prompts of both modalities.
 
     Miao et al., arXiv:2306.11400. The text prompts enter and leave by linear maps; x is
     [W_in T ; V], x' = x + MHA(LN1(x)), x'' = x' + MLP(LN2(x')); V comes from its half of
@@ -108,7 +108,7 @@ class JointBlock(nn.Module):
 
 
 def prompt_attention(text_width: int, vision_width: int, config: MpaConfig) -> nn.Module:
-    """A block of the form that ``config`` names: (text, visual) -> (text, visual).
+    """Prompt attention block of the form in ``config``: (text, visual) -> (text, visual).
 
     With ``identity_start`` it begins by changing nothing.
     """

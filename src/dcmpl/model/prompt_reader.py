@@ -1,4 +1,4 @@
-"""Does the picture show what its own text says? Words that ask the patches, and a logit.
+"""Prompt-conditioned alignment: prompt tokens cross-attend to image patches and add a logit offset.
 
 Where the paper's alignment never reads the prompt, this does: the text goes through the
 prompted text tower, its words attend to one another and to the patches of the auxiliary
@@ -23,9 +23,9 @@ BLOCKS, HEAD, MOST = 2, 64, 256
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts that are read: ``own[i]`` is the row of picture i's in ``tokens``.
+    """Tokenised prompts of a batch: ``own[i]`` is the row of image i's prompt in ``tokens``.
 
-    ``other[i]`` is that of a text it does not have, to be told apart from its own.
+    ``other[i]`` is the row of a negative prompt, for the matching loss.
     """
 
     tokens: Tokens
@@ -35,10 +35,10 @@ class Texts:
 
 @dataclass(frozen=True)
 class Reading:
-    """Texts as the prompted text tower understands them, and which one each picture has.
+    """Encoded prompts of a batch, and the row of each image's prompt.
 
-    ``words`` are states of its tokens, of which ``keep`` tells the real ones; ``vectors``
-    the unit embeddings of whole texts.
+    ``words`` are the states of the tokens, ``keep`` masks the padding, ``vectors`` are the
+    unit embeddings of whole texts.
     """
 
     words: Float[Tensor, "texts length width"]
@@ -47,7 +47,7 @@ class Reading:
     vectors: Float[Tensor, "texts joint"]
 
     def of(self, rows: Int[Tensor, " batch"]) -> "Reading":
-        """One text for each picture."""
+        """Reading of one prompt per image."""
         return Reading(self.words[rows], self.keep[rows], self.end[rows], self.vectors[rows])
 
     @staticmethod
@@ -57,7 +57,7 @@ class Reading:
         end: Int[Tensor, " texts"],
         prompts: list[Tensor],
     ) -> "Reading":
-        """``prompts`` are the text prompts of the branch that reads."""
+        """Encode prompts with the context tokens ``prompts`` of the reading branch."""
         ids = ids[:, : int(end.max()) + 1]
         states = tower.states(ids, prompts)
         places = torch.arange(ids.shape[1], device=ids.device)
@@ -66,7 +66,7 @@ class Reading:
 
 
 class ReadingBlock(Block):
-    """A block whose tokens ask one another and the patches."""
+    """Transformer block of query tokens: self-attention, then cross-attention to the patches."""
 
     def forward(  # type: ignore[override]  # patches, where a tower's block has its prompts
         self,
@@ -81,10 +81,10 @@ class ReadingBlock(Block):
 
 
 class Reader(nn.Module):
-    """What a picture's own text adds to the logit of alignment.
+    """Prompt reader: the offset that an image's prompt adds to its alignment logit.
 
     A linear map of the end token, behind blocks in which all words ask the patches, and of
-    the cosine of picture and text.
+    the cosine of image and text.
     """
 
     def __init__(self, text_width: int, vision_width: int) -> None:
@@ -106,7 +106,7 @@ class Reader(nn.Module):
         patches: Float[Tensor, "batch patches width"],
         reading: Reading,
     ) -> Float[Tensor, " batch"]:
-        """``embedding`` need not be of unit length; ``reading`` has one text per picture."""
+        """Logit offsets (N,); ``embedding`` of any length, one prompt per image in ``reading``."""
         x = self.from_words(reading.words)
         asked = self.from_patches(self.ln_patches(patches))
         seen = reading.keep.new_ones(asked.shape[:2])

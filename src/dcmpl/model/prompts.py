@@ -1,4 +1,4 @@
-"""Context tokens of both towers, layer by layer, and how they are coupled.
+"""Context tokens and deep prompts of both towers, and their coupling.
 
 Paper: Lu et al., *A Deep Cross-modal Prompt Learning Network for Artificial Intelligence
 Generated Image Quality Assessment*, Displays 91, 103208 (2025); its figure and abstract.
@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LayerPrompts:
-    """``text[l]`` (n, text width) and ``visual[l]`` (n, vision width) go in before block l.
+    """Prompts of every layer: ``text[l]`` (n, text width) and ``visual[l]`` (n, vision width).
 
     Behind the last of them a tower goes on with what its blocks made of them.
     """
@@ -45,7 +45,7 @@ def context_tokens(layers: int, n_context: int, width: int) -> nn.ParameterList:
 
 
 def _equal_layers(count: int, into: int, out: int, equal: bool = True) -> nn.ModuleList:
-    """Linear layers; ``equal``: they start as copies of the first, and train apart."""
+    """Linear layers, one per layer; with ``equal`` all start as copies of the first."""
     layers = nn.ModuleList(nn.Linear(into, out) for _ in range(count))
     for layer in layers[1:] if equal else ():
         layer.load_state_dict(layers[0].state_dict())
@@ -57,7 +57,7 @@ def _upto(depth: int | None, layers: int) -> int:
 
 
 class FreePrompts(nn.Module):
-    """Prompts of their own in every layer; the visual ones may be maps of the text ones."""
+    """Free prompts in every layer; visual prompts may be linear maps of the text prompts."""
 
     def __init__(self, text: TowerConfig, vision: TowerConfig, config: ModelConfig) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class FreePrompts(nn.Module):
 
 
 class CoupledPrompts(nn.Module):
-    """Prompts of the auxiliary task: free in layer 1, from there on made by MPA.
+    """Prompts of the auxiliary task: free in layer 1, then produced by prompt attention.
 
     The recursion goes as deep as the deeper tower; what only the shallower one would read
     behind its last layer is not made.
@@ -111,7 +111,7 @@ class CoupledPrompts(nn.Module):
         )
 
     def _halves(self, layer: int, read: Sequence[int]) -> MpaConfig:
-        """The configuration of the block that makes ``layer``, without a half nobody reads."""
+        """Configuration of the block that produces ``layer``, without a half that is never read."""
         is_both = self.config.directions == "both" and self.config.form != "joint"
         if self.config.share == "shared" or not is_both or layer <= min(read):
             return self.config
@@ -120,11 +120,11 @@ class CoupledPrompts(nn.Module):
         return replace(self.config, directions="vision_to_text")
 
     def first(self) -> tuple[Tensor, Tensor]:
-        """The text and visual prompts of layer 1."""
+        """Text and visual prompts of layer 1."""
         return self.text[0], self.visual[0]
 
     def following(self, layer: int, text: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """The prompts behind ``layer`` (from 1), given that layer's own."""
+        """Prompts of the layer after ``layer`` (from 1), given its own."""
         attention = self.attention[layer - 1 if self.config.share == "per_layer" else 0]
         if self.config.deep == "independent":
             text, visual = self.text[layer], self.visual[layer]
@@ -150,7 +150,7 @@ class Fusion(nn.Module):
     """
 
     def __init__(self, main: int, auxiliary: int, vision_width: int, config: FusionConfig) -> None:
-        """``main`` and ``auxiliary`` are the layers for which there are such prompts."""
+        """Build fusion layers for ``main`` and ``auxiliary``, the layers that have prompts."""
         super().__init__()
         self.config = config
         both = main if config.aux_tap == "first_layer" else min(main, auxiliary)

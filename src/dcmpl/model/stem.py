@@ -1,7 +1,7 @@
-"""How a picture becomes tokens: CLIP's patch convolution, or fixed statistics.
+"""Stems, from pixels to tokens: CLIP's patch convolution, or natural-scene statistics.
 
 :class:`PatchStem` is CLIP's (arXiv:2103.00020). :class:`StatisticsStem` is what makes the
-small embedded backbone useful on real pictures: natural-scene statistics in the manner of
+small embedded backbone useful on real images: natural-scene statistics in the manner of
 DCT-domain quality assessment (Saad, Bovik, Charrier, *Blind Image Quality Assessment: A
 Natural Scene Statistics Approach in the DCT Domain*, IEEE TIP 21(8), 2012), per cell and
 without training, followed by one learned linear map.
@@ -20,16 +20,16 @@ LUMA_SCALES, CHROMA_SCALES = 4, 3
 FLOOR = 4e-3
 """Added to a coefficient's size before the logarithm: about a quarter of an 8-bit step."""
 LIMIT = 5.0
-"""Standardised statistics are cut here, so that no flat picture dominates."""
+"""Standardised statistics are cut here, so that no flat image dominates."""
 
 
 def to_unit_range(windows: Num[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3 h w"]:
-    """Pixels of 0..255 to what a stem takes: float32 in 0..1, colours first."""
+    """Convert pixels of 0..255, colours last, to float32 in 0..1, colours first."""
     return windows.permute(0, 3, 1, 2).float() / 255
 
 
 class PatchStem(nn.Module):
-    """One linear map per patch. It has no summary of the whole picture: zeros."""
+    """Linear map of each patch, as in CLIP; its summary of the image is zero."""
 
     def __init__(self, image_size: int, patch_size: int, width: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def dct_kernels(size: int) -> Float[Tensor, "frequencies 1 size size"]:
 def _energies(
     plane: Float[Tensor, "batch 1 h w"], kernels: Tensor, stride: int, cells: int
 ) -> list[Float[Tensor, "batch frequencies cells cells"]]:
-    """Per cell and frequency: mean log size, and how peaked the sizes are.
+    """Mean log magnitude and peakedness of each DCT frequency in each cell.
 
     Peaked = log of the root mean square less the mean log: 0 for a constant size.
     """
@@ -70,7 +70,7 @@ def _energies(
 def cell_statistics(
     images: Float[Tensor, "batch 3 size size"], cells: int, luma: Tensor, chroma: Tensor
 ) -> Float[Tensor, "batch cells2 statistics"]:
-    """The 693 numbers of each of ``cells`` x ``cells`` cells.
+    """Natural-scene statistics: 693 numbers for each of ``cells`` x ``cells`` cells.
 
     Luma at 4 scales (63 frequencies of 8 x 8 blocks) and two opponent colours at 3 scales
     (15 of 4 x 4), two numbers each; nine of colour. ``luma`` and ``chroma`` are the
@@ -97,7 +97,7 @@ class StatisticsStem(nn.Module):
     """Cells of ``patch_size`` pixels to tokens; the class token starts from their summary.
 
     The summary holds mean and deviation of every statistic over the cells: the level and
-    the evenness that people judge. ``center`` and ``scale`` are fitted to the pictures the
+    the evenness that people judge. ``center`` and ``scale`` are fitted to the images the
     backbone was trained on (:meth:`fit`).
     """
 
@@ -123,13 +123,13 @@ class StatisticsStem(nn.Module):
     def statistics(
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch cells2 statistics"]:
-        """Raw numbers of every cell."""
+        """Raw statistics of every cell."""
         return cell_statistics(images, self.cells, self.luma, self.chroma)
 
     def standardised(
         self, statistics: Float[Tensor, "batch cells2 statistics"]
     ) -> tuple[Float[Tensor, "batch twice"], Float[Tensor, "batch cells2 statistics"]]:
-        """Summary and cells in deviations from what the backbone was trained on."""
+        """Summary and cells, standardised by the backbone's training images."""
         cells = ((statistics - self.center) / self.scale).clamp(-LIMIT, LIMIT)
         summary = torch.cat([cells.mean(1), cells.std(1, correction=0)], dim=1)
         summary = ((summary - self.summary_center) / self.summary_scale).clamp(-LIMIT, LIMIT)
@@ -138,13 +138,13 @@ class StatisticsStem(nn.Module):
     def tokens(
         self, statistics: Float[Tensor, "batch cells2 statistics"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
-        """The learned part, for statistics that are known already."""
+        """Tokens of standardised statistics: the learned part of the stem."""
         summary, cells = self.standardised(statistics)
         return self.summary_map(summary), self.cell_map(cells)
 
     def forward(
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
-        """Always in float32: the maps weigh small differences of large numbers."""
+        """Tokens of images, in float32: the maps weigh small differences of large numbers."""
         with torch.autocast(images.device.type, enabled=False):
             return self.tokens(self.statistics(images.float()))

@@ -28,7 +28,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Parts:
-    """A text as the tower can read it: its tokens, in one part or in several that overlap.
+    """Token chunks of a text: one, or several that overlap.
 
     ``count`` tokens are in all of them together and ``dropped`` in none.
     """
@@ -91,7 +91,7 @@ def _from_merges(path: Path) -> tokenizers.Tokenizer:
 
 
 def _byte_order(letter: str) -> tuple[bool, int]:
-    """CLIP numbers the bytes that print before the others, each kind in its order."""
+    """Bytes in the order of CLIP's vocabulary: printable ones first."""
     return ord(letter) > 255, ord(letter)
 
 
@@ -128,7 +128,7 @@ class Tokenizer:
         return self.framed([self.parts(text, n_context).ids[0] for text in texts], n_context)
 
     def parts(self, text: str, n_context: int = 0, long: str = "truncate") -> Parts:
-        """The tokens of ``text`` in parts that fit beside ``n_context`` slots.
+        """Split the tokens of ``text`` into chunks that fit beside ``n_context`` slots.
 
         ``long`` of ``LONG_PROMPTS`` says what becomes of one too long. With ``window`` its parts
         have all the same length, begin at equal distances, and hold every token, so a word more
@@ -157,7 +157,7 @@ class Tokenizer:
         return Parts(tuple(words[start : start + room] for start in starts), 0, len(words))
 
     def framed(self, parts: Sequence[Sequence[int]], n_context: int = 0) -> Tokens:
-        """Each of ``parts`` between start and end token, behind the slots."""
+        """Frame each of ``parts`` by start and end token, behind the slots."""
         rows = [[self.start_id, *[0] * n_context, *words, self.end_id] for words in parts]
         end = np.array([len(row) - 1 for row in rows], dtype=np.int64)
         ids = np.zeros((len(rows), int(end.max()) + 1), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Windows of many images in full batches: the only loop that scores anything.
+"""Batching: windows of many images in full batches, the only loop that scores.
 
 Everything comes back in the order it came in, and what is held in memory at a time does not
 grow with the number of images. With lanes (threads that each decode or compute, on one core)
@@ -21,7 +21,7 @@ Window = TypeVar("Window")
 
 
 class _Inline(Executor):
-    """Runs what it is given on the spot."""
+    """Executor that runs its tasks at once, in the caller's thread."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         done: Future[Any] = Future()
@@ -31,7 +31,7 @@ class _Inline(Executor):
 
 @contextmanager
 def lanes(count: int, begin: Callable[[], object] | None = None) -> Iterator[Executor]:
-    """``count`` threads, each of which has called ``begin``, if any, when the block starts.
+    """Pool of ``count`` threads, all of which have called ``begin`` before the block starts.
 
     What has not begun when the block ends is not done any more.
     """
@@ -49,7 +49,7 @@ def lanes(count: int, begin: Callable[[], object] | None = None) -> Iterator[Exe
 def ahead(
     items: Iterable[Item], function: Callable[[Item], Result], pool: Executor, depth: int
 ) -> Iterator[Result]:
-    """``function`` of each item, in order, with ``depth`` of them under way in ``pool``."""
+    """Map ``function`` over items in order, with ``depth`` of them under way in ``pool``."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -60,7 +60,7 @@ def ahead(
 
 
 class _Batches:
-    """Windows that wait, batches under way, and what has come back of each image."""
+    """Waiting windows, batches under way, and the outputs of each image so far."""
 
     def __init__(self, compute: Callable[[list[Any]], Iterable[Any]], pool: Executor) -> None:
         self.compute, self.pool = compute, pool
@@ -80,7 +80,7 @@ class _Batches:
                 self.done[owner][1].append(output)
 
     def finished(self, before: int) -> Iterator[tuple[Any, list[Any]]]:
-        """Images below ``before`` that have no window left to compute, in order."""
+        """Images below ``before`` with all windows computed, in order."""
         under_way = self.jobs[0][0][:1] if self.jobs else []
         before = min([before, *self.owners[:1], *under_way])
         while self.done and (owner := next(iter(self.done))) < before:
@@ -96,7 +96,7 @@ def keyed_outputs(
     pool: Executor | None = None,
     depth: int = 0,
 ) -> Iterator[tuple[Key, list[Result]]]:
-    """For each image, in order, its key and what ``compute`` gives for its windows.
+    """Key and outputs of ``compute`` of each image, in order.
 
     An image is given as a key and its windows, of which there may be none, and comes back as
     soon as the last of them is done. ``chunk``: batches end behind every so many images, so

@@ -1,4 +1,4 @@
-"""What a score means: its MOS, its rank in a population, its label, and how sure it is.
+"""Calibration: from a score to MOS, prediction interval, percentile, label and confidence.
 
 Fitted once for a run (``dcmpl.training.calibrate``), kept beside it, and applied row by row:
 
@@ -40,24 +40,24 @@ LABELS = ("bad", "poor", "fair", "good", "excellent")
 """Equal fifths of the MOS scale, as on the five-grade scale of ITU-R BT.500."""
 
 COVERAGE = 0.9
-"""Of the intervals in rows; the share of pictures whose MOS lies inside."""
+"""Of the intervals in rows; the share of images whose MOS lies inside."""
 
 NUMBERS = ("spread", "mos", "low", "high", "percentile", "percentile_against")
 """What goes with the score of a target, as in ``quality_mos``; a label besides."""
 
 CLOSE = 0.8
-"""Two pictures are too close to call where neither is better with this probability."""
+"""Two images are too close to call where neither is better with this probability."""
 
-Values = Float[np.ndarray, " pictures"]
+Values = Float[np.ndarray, " images"]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Calling a picture ``label`` or better, and how right that was on validation.
+    """Validation figures of the call "``label`` or better".
 
     ``score`` is where it begins, None where no score reaches it. ``sure`` is the lowest score
-    from which on nine in ten such calls were right, ``sure_recall`` the share of such pictures
-    that it finds. ``share`` of the validation pictures are that good.
+    from which on nine in ten such calls were right, ``sure_recall`` the share of such images
+    that it finds. ``share`` of the validation images are that good.
     """
 
     label: str
@@ -72,15 +72,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the scores of one target mean, on the MOS scale from ``low`` to ``high``.
+    """Calibration of one target, on the MOS scale from ``low`` to ``high``.
 
     ``curve``: the four parameters of a rising logistic from score to MOS, or empty where
     none could be fitted, and a score is taken for its place on the scale. ``population`` and
-    ``generators``: 101 percentiles of the scores of the training pictures. ``spread``: weights
-    of 1, the squared spread of a picture's windows and the squared deviation of raters in the
+    ``generators``: 101 percentiles of the scores of the training images. ``spread``: weights
+    of 1, the squared spread of an image's windows and the squared deviation of raters in the
     variance of the error; ``raters``: a parabola from MOS to that deviation, between
     ``rater_range``. ``widths``: by coverage, how many deviations the interval reaches.
-    ``pairs``: what the deviation of the difference of two pictures of one prompt is
+    ``pairs``: what the deviation of the difference of two images of one prompt is
     multiplied by.
     """
 
@@ -99,7 +99,7 @@ class Meaning:
     training: int = 0
 
     def mos(self, scores: Values) -> Values:
-        """Scores in [0, 1] in MOS units; a higher score never has a lower MOS."""
+        """MOS of scores in [0, 1], never falling with the score."""
         raw = np.asarray(scores, dtype=np.float64)
         if not self.curve:
             return self.low + raw * (self.high - self.low)
@@ -108,14 +108,14 @@ class Meaning:
         return mapped
 
     def deviation(self, scores: Values, spread: Values) -> Values:
-        """The standard deviation of the error in MOS units; ``spread`` is over windows."""
+        """Standard deviation of the MOS error; ``spread`` is the deviation over windows."""
         raters = self.rater_deviation(self.mos(scores))
         variance = np.stack([np.ones_like(raters), np.square(spread), raters**2], axis=-1)
         found: Values = np.sqrt(variance @ np.array(self.spread))
         return found
 
     def rater_deviation(self, mos: Values) -> Values:
-        """How far raters are from one another about a picture of that MOS; 0 where unknown."""
+        """Standard deviation of raters about an image of that MOS; 0 where unknown."""
         if not self.raters:
             return np.zeros_like(mos)
         return np.clip(np.polyval(self.raters, mos), *self.rater_range)
@@ -123,13 +123,13 @@ class Meaning:
     def interval(
         self, scores: Values, spread: Values, coverage: float = COVERAGE
     ) -> tuple[Values, Values]:
-        """Between what the MOS lies in ``coverage`` of all cases; inside the scale."""
+        """Prediction interval of the MOS at ``coverage``, inside the scale."""
         width = self.widths[f"{coverage:g}"] * self.deviation(scores, spread)
         mos = self.mos(scores)
         return np.maximum(mos - width, self.low), np.minimum(mos + width, self.high)
 
     def percentile(self, scores: Values, generator: str | None = None) -> Values:
-        """How many in a hundred training pictures, of all or of one generator, score lower."""
+        """Percentile among training images, of all generators or of one, in [0, 100]."""
         known = self.population if generator is None else self.generators.get(generator)
         if known is None:
             raise UsageError(
@@ -142,12 +142,12 @@ class Meaning:
         return found
 
     def labels(self, scores: Values) -> list[str]:
-        """The fifth of the scale that each MOS lies in."""
+        """Label of each MOS: its fifth of the scale."""
         place = (self.mos(scores) - self.low) / (self.high - self.low) * len(LABELS)
         return [LABELS[i] for i in np.clip(place.astype(int), 0, len(LABELS) - 1)]
 
     def is_better(self, ours: tuple[float, float], theirs: tuple[float, float]) -> float:
-        """The probability that people prefer the first of two pictures of one prompt.
+        """The probability that people prefer the first of two images of one prompt.
 
         Each is given as its score and its spread.
         """
@@ -157,7 +157,7 @@ class Meaning:
         return 0.5 * (1 + math.erf(apart / max(deviation, 1e-9) / math.sqrt(2)))
 
     def row(self, target: str, score: float, spread: float, against: str | None) -> dict[str, Any]:
-        """The columns of a picture that ``target`` has beside its score."""
+        """Columns of an image that ``target`` has beside the score."""
         at, over = np.array([score]), np.array([spread])
         low, high = self.interval(at, over)
         found: dict[str, Any] = {
@@ -176,9 +176,9 @@ class Meaning:
 
 @dataclass(frozen=True)
 class PatchReadout:
-    """``weights`` . the features of a patch (``dcmpl.scoring.explain``).
+    """Linear readout of patch features (``dcmpl.scoring.explain``).
 
-    How that differs from the rest of a picture says where the picture is good or bad.
+    Differences of patch scores within an image show where the image is good or bad.
     """
 
     weights: tuple[float, ...]
@@ -186,11 +186,11 @@ class PatchReadout:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The meaning of every target that a run learned, for scores over its own ``views``.
+    """Calibration of every target of a run, for scores over its ``views``.
 
-    ``patches`` tells where a picture looks bad, by its first target; None where the model
-    cannot say. ``enough_views`` are the fewest views whose scores are those of all windows, None
-    where that was not measured.
+    ``patches`` scores patches by the first target, None for models without it.
+    ``enough_views`` is the smallest tiling whose scores match full tiling, None where it was
+    not measured.
     """
 
     data: str
@@ -201,18 +201,18 @@ class Calibration:
     enough_views: str | None = None
 
     def columns(self, targets: tuple[str, ...], against: str | None) -> tuple[str, ...]:
-        """The names of what :meth:`Meaning.row` adds."""
+        """Names of the columns of :meth:`Meaning.row`."""
         kinds = [kind for kind in NUMBERS if kind != "percentile_against" or against is not None]
         known = [target for target in targets if target in self.targets]
         return tuple(f"{target}_{kind}" for target in known for kind in [*kinds, "label"])
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it, for the records of scores."""
+        """SHA-256 of the calibration, for the records of scores."""
         return hashlib.sha256(as_json(self.record())).hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Calibration as JSON values."""
         return asdict(self)
 
     def write(self, folder: Path) -> None:
@@ -222,9 +222,9 @@ class Calibration:
 def ranked(
     meaning: Meaning | None, scores: Sequence[float | None], spreads: Sequence[float | None]
 ) -> Iterator[dict[str, Any]]:
-    """``rank``, ``better_than_next`` and ``call`` of rows of one prompt that come best first.
+    """Columns ``rank``, ``better_than_next`` and ``call`` for rows of one prompt, best first.
 
-    ``better_than_next`` is the probability that people prefer a picture to the one behind it;
+    ``better_than_next`` is the probability that people prefer an image to the one behind it;
     ``call`` says in words what that means. Both are None where nothing is known.
     """
     for place, (ours, over) in enumerate(zip(scores, spreads, strict=True)):
@@ -244,7 +244,7 @@ def _call(chance: float) -> str:
 
 
 def _numbers(values: Any, counts: tuple[int, ...] = ()) -> tuple[float, ...]:
-    """What JSON holds as finite numbers, of one of ``counts``; raises ValueError or TypeError."""
+    """Check finite numbers from JSON, of one of ``counts``; raises ValueError or TypeError."""
     found = tuple(values)
     if counts and len(found) not in counts:
         raise ValueError(f"expected {' or '.join(map(str, counts))} numbers, got {len(found)}")
@@ -302,7 +302,7 @@ def _meaning_of(entry: Mapping[str, Any]) -> Meaning:
 
 
 def of_record(record: Mapping[str, Any]) -> Calibration:
-    """Back from :meth:`Calibration.record`; raises ValueError, KeyError or TypeError for others."""
+    """Calibration of a :meth:`Calibration.record`; raises ValueError, KeyError or TypeError."""
     targets = {str(name): _meaning_of(entry) for name, entry in record["targets"].items()}
     data, views, weights = (str(record[name]) for name in ("data", "views", "weights_sha256"))
     patches = record["patches"]
@@ -313,7 +313,7 @@ def of_record(record: Mapping[str, Any]) -> Calibration:
 
 
 def read_calibration(folder: Path, weights_sha256: str) -> Calibration | None:
-    """The calibration in a run folder, None where there is none.
+    """Read the calibration of a run folder; None where there is none.
 
     Raises :class:`RunError` where it was changed or is another run's.
     """

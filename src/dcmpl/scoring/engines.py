@@ -1,4 +1,4 @@
-"""What turns windows into scores: PyTorch, ONNX Runtime or OpenVINO.
+"""Engines: windows to scores by PyTorch, ONNX Runtime or OpenVINO.
 
 An engine is called from several threads at once and keeps each call on one core; windows are
 uint8 (N, size, size, 3), scores float64 (N, tasks). A run folder is run by PyTorch; the other
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,6 +40,7 @@ __all__ = [
     "all_scores",
     "open_export",
     "open_variant",
+    "openvino_core",
     "read_export",
     "score_images",
     "score_windows",
@@ -74,7 +76,7 @@ Key = TypeVar("Key")
 
 @runtime_checkable
 class Engine(Protocol):
-    """Windows to scores; ``reads`` is the task that reads the image's own prompt, if one does."""
+    """Engine: windows to scores; ``reads`` is the task that reads image prompts, if any."""
 
     name: str
     precision: str
@@ -85,18 +87,18 @@ class Engine(Protocol):
     def __call__(
         self, windows: Windows, texts: Sequence[Sequence[Ids]] = ()
     ) -> Float64[np.ndarray, "rows tasks"]:
-        """Scores in [0, 1], a row for each window and, where they are read, each of its texts."""
+        """Scores in [0, 1], one row per window and, for a reading model, per token chunk."""
 
     def parts(self, text: str, long: str) -> Parts:
-        """The tokens of a text that is read; raises :class:`UsageError` for one too long."""
+        """Token chunks of a prompt; raises :class:`UsageError` for one too long."""
 
     def lanes(self, count: int) -> AbstractContextManager[Executor]:
-        """Threads that may call the engine, which keeps each to one core."""
+        """Pool of threads that may call the engine, one core each."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The record beside exported models, and its folder."""
+    """Record of an export, and its folder."""
 
     folder: Path
     record: dict[str, Any]
@@ -111,17 +113,17 @@ class Exported:
 
     @property
     def about(self) -> dict[str, str]:
-        """What tells its run from all others."""
+        """Description of the run, for the records of scores."""
         return {str(name): str(value) for name, value in self.record["about"].items()}
 
     @property
     def calibration(self) -> Calibration | None:
-        """What the scores of its run mean."""
+        """Calibration of the run."""
         record = self.record.get("calibration")
         return None if record is None else of_record(record)
 
     def variants(self, engine: str, precision: str) -> list[dict[str, Any]]:
-        """What was exported for them, where it can be run here; ``auto`` is any engine."""
+        """Exported variants of an engine and precision that run here; ``auto`` is any engine."""
         return [
             variant
             for variant in self.record["variants"]
@@ -131,7 +133,7 @@ class Exported:
         ]
 
     def lack(self, engine: str, precision: str) -> str:
-        """Why there is no variant for them, as the end of a sentence."""
+        """Reason why no variant fits, as the end of a sentence."""
         asked = [name for name in ENGINES if name in MODULES and engine in ("auto", name)]
         if missing := [name for name in asked if not find_spec(MODULES[name])]:
             extras = ",".join(missing)
@@ -142,7 +144,7 @@ class Exported:
 
 
 def read_export(folder: Path) -> Exported:
-    """The record in a folder that ``dcmpl export`` wrote; raises :class:`RunError` else."""
+    """Read the record of an export; raises :class:`RunError` for other folders."""
 
     def build(record: dict[str, Any]) -> Exported:
         for name, kind in FIELDS.items():
@@ -159,7 +161,7 @@ def read_export(folder: Path) -> Exported:
 
 
 class _OfExport:
-    """What both engines of exported models share."""
+    """Common part of the engines of exported models."""
 
     name: str
     reads: str | None = None
@@ -169,7 +171,7 @@ class _OfExport:
         self.tasks, self.size = exported.tasks, exported.size
 
     def lanes(self, count: int) -> AbstractContextManager[Executor]:
-        """Threads; the engines were opened to keep each call on one core."""
+        """Pool of threads; the engines keep each call to one core."""
         return lanes(count)
 
     def __call__(
@@ -204,21 +206,31 @@ class OnnxEngine(_OfExport):
         return np.asarray(found, dtype=np.float64)
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the whole process.
+
+    A core gives the thread that made it a stack for signals, and takes it away when it ends:
+    after two that end in the order they were made, the next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoEngine(_OfExport):
     """OpenVINO with one stream of one thread for each of ``lanes`` callers."""
 
     name = "openvino"
 
     def __init__(self, exported: Exported, precision: str, path: Path, lanes: int) -> None:
-        import openvino
-
         super().__init__(exported, precision)
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # each file says itself what is lower
             "NUM_STREAMS": lanes,
             "INFERENCE_NUM_THREADS": lanes,
         }
-        core = openvino.Core()
+        core = openvino_core()
         self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(lanes):
@@ -243,7 +255,7 @@ KINDS = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}
 
 
 def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Engine:
-    """One of the variants; raises :class:`RunError` where its file was changed or does not run."""
+    """Open one variant; raises :class:`RunError` where its file was changed or does not run."""
     path = exported.folder / variant["file"]
     names = [path.name, path.with_suffix(".bin").name] if path.suffix == ".xml" else [path.name]
     for name in names:
@@ -270,7 +282,7 @@ def _check_unchanged(path: Path, digest: str) -> None:
 
 
 def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> Engine:
-    """The engine for an exported model; ``auto`` takes the first of ``MODULES``.
+    """Open an export; ``auto`` takes the first engine of ``MODULES``.
 
     Raises :class:`UsageError` where there is none of that kind and precision.
     """
@@ -286,7 +298,7 @@ def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> 
 
 
 class Question(NamedTuple):
-    """An image to score, uint8 RGB (height, width, 3), None if it could not be read.
+    """An image to score, uint8 RGB (height, width, 3) or None, and its prompt's token chunks.
 
     ``texts`` are the parts of its prompt, each as token ids.
     """
@@ -296,7 +308,7 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Each task's score of an image: the mean over its windows, and their standard deviation."""
+    """Scores of an image by task: mean over its windows, and their standard deviation."""
 
     scores: Float64[np.ndarray, " tasks"]
     spread: Float64[np.ndarray, " tasks"]
@@ -305,7 +317,7 @@ class Answer(NamedTuple):
 def score_images(
     engine: "Engine", images: Iterable[tuple[Key, Question]], views: str, **options: Any
 ) -> Iterator[tuple[Key, Answer | None]]:
-    """Each image's key and its scores over its views, in order; None for no image.
+    """Score images over their views; yields key and answer in order, None without an image.
 
     ``options`` are those of :func:`score_windows`.
     """
@@ -325,7 +337,7 @@ def score_windows(
     pool: Executor | None = None,
     depth: int = 0,
 ) -> Iterator[tuple[Key, Answer | None]]:
-    """Each image's key and its mean score over its windows, in order; None for no windows.
+    """Score images by their windows; yields key and answer in order, None without windows.
 
     Images are taken one by one; ``batch_size`` counts windows. Where a prompt has several
     parts, each window is scored with each. The rest is as for
@@ -353,7 +365,7 @@ def score_windows(
 
 
 def all_answers(engine: "Engine", questions: Iterable[Question], views: str) -> list[Answer]:
-    """:func:`score_images` of images that are all there, on all cores."""
+    """Answers for images that are all readable, on all cores."""
     count = cores()
     with engine.lanes(count) as pool:
         keyed = ((None, question) for question in questions)
@@ -362,8 +374,8 @@ def all_answers(engine: "Engine", questions: Iterable[Question], views: str) -> 
 
 
 def all_scores(
-    engine: "Engine", pictures: Iterable[np.ndarray], views: str
-) -> Float64[np.ndarray, "pictures tasks"]:
-    """The scores of images without prompts."""
-    answers = all_answers(engine, map(Question, pictures), views)
+    engine: "Engine", images: Iterable[np.ndarray], views: str
+) -> Float64[np.ndarray, "images tasks"]:
+    """Scores (images, tasks) of images without prompts."""
+    answers = all_answers(engine, map(Question, images), views)
     return np.stack([answer.scores for answer in answers])

@@ -1,6 +1,6 @@
-"""Where a picture looks bad, and which words of its prompt it does not show.
+"""Explanations: quality maps of an image, and the prompt words that it does not show.
 
-Two maps, drawn over the picture: the score of every window, which is what the picture's score
+Two maps, drawn over the image: the score of every window, which is what the image's score
 is the mean of, and the patches as the run's readout of them has them. For a run whose alignment
 reads the prompt, what the score gains when a word is left out.
 """
@@ -8,6 +8,7 @@ reads the prompt, what the score gains when a word is left out.
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from dcmpl.progress import say, track
 from dcmpl.scoring.calibration import Calibration, PatchReadout
 from dcmpl.scoring.engines import Answer, Engine, Question, all_answers
 from dcmpl.scoring.torch_engine import TorchEngine
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "Explanation",
@@ -41,19 +45,19 @@ Window = UInt8[np.ndarray, "height width 3"]
 
 
 def damaged(
-    picture: Window, box: tuple[int, int, int, int], kind: str, strength: float, seed: int
+    image: Window, box: tuple[int, int, int, int], kind: str, strength: float, seed: int
 ) -> Window:
-    """``picture`` with a piece blurred (deviation in pixels) or made noisy (in levels).
+    """Damage a piece of ``image``: blur (deviation in pixels) or noise (in levels).
 
     ``box`` is top, left, bottom, right; ``kind`` is blur or noise.
     """
     top, left, bottom, right = box
-    piece: np.ndarray = picture[top:bottom, left:right].astype(np.float32)
+    piece: np.ndarray = image[top:bottom, left:right].astype(np.float32)
     if kind == "blur":
         piece = ndimage.gaussian_filter(piece, (strength, strength, 0))
     else:
         piece = piece + np.random.default_rng(seed).normal(0, strength, piece.shape)
-    found = picture.copy()
+    found = image.copy()
     found[top:bottom, left:right] = piece.round().clip(0, 255).astype(np.uint8)
     return found
 
@@ -62,7 +66,7 @@ def damaged(
 def patch_features(
     network: Folded, windows: Sequence[Window]
 ) -> Iterator[Float64[np.ndarray, "patches features"]]:
-    """Each patch before the first block and as it enters the last, in the quality branch."""
+    """Features of patches: tokens before the first and the last block, quality branch."""
     branch = network.branch_of[0]
     blocks = list(network.blocks)[:-1]
     for start in range(0, len(windows), BATCH):
@@ -79,22 +83,22 @@ def patch_features(
 
 def fit_patches(
     network: Folded,
-    pictures: Iterable[UInt8[np.ndarray, "_ _ 3"]],
+    images: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     opinions: Float[np.ndarray, " opinions"],
     seed: int,
 ) -> PatchReadout:
-    """The readout of a folded model whose first task is what ``opinions`` in [0, 1] are on.
+    """Fit the patch readout of a folded model, whose first task ``opinions`` in [0, 1] are on.
 
-    One window of each picture, drawn from ``seed``, with a piece of a quarter to five eighths
+    One window of each image, drawn from ``seed``, with a piece of a quarter to five eighths
     of its side damaged, or what of that lies in the window.
     """
     rng = np.random.default_rng(seed)
     windows, wanted = [], []
     cells = round(len(network.positions) ** 0.5)
     cell = network.size // cells
-    for number, (picture, opinion) in enumerate(zip(pictures, opinions, strict=True)):
+    for number, (image, opinion) in enumerate(zip(images, opinions, strict=True)):
         # Multiples of 8 pixels keep JPEG's blocks in phase.
-        window = random_window(picture, network.size, rng, 8)
+        window = random_window(image, network.size, rng, 8)
         box = _box(network.size, rng)
         kind = ("blur", "noise")[number % 2]
         strength = rng.uniform(1.5, 8) if kind == "blur" else rng.uniform(15, 80)
@@ -103,7 +107,7 @@ def fit_patches(
         cover[box[0] : box[2], box[1] : box[3]] = 1
         of_cells = cover[: cells * cell, : cells * cell].reshape(cells, cell, cells, cell)
         wanted.append(opinion * (1 - of_cells.mean((1, 3)).ravel()))
-    # What a map shows is how patches of one picture differ, so nothing else is fitted.
+    # What a map shows is how patches of one image differ, so nothing else is fitted.
     features = [f - f.mean(0) for f in patch_features(network, windows)]
     x, y = np.concatenate(features), np.concatenate([w - w.mean() for w in wanted])
     from sklearn.linear_model import Ridge  # slow to import, and only calibration fits
@@ -114,7 +118,7 @@ def fit_patches(
 
 
 def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Every pixel is as likely inside as any other, so boxes reach over the edges."""
+    """Draw a box that may reach over the edges, so that all pixels are equally likely inside."""
     height, width = (int(rng.integers(size // 4, 5 * size // 8 + 1)) for _ in range(2))
     top, left = int(rng.integers(1 - height, size)), int(rng.integers(1 - width, size))
     return max(top, 0), max(left, 0), min(top + height, size), min(left + width, size)
@@ -123,7 +127,7 @@ def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
 def patch_scores(
     network: Folded, readout: PatchReadout, windows: Sequence[Window]
 ) -> Float64[np.ndarray, "windows cells cells2"]:
-    """The scores of the patches of each window, in rows; what counts is how they differ."""
+    """Patch scores of each window, (windows, patches); only their differences have a meaning."""
     cells = round(len(network.positions) ** 0.5)
     weights = np.array(readout.weights)
     of_windows = [f @ weights for f in patch_features(network, windows)]
@@ -134,9 +138,9 @@ GRID = 8
 """Pixels: the maps have one value for each block of so many, JPEG's."""
 
 MOST_DRAWN, LONGEST_DRAWN, TALLEST = 40, 40, 12.0
-"""Words that are drawn, their letters, and inches of a picture."""
+"""Words that are drawn, their letters, and inches of an image."""
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Image = UInt8[np.ndarray, "height width 3"]
 Values = Float64[np.ndarray, "rows columns"]
 
 
@@ -151,39 +155,39 @@ class QualityMap:
 
     @property
     def worst(self) -> tuple[int, int]:
-        """The pixel in the middle of the lowest block, row and column."""
+        """Row and column of the pixel in the middle of the lowest block."""
         row, column = np.unravel_index(int(np.argmin(self.values)), self.values.shape)
         return int(row) * GRID + GRID // 2, int(column) * GRID + GRID // 2
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Sentences on each score, maps of the first task, and what leaving out each word adds."""
+    """Explanation of an image: sentences, maps of the first task, gains of words."""
 
     told: tuple[str, ...]
     maps: tuple[QualityMap, ...]
     words: tuple[tuple[str, float], ...]
     task: str
 
-    def figure(self, picture: Picture) -> bytes:
-        """All of it drawn, as PNG; matplotlib must be installed."""
-        return _figure(picture, self.maps, self.words, self.told, self.task)
+    def figure(self, image: Image) -> bytes:
+        """Figure of the explanation as PNG; needs matplotlib."""
+        return _figure(image, self.maps, self.words, self.told, self.task)
 
 
-def window_map(engine: Engine, picture: Picture, text: Sequence[int] = ()) -> Values:
-    """The mean score, by the first task, of all windows that show a block, an eighth apart."""
-    corners = _corners(picture, engine.size, engine.size // 8)
-    cut = [_window(picture, corner, engine.size) for corner in corners]
+def window_map(engine: Engine, image: Image, text: Sequence[int] = ()) -> Values:
+    """Map of the first task: mean score of all windows over a block, in steps of an eighth."""
+    corners = _corners(image, engine.size, engine.size // 8)
+    cut = [_window(image, corner, engine.size) for corner in corners]
     questions = (Question(window, (tuple(text),)) for window in cut)
     scores = [answer.scores[0] for answer in all_answers(engine, questions, "center")]
     side = engine.size // GRID
-    return _averaged(picture, corners, [np.full((side, side), score) for score in scores])
+    return _averaged(image, corners, [np.full((side, side), score) for score in scores])
 
 
-def patch_map(network: Folded, calibration: Calibration, picture: Picture) -> Values:
-    """How the patches that show a block differ from the picture's mean, in [-1, 1].
+def patch_map(network: Folded, calibration: Calibration, image: Image) -> Values:
+    """Map of patch scores relative to the image's mean, in [-1, 1].
 
-    Windows are at most two and a half patches apart, five or more in a row, and the picture is
+    Windows are at most two and a half patches apart, five or more in a row, and the image is
     continued by a patch of its mirror image: so even one of a window's size is seen at several
     places.
     """
@@ -193,39 +197,37 @@ def patch_map(network: Folded, calibration: Calibration, picture: Picture) -> Va
     edge = -(-size // cells // GRID)
     sides = ((edge * GRID, edge * GRID),) * 2
     # Without the outermost pixels twice: that would be a blur.
-    wide = np.pad(picture, (*sides, (0, 0)), mode="reflect")
+    wide = np.pad(image, (*sides, (0, 0)), mode="reflect")
     corners = _corners(wide, size, 5 * size // (2 * cells), least=5)
     cut = [_window(wide, corner, size) for corner in corners]
     scores = patch_scores(network, calibration.patches, cut)
     of_block = (np.arange(size // GRID) * GRID + GRID // 2) * cells // size
     found = _averaged(wide, corners, [s[np.ix_(of_block, of_block)] for s in scores])
-    found = found[edge : edge + picture.shape[0] // GRID, edge : edge + picture.shape[1] // GRID]
+    found = found[edge : edge + image.shape[0] // GRID, edge : edge + image.shape[1] // GRID]
     relative: Values = found - found.mean()
     return relative
 
 
-def _corners(picture: Picture, size: int, step: int, least: int = 2) -> list[tuple[int, int]]:
-    """Windows from edge to edge, at most ``step`` apart and at multiples of ``GRID``.
+def _corners(image: Image, size: int, step: int, least: int = 2) -> list[tuple[int, int]]:
+    """Corners of windows from edge to edge, at most ``step`` apart, at multiples of ``GRID``.
 
     As many as ``least`` in a row, where there is room.
     """
-    spares = [(side - size) // GRID * GRID for side in picture.shape[:2]]
+    spares = [(side - size) // GRID * GRID for side in image.shape[:2]]
     steps = [max(GRID, min(step, spare // (least - 1)) // GRID * GRID) for spare in spares]
     rows, columns = ([*range(0, spare, s), spare] for spare, s in zip(spares, steps, strict=True))
     return [(top, left) for top in rows for left in columns]
 
 
-def _window(
-    picture: Picture, corner: tuple[int, int], size: int
-) -> UInt8[np.ndarray, "size size 3"]:
+def _window(image: Image, corner: tuple[int, int], size: int) -> UInt8[np.ndarray, "size size 3"]:
     top, left = corner
-    return picture[top : top + size, left : left + size]
+    return image[top : top + size, left : left + size]
 
 
 def _averaged(
-    picture: Picture, corners: Sequence[tuple[int, int]], pieces: Sequence[np.ndarray]
+    image: Image, corners: Sequence[tuple[int, int]], pieces: Sequence[np.ndarray]
 ) -> Values:
-    height, width = (side // GRID for side in picture.shape[:2])
+    height, width = (side // GRID for side in image.shape[:2])
     total, count = np.zeros((height, width)), np.zeros((height, width))
     for (top, left), piece in zip(corners, pieces, strict=True):
         rows = slice(top // GRID, top // GRID + piece.shape[0])
@@ -240,14 +242,14 @@ def _averaged(
 
 
 def word_gains(
-    engine: TorchEngine, picture: Picture, prompt: str, views: str
+    engine: TorchEngine, image: Image, prompt: str, views: str
 ) -> list[tuple[str, float]]:
-    """Each word of a prompt, and by how much leaving it out raises alignment's score."""
+    """Gain of each word of a prompt: the rise of alignment when it is left out."""
     words = prompt.split()
     column = engine.tasks.index(str(engine.reads))
     prompts = [prompt, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
     tracked = track(prompts, "leaving words out")
-    asked = (Question(picture, engine.parts(p, "window").ids) for p in tracked)
+    asked = (Question(image, engine.parts(p, "window").ids) for p in tracked)
     own, *without = (answer.scores[column] for answer in all_answers(engine, asked, views))
     return [(word, float(score - own)) for word, score in zip(words, without, strict=True)]
 
@@ -255,47 +257,47 @@ def word_gains(
 def explain(
     engine: TorchEngine,
     calibration: Calibration | None,
-    picture: Picture,
+    image: Image,
     prompt: str,
     views: str,
 ) -> Explanation:
-    """Everything that can be told of one image; ``views`` are those its score is the mean over.
+    """Explain one image; its score is the mean over ``views``.
 
-    What cannot be told is said, with the reason.
+    What cannot be explained is printed with the reason.
     """
-    question = Question(picture, engine.parts(prompt, "window").ids)
+    question = Question(image, engine.parts(prompt, "window").ids)
     (answer,) = all_answers(engine, [question], views)
     told = [_told(engine, calibration, answer, i, prompt) for i in range(len(engine.tasks))]
     maps, words = list[QualityMap](), []
     if engine.tasks[0] == engine.reads and not prompt.strip():
         say(f"no map: {engine.reads} comes first in this run, and is judged by the prompt")
     else:
-        maps = _maps(engine, calibration, picture, question.texts[0])
+        maps = _maps(engine, calibration, image, question.texts[0])
     if len(question.texts) > 1:
         say(
             f"note: the prompt was read in {len(question.texts)} parts, as with "
             "--long-prompts window"
         )
     if engine.reads is None:
-        say("note: this run judges alignment, if at all, from the picture alone: no words")
+        say("note: this run judges alignment, if at all, from the image alone: no words")
     elif not prompt.strip():
         say(f"note: {engine.reads} is judged by the prompt; --prompt TEXT tells which words")
     else:
-        words = word_gains(engine, picture, prompt, views)
+        words = word_gains(engine, image, prompt, views)
     return Explanation(tuple(told), tuple(maps), tuple(words), engine.tasks[0])
 
 
 def _maps(
-    engine: TorchEngine, calibration: Calibration | None, picture: Picture, text: Sequence[int]
+    engine: TorchEngine, calibration: Calibration | None, image: Image, text: Sequence[int]
 ) -> list[QualityMap]:
-    if min(picture.shape[:2]) < engine.size:
+    if min(image.shape[:2]) < engine.size:
         say(
-            f"no map: expected a picture of at least {engine.size} x {engine.size}, got "
-            f"{picture.shape[1]} x {picture.shape[0]}; its score is of the picture as a whole"
+            f"no map: expected an image of at least {engine.size} x {engine.size}, got "
+            f"{image.shape[1]} x {image.shape[0]}; its score is of the image as a whole"
         )
         return []
-    values, maps = window_map(engine, picture, text), list[QualityMap]()
-    varies = np.ptp(values) > 0  # a picture of a window's size has one window
+    values, maps = window_map(engine, image, text), list[QualityMap]()
+    varies = np.ptp(values) > 0  # an image of a window's size has one window
     meaning = calibration.targets.get(engine.tasks[0]) if calibration else None
     if calibration is None or meaning is None:
         if calibration is not None:
@@ -305,7 +307,7 @@ def _maps(
         mos = meaning.mos(values.ravel()).reshape(values.shape)
         maps.append(QualityMap(mos, "windows", "MOS units"))
     if calibration.patches is not None and isinstance(engine.network, Folded):
-        patches = patch_map(engine.network, calibration, picture)
+        patches = patch_map(engine.network, calibration, image)
         scaled = patches * (meaning.high - meaning.low)
         maps.append(QualityMap(scaled, "patches", "MOS units from the mean", relative=True))
     return maps
@@ -314,7 +316,7 @@ def _maps(
 def _told(
     engine: TorchEngine, calibration: Calibration | None, answer: Answer, task: int, prompt: str
 ) -> str:
-    """What a score is and means, in a line."""
+    """Sentence on a score and its calibration."""
     name, score = engine.tasks[task], np.array([answer.scores[task]])
     if name == engine.reads and not prompt.strip():
         return f"{name}: not judged, there is no prompt"
@@ -325,12 +327,12 @@ def _told(
     return (
         f"{name} {score[0]:.3f}: {meaning.labels(score)[0]}, MOS {meaning.mos(score)[0]:.2f} "
         f"[{low[0]:.2f}, {high[0]:.2f}], above {meaning.percentile(score)[0]:.0f} % of "
-        f"{calibration.data}'s training pictures"
+        f"{calibration.data}'s training images"
     )
 
 
 def _figure(
-    picture: Picture,
+    image: Image,
     maps: Sequence[QualityMap],
     words: Sequence[tuple[str, float]],
     told: Sequence[str],
@@ -338,7 +340,7 @@ def _figure(
 ) -> bytes:
     from matplotlib.figure import Figure
 
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     panels = 1 + len(maps)
     strongest = sorted(range(len(words)), key=lambda place: -abs(words[place][1]))[:MOST_DRAWN]
     words = [words[place] for place in sorted(strongest)]
@@ -348,10 +350,10 @@ def _figure(
     grid = figure.add_gridspec(len(ratios), panels, height_ratios=ratios)
     for index, drawn in enumerate([None, *maps]):
         axes = figure.add_subplot(grid[0, index])
-        axes.imshow(picture, extent=(0, width, height, 0))
+        axes.imshow(image, extent=(0, width, height, 0))
         axes.set_axis_off()
         if drawn is None:
-            axes.set_title("the picture", fontsize=9)
+            axes.set_title("the image", fontsize=9)
             continue
         most = float(np.abs(drawn.values).max()) if drawn.relative else None
         shown = axes.imshow(
@@ -369,22 +371,25 @@ def _figure(
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_title(f"by {drawn.name}; x marks the lowest", fontsize=9)
     if words:
-        axes = figure.add_subplot(grid[1, :])
-        names, gains = zip(*((_drawable(word), gain) for word, gain in words), strict=True)
-        places = range(len(words))
-        colours = ["#b2182b" if gain > 0 else "#2166ac" for gain in gains]
-        axes.barh(places, gains, color=colours)
-        axes.set_yticks(places, names, fontsize=8, parse_math=False)
-        axes.invert_yaxis()
-        axes.axvline(0, color="0.4", linewidth=0.8)
-        most = max(0.05, *(abs(gain) for gain in gains)) * 1.05  # trifles should look like such
-        axes.set_xlim(-most, most)
-        axes.set_xlabel("what leaving the word out adds to alignment; red: not shown", fontsize=8)
+        _draw_words(figure.add_subplot(grid[1, :]), words)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # letters that no font here has
         return figure_png(figure)
 
 
+def _draw_words(axes: "Axes", words: Sequence[tuple[str, float]]) -> None:
+    """Bars of the gains of words."""
+    names, gains = zip(*((_drawable(word), gain) for word, gain in words), strict=True)
+    places = range(len(words))
+    axes.barh(places, gains, color=["#b2182b" if gain > 0 else "#2166ac" for gain in gains])
+    axes.set_yticks(places, names, fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    most = max(0.05, *(abs(gain) for gain in gains)) * 1.05  # trifles should look like such
+    axes.set_xlim(-most, most)
+    axes.set_xlabel("what leaving the word out adds to alignment; red: not shown", fontsize=8)
+
+
 def _drawable(word: str) -> str:
-    """A word as matplotlib takes it: not too long, and text."""
+    """Word for a plot: printable and not too long."""
     return word.encode("utf-8", "replace").decode()[:LONGEST_DRAWN]

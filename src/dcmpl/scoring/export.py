@@ -1,9 +1,9 @@
-"""A run as models for ONNX Runtime and OpenVINO: folded, held to torch, and described.
+"""Export of a run to ONNX Runtime and OpenVINO: folded, compared with PyTorch, recorded.
 
     model.onnx                 float32, any number of windows
     model.xml, model.bin       the same for OpenVINO
     model.bf16.xml, .bin       the blocks' products in bfloat16
-    model.int8.onnx            the blocks' products in 8 bits, calibrated on pictures
+    model.int8.onnx            the blocks' products in 8 bits, calibrated on images
     model.int8.xml, .bin       the same for OpenVINO
     export.json                what it is, how far each variant's scores are from torch's
 
@@ -40,6 +40,7 @@ from dcmpl.scoring.engines import (
     Exported,
     all_scores,
     open_variant,
+    openvino_core,
 )
 from dcmpl.scoring.torch_engine import TorchEngine
 
@@ -58,24 +59,23 @@ def write_export(
     engine: TorchEngine,
     run: Run,
     folder: Path,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Write all variants that the installed packages make, and the record; returns that.
+    """Write all variants that the installed packages allow, and the record; returns the record.
 
-    ``pictures`` calibrate int8 and, by their middle window, tell drifts; without any there is
-    no int8, and drifts are told on noise. Raises
-    :class:`UsageError` where ONNX is not installed,
-    :class:`RunError` where an export does not give torch's scores.
+    ``images`` calibrate int8, and their middle windows measure drifts; without any there is no
+    int8, and drifts are measured on noise. Raises :class:`UsageError` where ONNX is not
+    installed, :class:`RunError` where an export does not give PyTorch's scores.
     """
     if lack := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]:
         raise UsageError(
             f"expected {', '.join(lack)} to export, found none: pip install 'dcmpl-agiqa[onnx]'"
         )
     views = run.train.views
-    shown = list(pictures) or [_noise(engine.size, seed) for seed in range(4)]
+    shown = list(images) or [_noise(engine.size, seed) for seed in range(4)]
     wanted = all_scores(engine, shown, "center")
-    files, variants, left_out = _write_models(engine, folder, views, pictures)
+    files, variants, left_out = _write_models(engine, folder, views, images)
     record = {
         "kind": "dcmpl export",
         "tasks": list(engine.tasks),
@@ -85,13 +85,13 @@ def write_export(
         "about": run.about(),
         "files": {path.name: sha256_of(path) for path in files},
         "calibration": calibration and calibration.record(),
-        "compared_on": f"the middle of {len(pictures)} pictures" if pictures else "noise",
+        "compared_on": f"the middle of {len(images)} images" if images else "noise",
     }
     kept = []
     for variant in variants:
         tried = Exported(folder, {**record, "variants": [variant]})
         drift = _drift(open_variant(tried, variant, cores()), shown, wanted)
-        why = _why_left_out(variant, drift, bool(pictures))
+        why = _why_left_out(variant, drift, bool(images))
         told = f"{variant['engine']} {variant['precision']}: {_told(drift)}"
         say(f"{told}{'; left out, ' + why if why else ''}")
         if why:
@@ -105,18 +105,18 @@ def write_export(
 
 
 def _write_models(
-    engine: TorchEngine, folder: Path, views: str, pictures: Sequence[np.ndarray]
+    engine: TorchEngine, folder: Path, views: str, images: Sequence[np.ndarray]
 ) -> tuple[list[Path], list[dict[str, Any]], dict[str, str]]:
-    """Files, variants, and by precision or engine why there is none."""
+    """Write the models; returns files, variants, and reasons for missing ones."""
     fp32 = _write_onnx(engine.network.cpu(), folder / "model.onnx", engine.size)
     files, variants, left_out = [fp32], [_variant("onnx", "fp32", fp32)], {}
-    if pictures:
-        int8 = _write_int8(fp32, folder / "model.int8.onnx", engine.size, views, pictures)
+    if images:
+        int8 = _write_int8(fp32, folder / "model.int8.onnx", engine.size, views, images)
         files.append(int8)
         variants.append(_variant("onnx", "int8", int8))
     else:
         for name in ("onnx", "openvino"):
-            left_out[f"{name} int8"] = "it is calibrated on pictures, and there were none"
+            left_out[f"{name} int8"] = "it is calibrated on images, and there were none"
     if not find_spec(MODULES["openvino"]):
         for precision in PRECISIONS:
             left_out[f"openvino {precision}"] = "it was not installed at export"
@@ -143,7 +143,7 @@ def _variant(engine: str, precision: str, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters talk of packages that are missing and not needed."""
+    """Silence exporters, which report missing packages that are not needed."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -175,7 +175,7 @@ def _write_onnx(network: nn.Module, path: Path, size: int) -> Path:
 
 
 def _tidy(model: Any) -> None:
-    """Matrices are stored as they are used, each once, whatever their size."""
+    """Store every matrix once, as it is used."""
     from onnx_ir.passes.common import DeduplicateInitializersPass
     from onnxscript.optimizer import optimize_ir
 
@@ -185,14 +185,14 @@ def _tidy(model: Any) -> None:
 
 
 def _write_int8(
-    fp32: Path, path: Path, size: int, views: str, pictures: Sequence[np.ndarray]
+    fp32: Path, path: Path, size: int, views: str, images: Sequence[np.ndarray]
 ) -> Path:
-    """Products of the blocks in 8 bits; their neighbours and all else stay in float32."""
+    """Write the int8 variant: the blocks' matrix products in 8 bits, all else in float32."""
     import onnx
     from onnxruntime import quantization
 
-    spread = range(0, len(pictures), max(1, len(pictures) // CALIBRATION_WINDOWS))
-    cut = (window for index in spread for window in windows(pictures[index], size, views))
+    spread = range(0, len(images), max(1, len(images) // CALIBRATION_WINDOWS))
+    cut = (window for index in spread for window in windows(images[index], size, views))
     shown = [window for window, _ in zip(cut, range(CALIBRATION_WINDOWS), strict=False)]
     batches = iter(
         [
@@ -233,12 +233,12 @@ def _write_openvino(path: Path) -> list[Path]:
     import openvino
 
     target = path.with_suffix(".xml")
-    openvino.save_model(openvino.Core().read_model(path), target, compress_to_fp16=False)
+    openvino.save_model(openvino_core().read_model(path), target, compress_to_fp16=False)
     return [target, target.with_suffix(".bin")]
 
 
-def _drift(engine: Engine, pictures: Sequence[np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
-    found = all_scores(engine, pictures, "center")
+def _drift(engine: Engine, images: Sequence[np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
+    found = all_scores(engine, images, "center")
     ranks = {task: srcc(found[:, i], wanted[:, i]) for i, task in enumerate(engine.tasks)}
     return {"most": float(np.abs(found - wanted).max()), "srcc": ranks}
 
@@ -248,8 +248,8 @@ def _told(drift: dict[str, Any]) -> str:
     return f"scores drift by at most {drift['most']:.1e}, SRCC to torch fp32: {ranks}"
 
 
-def _why_left_out(variant: dict[str, Any], drift: dict[str, Any], on_pictures: bool) -> str:
-    """Why a variant is not to be trusted; raises :class:`RunError` where it is fp32."""
+def _why_left_out(variant: dict[str, Any], drift: dict[str, Any], on_images: bool) -> str:
+    """Reason to leave a variant out; raises :class:`RunError` for fp32."""
     most = drift["most"]
     if variant["precision"] == "fp32" and not most <= FP32_DRIFT:
         raise RunError(
@@ -259,7 +259,7 @@ def _why_left_out(variant: dict[str, Any], drift: dict[str, Any], on_pictures: b
     if variant["precision"] == "bf16" and not most <= BF16_DRIFT:
         return f"a drift of at most {BF16_DRIFT:g} is asked for"
     is_like = all(rank >= INT8_SRCC for rank in drift["srcc"].values())
-    if variant["precision"] == "int8" and on_pictures and not is_like:
+    if variant["precision"] == "int8" and on_images and not is_like:
         return f"an SRCC of at least {INT8_SRCC:g} is asked for"
     return ""
 

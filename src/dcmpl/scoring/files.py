@@ -37,12 +37,12 @@ TEXTS = ("image", "prompt", "status", "reason", "note", "call")
 
 
 def columns_of(more: Sequence[str]) -> tuple[str, ...]:
-    """All columns of a job that has ``more``, which stand behind the targets."""
+    """Columns of a job; ``more`` stand behind the targets."""
     return (*COLUMNS[:-3], *more, *COLUMNS[-3:])
 
 
 def is_text(column: str) -> bool:
-    """Whether a column holds words; all others hold numbers or nothing."""
+    """Whether a column holds text; all others hold numbers."""
     return column in TEXTS or column.endswith("_label")  # no target is called so
 
 
@@ -52,7 +52,7 @@ Row = Mapping[str, Any]
 
 
 def best_first(values: Sequence[float | None]) -> list[int]:
-    """Places of the scores, the best first, equal ones as they came, missing ones last.
+    """Order of scores: best first, ties stable, missing ones last.
 
     >>> best_first([0.2, None, 0.7])
     [2, 0, 1]
@@ -95,12 +95,12 @@ def write_scores(
 
 
 def manifest_of(out: Path) -> Path:
-    """Where the manifest of a file of scores lies."""
+    """Path of the manifest of a file of scores."""
     return out.with_name(out.name + ".manifest.json")
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """The job of a file of scores; raises :class:`RunError` where the file is not as written."""
+    """Read the manifest of a file of scores; raises :class:`RunError` for a changed file."""
     return dict(_read_manifest(out)["job"])
 
 
@@ -140,7 +140,7 @@ def _write_parquet(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> N
 
 
 def _as_text(cell: Any) -> Any:
-    """A file name may hold bytes that are no text; Parquet's strings may not."""
+    """Convert file names with invalid bytes to text, as Parquet's strings must be."""
     if isinstance(cell, str):
         return cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return cell
@@ -158,7 +158,7 @@ def _in_batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 
 
 def read_scores(path: Path) -> Iterator[Row]:
-    """The rows of a file that :func:`write_scores` wrote; raises :class:`RunError` for others."""
+    """Read the rows of a file by :func:`write_scores`; raises :class:`RunError` for others."""
     try:
         for row in READERS[path.suffix.lower()](path):
             if lack := [name for name in COLUMNS if name not in row]:
@@ -210,7 +210,7 @@ READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
 
 
 def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str], list[Path]]:
-    """The whole job of which ``paths`` are all shards, what made it, and the paths in order.
+    """Merge shards: the whole job, its makers, and the paths in order.
 
     Raises :class:`RunError` where one is missing, twice there, or of another job.
     """

@@ -46,12 +46,12 @@ RANKED = ("rank", "better_than_next", "call")
 
 
 def journal_of(out: Path) -> Path:
-    """Where the rows of a job stand that is under way."""
+    """Path of the journal of a job."""
     return out.with_name(out.name + ".part")
 
 
 class Journal:
-    """The rows of a job that is under way."""
+    """Append-only journal of the finished rows of a job, in JSON Lines."""
 
     def __init__(
         self, path: Path, file: BinaryIO, offsets: list[int], columns: Sequence[str]
@@ -63,14 +63,14 @@ class Journal:
         return len(self._offsets)
 
     def write(self, row: Row) -> None:
-        """Append a row; it is in the file when this returns."""
+        """Append a row to the file."""
         line = json.dumps({name: row[name] for name in self._columns}).encode() + b"\n"
         self._offsets.append(self._file.tell())
         self._file.write(line)
         self._file.flush()
 
     def rows(self, order: Iterable[int] | None = None) -> Iterator[Row]:
-        """The rows in the order they came, or those of ``order``; one is held at a time."""
+        """Rows in the order of writing, or in ``order``; one is in memory at a time."""
         with self.path.open("rb") as file:
             for index in range(len(self)) if order is None else order:
                 file.seek(self._offsets[index])
@@ -82,7 +82,7 @@ class Journal:
 
 @contextmanager
 def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) -> Iterator[Journal]:
-    """The part file of ``out``, for this process alone.
+    """Open the journal of ``out``, locked for this process.
 
     With ``resume`` the rows that are there count, up to the last multiple of ``chunk`` (or
     to the job's ``count``). The file is removed when the block ends without an error. Raises
@@ -119,7 +119,7 @@ def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) ->
         raise
     except Exception as error:  # engines raise anything
         told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RunError(f"expected to score all pictures, got {told}; {_kept(path)}") from error
+        raise RunError(f"expected to score all images, got {told}; {_kept(path)}") from error
     finally:
         with suppress(OSError):
             Path(lock.lock_file).unlink()
@@ -150,7 +150,7 @@ def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Journal]
 
 
 def _complete_rows(file: BinaryIO, head: bytes, path: Path, columns: Sequence[str]) -> list[int]:
-    """Where the head ends, and every whole row behind it."""
+    """End of the journal's header, and of every complete row after it."""
     found, ends = file.readline(), [len(head)]
     if head.startswith(found) and found != head:  # killed before anything was scored
         return ends
@@ -169,7 +169,7 @@ def _complete_rows(file: BinaryIO, head: bytes, path: Path, columns: Sequence[st
 
 
 def _row_in(line: bytes, columns: Sequence[str]) -> Row | None:
-    """The row that a line of a part file holds, None where it holds none."""
+    """Row of a line of the journal, None for an invalid line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -178,7 +178,7 @@ def _row_in(line: bytes, columns: Sequence[str]) -> Row | None:
 
 
 def _difference(found: bytes, wanted: bytes) -> str:
-    """What two jobs differ in."""
+    """Sentence on the differences of two jobs."""
     try:
         there, here = (json.loads(line)["job"] for line in (found, wanted))
         names = [name for name in here if there.get(name) != here[name]]
@@ -204,12 +204,12 @@ class Job:
 
     @property
     def start(self) -> int:
-        """The place of this shard's first image among all of the job."""
+        """Index of the shard's first image in the job."""
         return self._bounds[0]
 
     @property
     def own(self) -> Sequence[Source]:
-        """The images of this shard: whole chunks of the job."""
+        """Images of this shard: whole chunks of the job."""
         first, end = self._bounds
         return self.sources[first:end]
 
@@ -243,15 +243,15 @@ class Job:
             "columns": list(columns_of(more)),
             "rank": self.rank_by,
             "shard": "/".join(map(str, self.shard)) if self.shard else None,
-            "pictures": len(self.sources),
-            "pictures_sha256": digest.hexdigest(),
+            "images": len(self.sources),
+            "images_sha256": digest.hexdigest(),
             "count": len(self.own),
             "dcmpl": __version__,
             **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
         }
 
     def is_finished(self, out: Path) -> bool:
-        """Whether ``out`` holds the rows of this very job already."""
+        """Whether ``out`` already holds the rows of this job."""
         if not (out.is_file() and manifest_of(out).is_file()) or journal_of(out).exists():
             return False
         return read_manifest(out) == self.fingerprint()
@@ -275,25 +275,25 @@ class Job:
     def _fill(self, journal: Journal) -> None:
         done, began, own = len(journal), time.monotonic(), self.own
         if done:
-            say(f"{done} of {len(own)} pictures were scored before")
+            say(f"{done} of {len(own)} images were scored before")
         left = len(own) - done
         for score in track(self._scores(done), "scoring", left):
             journal.write(self._row(score))
         if left:
             seconds = time.monotonic() - began
-            say(f"{seconds:.1f} s, {left / seconds:.1f} pictures/s")
+            say(f"{seconds:.1f} s, {left / seconds:.1f} images/s")
 
     def _scores(self, done: int = 0) -> Iterator[Score]:
         sources = with_content(self.own[done:], self.prompt_from == "metadata")
         return self.scorer.rows(sources, self.start + done)
 
     def _row(self, score: Score) -> Row:
-        """All columns; those of a rank are filled in when all rows are there."""
+        """Row of all columns; those of a rank are filled in at the end."""
         row: dict[str, Any] = {column: getattr(score, column) for column in COLUMNS}
         return {**row, **score.more, **(dict.fromkeys(RANKED) if self.rank_by else {})}
 
     def _ranked(self, journal: Journal) -> Iterator[Row]:
-        """Rows best first with their ranks; a near-tie is said of the first."""
+        """Rows best first with their ranks; prints the call on the first."""
         by = str(self.rank_by)
         target = self.scorer.target_of(by)
         order = best_first([row[by] for row in journal.rows()])
@@ -309,7 +309,7 @@ class Job:
             yield {**row, **places[place]}
 
     def print(self) -> int:
-        """Rows as JSON lines on standard output as they come; returns how many images failed.
+        """Print rows as JSON lines as they come; returns the number of failed images.
 
         The manifest is the last line on standard error.
         """
@@ -326,12 +326,12 @@ class Job:
 
 
 def made_with(scorer: Scorer) -> dict[str, str]:
-    """What the rows do not depend on: shards of two machines fit, a renamed run goes on."""
+    """Record of the makers of rows, which resume and merge do not compare."""
     return {"model": str(scorer.about.get("model", "")), "python": platform.python_version()}
 
 
 def say_faults(rows: Iterable[Row]) -> None:
-    """Say why images have no score, the first ten of them."""
+    """Print the reasons of the first ten images without a score."""
     faults = [row["reason"] for row in rows if row["status"] == "error"]
     for reason in faults[:TOLD_FAULTS]:
         say(f"not scored: {reason}")

@@ -1,4 +1,4 @@
-"""What the scorer says of a picture, and of many; and the words it is asked with."""
+"""Scores of one image and of many."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Score:
-    """One picture's row. The scores lie in [0, 1], higher is better.
+    """Row of one image; scores in [0, 1], higher is better.
 
-    Where the picture could not be read all are None and ``reason`` says why; what the model
-    does not predict is None as well. ``note`` says what was done to read picture and prompt.
-    Alignment is judged from the picture alone, as in the paper, unless the model reads the
+    Where the image could not be read all are None and ``reason`` says why; what the model
+    does not predict is None as well. ``note`` says what was done to read image and prompt.
+    Alignment is judged from the image alone, as in the paper, unless the model reads the
     prompt. ``more`` has what a run adds by name, each also an attribute: a target of its own,
     and for each target that is calibrated ``quality_mos``, ``quality_low`` and ``quality_high``
-    (90 % interval), ``quality_percentile``, ``quality_label``. ``index`` is the picture's place
+    (90 % interval), ``quality_percentile``, ``quality_label``. ``index`` is the image's place
     among those that were given.
     """
 
@@ -61,7 +61,7 @@ class Score:
 
 
 class Scores(list[Score]):
-    """Scores in the order the pictures were given, or best first; a slice is one as well."""
+    """Scores of many images, in the given order or best first; slices are of this class too."""
 
     @overload
     def __getitem__(self, place: SupportsIndex, /) -> Score: ...
@@ -74,7 +74,7 @@ class Scores(list[Score]):
         return Scores(found) if isinstance(found, list) else found
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row for each, with a column for each field and ``status``."""
+        """DataFrame with a row per image, a column per field, and ``status``."""
         import pandas as pd
 
         own = [name for name in Score.__dataclass_fields__ if name != "more"]
@@ -87,7 +87,7 @@ class Scores(list[Score]):
         return frame.astype({**dict.fromkeys(TARGETS, "float64"), "index": "int64"})
 
     def best_first(self, by: str = "quality") -> "Scores":
-        """Sorted by a target or a number of ``more``; equal ones as they came, errors last."""
+        """Sort by a target or a column of ``more``; ties stable, errors last."""
 
         def place(score: Score) -> tuple[bool, float]:
             value = score[by] if by in TARGETS else score.more.get(by)

@@ -1,4 +1,4 @@
-"""The scorer: a trained or exported model, images in any form, one row out for each."""
+"""Scorer: a trained or exported model that scores images in any form."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -45,7 +45,7 @@ NO_IMAGE = Question(None)
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How images are scored.
+    """Options of scoring.
 
     ``engine``: torch for a run; for an export openvino or onnx; auto takes what is there.
     ``views``: as the model was measured, unless given; ``auto`` takes the fewest that were found
@@ -88,7 +88,7 @@ class ScoringOptions:
             )
 
     def changed(self, **changes: Any) -> "ScoringOptions":
-        """The options with some of them changed; raises :class:`UsageError` for unknown names."""
+        """Copy with some options changed; raises :class:`UsageError` for unknown names."""
         known = [field.name for field in fields(self)]
         for name in changes:
             if name not in known:
@@ -103,7 +103,7 @@ DEFAULTS = ScoringOptions()
 
 
 class Read(NamedTuple):
-    """What a row says of an image beside its scores."""
+    """Reading of an image: everything in its row but the scores."""
 
     name: str
     prompt: str
@@ -113,7 +113,7 @@ class Read(NamedTuple):
 
 
 def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
-    """What a row should say of how its prompt was read."""
+    """Note on the reading of a prompt."""
     if not prompt.strip():
         return [f"no prompt to judge {target} by"]
     notes = []
@@ -128,7 +128,7 @@ def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
 
 
 class RowOf:
-    """Makes the rows of a scorer; ``against`` is a generator to rank each picture among."""
+    """Builder of a scorer's rows; ``against`` is a generator for percentiles."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class RowOf:
         """The names in ``more`` of every score."""
 
     def score(self, read: Read, answer: Answer | None, index: int) -> Score:
-        """The row of what was ``read``; ``answer`` is None where it could not be read."""
+        """Score of a reading; ``answer`` is None for an unreadable image."""
         fault, more = read.fault, dict[str, Any].fromkeys(self.columns)
         found: dict[str, float] = {}
         if answer is not None and np.isfinite(answer.scores).all():
@@ -190,7 +190,7 @@ def chosen_targets(
 
 
 class Scorer:
-    """Scores pictures with a run folder or with what ``dcmpl export`` made of one.
+    """Score images with a run or an export of one.
 
     >>> scorer = Scorer.from_pretrained("runs/demo")        # doctest: +SKIP
     >>> scorer.score(["a.png"], ["a red fox"])[0].quality   # doctest: +SKIP
@@ -207,7 +207,7 @@ class Scorer:
         calibration: Calibration | None = None,
         uncalibrated: str = "it was never calibrated",
     ) -> None:
-        """``views`` are those to score over; ``uncalibrated`` says why there is no calibration."""
+        """Build a scorer over ``views``; ``uncalibrated`` is the reason for no calibration."""
         self.engine, self.options, self.about = engine, options, about or {}
         self.views = check_views(views)
         self.targets = tuple(options.targets or engine.tasks)
@@ -225,7 +225,7 @@ class Scorer:
     def from_pretrained(
         cls, model: str | Path, options: ScoringOptions = DEFAULTS, **changes: Any
     ) -> "Scorer":
-        """Load a run folder, or a folder that ``dcmpl export`` made.
+        """Load a run folder or an export.
 
         ``changes`` are fields of :class:`ScoringOptions` by name, as in ``device="cuda"``.
         Raises :class:`RunError` for a folder that is neither or was changed,
@@ -286,22 +286,22 @@ class Scorer:
         images: "Sequence[Input] | Tensor",
         prompts: Sequence[object] | str | None = None,
     ) -> Scores:
-        """One :class:`Score` per picture, in order; ``prompts`` may be one for all.
+        """One :class:`Score` per image, in order; ``prompts`` may be one for all.
 
-        None or NaN among them, as tables have it, is a picture without a prompt.
+        None or NaN among them, as tables have it, is an image without a prompt.
 
-        ``images`` is a sequence of pictures, one tensor (N, 3, height, width) or one array
+        ``images`` is a sequence of images, one tensor (N, 3, height, width) or one array
         (N, height, width, 3). Raises
         :class:`UsageError` where the counts differ.
         """
         is_batch = isinstance(images, np.ndarray) and images.ndim == 4
         if isinstance(images, (str, Path, Image.Image, np.ndarray)) and not is_batch:
             raise UsageError(
-                f"expected a list of pictures, got one {type(images).__name__}: put it in a list"
+                f"expected a list of images, got one {type(images).__name__}: put it in a list"
             )
         if is_tensor(images) and len(getattr(images, "shape", ())) != 4:
             raise UsageError(
-                "expected a list of pictures or a tensor (N, 3, height, width), got one of shape "
+                "expected a list of images or a tensor (N, 3, height, width), got one of shape "
                 f"{tuple(getattr(images, 'shape', ()))}"
             )
         if not is_tensor(images):
@@ -310,17 +310,17 @@ class Scorer:
             prompts = [prompts or ""] * len(images)
         if len(prompts) != len(images):
             raise UsageError(
-                f"expected one prompt for each of {len(images)} pictures, got {len(prompts)}"
+                f"expected one prompt for each of {len(images)} images, got {len(prompts)}"
             )
         return Scores(self.stream(zip(images, prompts, strict=True)))
 
     def rank(
         self, images: "Sequence[Input] | Tensor", prompt: str = "", by: str = "quality"
     ) -> Scores:
-        """The same, best first: the best of N pictures of one prompt; what fails comes last.
+        """Score images of one prompt, best first; failed images come last.
 
-        ``index`` says which picture each was. Where ``by`` is calibrated, ``better_than_next``
-        is the probability that people prefer a picture to the one behind it, and ``call`` says
+        ``index`` says which image each was. Where ``by`` is calibrated, ``better_than_next``
+        is the probability that people prefer an image to the one behind it, and ``call`` says
         whether that is too close to call. Raises :class:`UsageError` for a target that the
         model does not predict.
         """
@@ -334,25 +334,25 @@ class Scorer:
         )
 
     def target_of(self, by: str) -> str:
-        """The target that a number such as ``quality_mos`` goes with, or that it is."""
+        """Target of a column such as ``quality_mos``."""
         known = [t for t in self.targets if by == t or by.startswith(f"{t}_")]
         return max(known, key=len, default=by)
 
     def places(
         self, scores: Sequence[float | None], spreads: Sequence[float | None], target: str
     ) -> Iterator[dict[str, Any]]:
-        """What :func:`dcmpl.scoring.calibration.ranked` says of scores that come best first."""
+        """Columns of :func:`dcmpl.scoring.calibration.ranked` for scores, best first."""
         meaning = self.calibration.targets.get(target) if self.calibration else None
         return ranked(meaning, scores, spreads)
 
     def stream(self, pairs: Iterable[tuple[Input, object]]) -> Iterator[Score]:
-        """The same for (image, prompt) pairs that come one by one, in bounded memory."""
+        """Score (image, prompt) pairs one by one, in bounded memory."""
         return self.rows(
             Source(name_of(image), prompt=text_of(prompt), given=image) for image, prompt in pairs
         )
 
     def rows(self, sources: Iterable[Source], start: int = 0) -> Iterator[Score]:
-        """The same for what is still to be read, whose first has the index ``start``.
+        """Score sources, numbered from ``start``, in bounded memory.
 
         Images are decoded while others are computed, a few ahead.
         """
@@ -371,7 +371,7 @@ class Scorer:
                 yield self.row_of.score(read, answer, index)
 
     def _read(self, source: Source) -> tuple[Read, Question]:
-        """Decode an image and tokenise its prompt; what fails is the fault of its row."""
+        """Decode an image and tokenise its prompt; a failure becomes the fault of its row."""
         prompt, notes, parts = source.prompt, [source.note], Parts(((),))
         try:
             image = source.read()
@@ -388,7 +388,7 @@ class Scorer:
         return read, Question(image.pixels, parts.ids)
 
     def check_target(self, target: str) -> None:
-        """Raises :class:`UsageError` where the scorer does not predict ``target``.
+        """Check that the scorer predicts ``target``; raises :class:`UsageError`.
 
         Numbers that go with a target, such as ``quality_mos``, count as well.
         """
@@ -411,12 +411,12 @@ class Scorer:
         known = dict.fromkeys(g for m in self.calibration.targets.values() for g in m.generators)
         if generator not in known:
             raise UsageError(
-                f"expected a generator of the training pictures ({', '.join(known) or 'none'}), "
+                f"expected a generator of the training images ({', '.join(known) or 'none'}), "
                 f"got {generator}"
             )
 
     def as_loss(self, target: str = "quality") -> "ScoreLoss":
-        """1 - score for each picture, with gradients to the pixels; see :class:`ScoreLoss`.
+        """Loss of images, 1 - score, with gradients to the pixels; see :class:`ScoreLoss`.
 
         Raises :class:`UsageError` for an exported model, which has no gradients.
         """
@@ -437,7 +437,7 @@ class Scorer:
 
 
 def _views(asked: str | None, measured: str, calibration: Calibration | None, folder: Path) -> str:
-    """The views to score over: those asked for, or the model's own."""
+    """Views to score over: the chosen ones, or the model's own."""
     if asked != "auto":
         return asked or measured
     if calibration is None or calibration.enough_views is None:

@@ -1,4 +1,4 @@
-"""A run folder as something that scores windows, by PyTorch."""
+"""PyTorch engine for a trained run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -60,7 +60,7 @@ def choose_device(name: str = "auto") -> torch.device:
 def load_model(
     folder: Path, backbone: str | None = None, device: str = "auto"
 ) -> tuple[Run, DCMPL]:
-    """The record of a run and its model, on ``device`` as :func:`choose_device` names it.
+    """Load the record and the model of a run, on ``device`` as in :func:`choose_device`.
 
     ``backbone`` is needed only where the run's own has moved. Raises :class:`RunError` for
     what is not a run, or is one of another backbone.
@@ -75,23 +75,23 @@ def load_model(
 
 @runtime_checkable
 class TableEngine(Protocol):
-    """What :func:`predict_table` asks of an engine: its windows of a file, and their scores."""
+    """Engine of :func:`predict_table`: windows of an image file, and their scores."""
 
     tasks: tuple[str, ...]
     reads: str | None
     batch: int
 
     def windows_of(self, path: str, views: str) -> Iterable[np.ndarray]:
-        """The windows of an image as the engine takes them."""
+        """Windows of an image file in the engine's form."""
 
     def __call__(self, windows: Any, texts: Sequence[Sequence[Ids]] = ()) -> np.ndarray:
         """Scores in [0, 1], (rows, tasks)."""
 
     def parts(self, text: str, long: str) -> Parts:
-        """The tokens of a prompt that is read."""
+        """Token chunks of a prompt."""
 
     def lanes(self, count: int) -> AbstractContextManager[Executor]:
-        """Threads that may call the engine."""
+        """Pool of threads that may call the engine."""
 
 
 def predict_table(
@@ -101,7 +101,7 @@ def predict_table(
     what: str,
     prompts: Sequence[str] | None = None,
 ) -> tuple[Float64[np.ndarray, "images tasks"], Float64[np.ndarray, "images tasks"]]:
-    """Scores and spreads of a table's images, each with its own prompt or with ``prompts``.
+    """Predict a table: scores and spreads (rows, tasks), with its own prompts or ``prompts``.
 
     The one way from a table to predictions: validation, evaluation, benchmarks and calibration
     all come here. NaN for the task that reads a prompt where there is none. ``what`` names the
@@ -125,7 +125,7 @@ def predict_table(
 
 
 def by_target(values: np.ndarray, tasks: Sequence[str], table: ImageTable) -> np.ndarray:
-    """Columns for ``tasks`` as columns for the targets of a table, NaN for what is not there."""
+    """Rearrange columns of ``tasks`` to the targets of a table; NaN for missing ones."""
     found = np.full((len(values), len(table.asked)), np.nan)
     for column, task in enumerate(tasks):
         if task in table.asked:
@@ -134,7 +134,7 @@ def by_target(values: np.ndarray, tasks: Sequence[str], table: ImageTable) -> np
 
 
 class ModelEngine:
-    """What every engine that holds a model has: its prompt reader, its threads, its device."""
+    """Common part of engines that hold a model: prompt reader, threads, device."""
 
     name = "torch"
     batch = BATCH
@@ -148,12 +148,12 @@ class ModelEngine:
         self.device = model.mean.device
 
     def parts(self, text: str, long: str) -> Parts:
-        """The tokens of a prompt that is read; raises :class:`UsageError` for one too long."""
+        """Token chunks of a prompt; raises :class:`UsageError` for a prompt that is too long."""
         return Parts(((),)) if self._reader is None else self._reader.parts(text, long)
 
     @contextmanager
     def lanes(self, count: int) -> Iterator[Executor]:
-        """Threads that keep to one core each, while all others go on as before."""
+        """Pool of threads of one core each; other threads keep their settings."""
         threads = torch.get_num_threads()
         with lanes(count, _keep_to_one_core) as pool:
             # It counts for the thread that says it, and for those that begin later.
@@ -190,7 +190,7 @@ class TorchEngine(ModelEngine):
         return found.cpu().double().numpy()
 
     def windows_of(self, path: str, views: str) -> Iterator[np.ndarray]:
-        """The windows of an image file over ``views``."""
+        """Windows of an image file over ``views``, (windows, size, size, 3)."""
         return windows(read_image(path), self.size, views)
 
 
@@ -200,7 +200,7 @@ def _keep_to_one_core() -> None:
 
 
 class ScoreLoss(nn.Module):
-    """``loss(images)``: 1 - score of each picture, (N,), lower is better.
+    """``loss(images)``: 1 - score of each image, (N,), lower is better.
 
     ``images`` are RGB in [0, 1], (N, 3, height, width), of at least a window's size; the
     gradient reaches them. Views are those of the scorer. Pixels are not rounded to bytes, so

@@ -1,4 +1,4 @@
-"""What an epoch trains on: windows of pictures, drawn from the seed and the epoch alone."""
+"""Training batches: windows of images, drawn from the seed and the epoch alone."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ __all__ = ["Batch", "EpochWindows", "epoch_loader", "mismatched"]
 
 
 class Batch(NamedTuple):
-    """Windows, the opinions on their pictures, and which prompt each picture has."""
+    """Batch of windows with the opinions and the prompt of their images."""
 
     inputs: Float[Tensor, "batch *shape"]
     targets: Float[Tensor, "batch targets"]
@@ -28,9 +28,9 @@ class Batch(NamedTuple):
 
 
 class EpochWindows(Dataset[Batch]):
-    """Row -> ``crops`` windows of that picture, as this epoch draws them, and its opinions.
+    """Data set of an epoch: row -> ``crops`` windows of that image and its opinions.
 
-    Pixels from anywhere in the picture, or, with ``frozen``, some of its windows in there.
+    Pixels from anywhere in the image, or, with ``frozen``, some of its windows in there.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class EpochWindows(Dataset[Batch]):
         if self.frozen is not None:
             known = self.frozen[path]
             return known[torch.from_numpy(rng.integers(len(known), size=count))].float()
-        picture = read_image(path)
-        crops = [random_window(picture, self.size, rng, step) for _ in range(count)]
+        image = read_image(path)
+        crops = [random_window(image, self.size, rng, step) for _ in range(count)]
         return to_unit_range(torch.from_numpy(np.stack(crops)))
 
 
@@ -79,20 +79,20 @@ def epoch_loader(
     of every batch, at least one image, so that all take equally many steps.
     """
     order = np.random.default_rng([config.seed, epoch]).permutation(len(data)).tolist()
-    pictures = max(1, config.batch_size // config.crops)
-    whole = [order[i : i + pictures] for i in range(0, len(order), pictures)]
+    images = max(1, config.batch_size // config.crops)
+    whole = [order[i : i + images] for i in range(0, len(order), images)]
     batches = [batch[share[0] :: share[1]] or batch[:1] for batch in whole]
 
     return DataLoader(data, batch_sampler=batches, collate_fn=joined, num_workers=workers)
 
 
 def joined(items: list[Batch]) -> Batch:
-    """The windows of several pictures; a name of the module, or no spawned worker finds it."""
+    """Collate the windows of several images; at module level, so that spawned workers find it."""
     return Batch(*map(torch.cat, zip(*items, strict=True)))
 
 
 def mismatched(prompts: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """For each picture the prompt of the next one in the batch that has another.
+    """In-batch negative prompts: for each image, the next different prompt in the batch.
 
     Its own where all have the same, so that there is nothing to tell apart.
     """

@@ -1,4 +1,4 @@
-"""Fitting what scores mean, on validation, and holding it to pictures that nothing has seen."""
+"""Fit the calibration of scores on validation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -33,7 +33,7 @@ from dcmpl.scoring.explain import fit_patches
 from dcmpl.scoring.torch_engine import TorchEngine, predict_table
 
 __all__ = [
-    "ENOUGH_PICTURES",
+    "ENOUGH_IMAGES",
     "FULL",
     "SHARE",
     "TOLERANCE",
@@ -51,7 +51,7 @@ FOLDS = 5
 COVERAGES = (0.5, 0.8, COVERAGE, 0.95)
 SURE, FEWEST_SURE = 0.9, 10
 MOST_RANKED, MOST_FITTED = 10_000, 400
-"""Training pictures that percentiles are among, and those whose patches are looked at."""
+"""Training images that percentiles are among, and those whose patches are looked at."""
 
 FEWEST = 10
 """Opinions, below which nothing is fitted."""
@@ -62,7 +62,7 @@ LEAST_SPREAD = 1e-3
 
 @dataclass(frozen=True)
 class Judged:
-    """Pictures with a score, the spread of its windows, and opinions in MOS units.
+    """Images with a score, the spread of its windows, and opinions in MOS units.
 
     ``raters`` is the deviation of the raters, NaN where it is not known.
     """
@@ -81,7 +81,7 @@ class Judged:
 
 
 def judged(table: ImageTable, target: str, scores: Values, spread: Values) -> Judged:
-    """Those pictures of ``table`` that have an opinion on ``target`` and a score."""
+    """Images of ``table`` with an opinion on ``target`` and a score."""
     frame, nobody = table.frame, pd.Series(np.nan, table.frame.index)
     found = Judged(
         scores,
@@ -94,7 +94,7 @@ def judged(table: ImageTable, target: str, scores: Values, spread: Values) -> Ju
 
 
 def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) -> Calibration | None:
-    """What the scores of a finished run mean; ``engine`` gives those of its learned tasks.
+    """Calibrate a finished run; ``engine`` gives the scores of its learned tasks.
 
     A target on which validation has too few opinions is left out, and that is said; None where
     that is so of all.
@@ -103,7 +103,7 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
     views, scale = run.train.views, table.scale
     known, spread = predict_table(engine, validation, views, "calibrating on validation")
     ranked = _some(training, MOST_RANKED, run.train.seed)
-    population, _ = predict_table(engine, ranked, views, "scores of the training pictures")
+    population, _ = predict_table(engine, ranked, views, "scores of the training images")
     generators = ranked.frame["generator"].tolist()
     targets = {}
     for i, task in enumerate(engine.tasks):
@@ -120,7 +120,7 @@ def calibrate(run: Run, engine: TorchEngine, table: ImageTable, split: Split) ->
 
 
 def _some(table: ImageTable, most: int, seed: int) -> ImageTable:
-    """At most so many rows, drawn from ``seed``, in their order."""
+    """Sample at most ``count`` rows from ``seed``, in their order."""
     order = np.random.default_rng([seed, 0x50E]).permutation(len(table))
     return table.select(pd.Series(np.argsort(order) < most))
 
@@ -134,15 +134,15 @@ def _fit_patches(network: Folded, task: str, training: ImageTable, seed: int) ->
 def fit_meaning(
     known: Judged, scale: MosScale, population: Values, generators: Sequence[str]
 ) -> Meaning:
-    """The meaning of scores from pictures that were not trained on.
+    """Fit the calibration of one target on images that were not trained on.
 
-    ``population`` are the scores of the training pictures, made by ``generators``. Errors are
+    ``population`` are the scores of the training images, made by ``generators``. Errors are
     those of curves that were fitted on other prompts. Raises :class:`DataError` for too few
     opinions.
     """
     if len(known) < FEWEST:
         raise DataError(
-            f"expected at least {FEWEST} validation pictures with opinions to calibrate on, got "
+            f"expected at least {FEWEST} validation images with opinions to calibrate on, got "
             f"{len(known)}"
         )
     plain = Meaning(float(scale.low), float(scale.high), _curve(known), validation=len(known))
@@ -154,7 +154,7 @@ def fit_meaning(
     apart = np.abs(errors) / plain.deviation(known.scores, known.spread)
     rows = np.isfinite(population)  # not judged without a prompt
     if not rows.any():
-        raise DataError("expected training pictures with a prompt to rank among, got none")
+        raise DataError("expected training images with a prompt to rank among, got none")
     population, generators = population[rows], np.array(generators, dtype=str)[rows].tolist()
     by_generator = {
         str(name): _percentiles(population[np.array(generators) == name])
@@ -179,7 +179,7 @@ def _curve(known: Judged) -> tuple[float, ...]:
 
 
 def _out_of_fold(known: Judged, plain: Meaning) -> Values:
-    """MOS of each picture by the curve of the other folds; a prompt is in one fold."""
+    """Out-of-fold MOS of each image; the images of a prompt are in one fold."""
     _, group = np.unique(known.groups, return_inverse=True)
     found = plain.mos(known.scores)
     for fold in range(FOLDS):
@@ -210,7 +210,7 @@ def _rater_curve(known: Judged, mos: Values) -> tuple[tuple[float, ...], tuple[f
 def _variance_weights(
     known: Judged, plain: Meaning, mos: Values, errors: Values
 ) -> tuple[float, float, float]:
-    """What 1, the spread and the raters' deviation have to do with squared errors; none below 0."""
+    """Non-negative weights of 1, the squared spread and the raters' variance in squared errors."""
     columns = [np.ones_like(mos), known.spread**2, plain.rater_deviation(mos) ** 2]
     weights, _ = optimize.nnls(np.stack(columns, axis=1), errors**2)
     # An error that is never 0 keeps every interval open.
@@ -219,13 +219,13 @@ def _variance_weights(
 
 
 def _conformal_quantile(apart: Values, coverage: float) -> float:
-    """The quantile for which new pictures are covered; Lei et al., JASA 113(523), 2018, eq. 8."""
+    """Conformal quantile of new images (Lei et al., JASA 113(523), 2018, eq. 8)."""
     rank = min(int(np.ceil((len(apart) + 1) * coverage)), len(apart))
     return float(np.sort(apart)[rank - 1])
 
 
 def pairs_of(known: Judged) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all pairs of pictures of one prompt whose opinions differ."""
+    """Rows of all pairs of images of one prompt whose opinions differ."""
     first, second = [], []
     for group in np.unique(known.groups):
         rows = np.flatnonzero(known.groups == group)
@@ -238,7 +238,7 @@ def pairs_of(known: Judged) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pair_scale(known: Judged, plain: Meaning, mos: Values) -> float:
-    """What makes the probabilities of pairs most likely; 1 where there are none."""
+    """Maximum-likelihood scale of the probabilities of pairs; 1 without pairs."""
     a, b = pairs_of(known)
     if not len(a):
         return 1.0
@@ -259,7 +259,7 @@ def _percentiles(scores: Values) -> tuple[float, ...]:
 
 
 def _cuts(known: Judged, plain: Meaning, mos: Values) -> Iterator[Cut]:
-    """For each label but the worst: that or better."""
+    """Cut "that label or better" of each label but the worst."""
     grid = np.linspace(0, 1, 10001)
     rises = plain.mos(grid)
     for place, label in enumerate(LABELS[1:], 1):
@@ -281,11 +281,11 @@ def _cuts(known: Judged, plain: Meaning, mos: Values) -> Iterator[Cut]:
 
 
 def _sure(scores: Values, is_so: np.ndarray) -> tuple[float | None, float]:
-    """The lowest score from which on ``SURE`` of the pictures are so, and how many that finds."""
+    """Lowest score above which a share of ``SURE`` is right, and the share of images it finds."""
     order = np.argsort(-scores, kind="stable")
     right = np.cumsum(is_so[order])
     count = np.arange(1, len(order) + 1)
-    # Pictures of equal scores are called together.
+    # Images of equal scores are called together.
     last_of_equals = np.append(np.diff(scores[order]) != 0, True)
     good = np.flatnonzero((right / count >= SURE) & (count >= FEWEST_SURE) & last_of_equals)
     if not len(good):
@@ -296,21 +296,21 @@ def _sure(scores: Values, is_so: np.ndarray) -> tuple[float | None, float]:
 
 FULL = "windows"
 FEWER = ("center", "grid-2", "grid-3", "grid-4")
-ENOUGH_PICTURES = 64
+ENOUGH_IMAGES = 64
 """Validation images on which views are compared."""
 
 TOLERANCE, SHARE = 0.02, 0.95
-"""Enough: the scores of this share of pictures are within the tolerance, of a range of 1."""
+"""Enough: the scores of this share of images are within the tolerance, of a range of 1."""
 
 
-def compare_views(engine: Engine, pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """For each kind of views, the fewest first: windows, and how far scores are from all's."""
-    full = all_scores(engine, pictures, FULL)
+def compare_views(engine: Engine, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Windows of each kind of views, fewest first, and distances of scores to full tiling."""
+    full = all_scores(engine, images, FULL)
     rows = []
     for views in (*FEWER, FULL):
-        found = all_scores(engine, pictures, views)
+        found = all_scores(engine, images, views)
         distance = np.abs(found - full).max(1)
-        counts = [len(window_corners(p.shape[0], p.shape[1], engine.size, views)) for p in pictures]
+        counts = [len(window_corners(p.shape[0], p.shape[1], engine.size, views)) for p in images]
         rows.append(
             {
                 "views": views,
@@ -324,7 +324,7 @@ def compare_views(engine: Engine, pictures: Sequence[np.ndarray]) -> list[dict[s
 
 
 def fewest_views(rows: Sequence[dict[str, Any]]) -> str:
-    """The first kind of views that is enough; all of them where no fewer are.
+    """First kind of views whose scores match full tiling within the tolerance.
 
     >>> fewest_views([{"views": "center", "of_share": 0.05}, {"views": "grid-2", "of_share": 0.01}])
     'grid-2'
@@ -334,8 +334,8 @@ def fewest_views(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def enough_views(engine: Engine, validation: ImageTable) -> str:
-    """The fewest views that are enough, measured on evenly spread validation images."""
+    """Smallest tiling whose scores match full tiling, on evenly spread validation images."""
     paths = list(validation.frame["image"])
-    chosen = paths[:: max(1, len(paths) // ENOUGH_PICTURES)]
-    pictures = [read_image(path) for path in track(chosen, "how few views are enough")]
-    return fewest_views(compare_views(engine, pictures))
+    chosen = paths[:: max(1, len(paths) // ENOUGH_IMAGES)]
+    images = [read_image(path) for path in track(chosen, "how few views are enough")]
+    return fewest_views(compare_views(engine, images))

@@ -1,4 +1,4 @@
-"""What the frozen part of a model makes of a table, computed once; and the prompts of a table."""
+"""Frozen features of a table, computed once, and the prompts of a table."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -37,16 +37,16 @@ BATCH = 64
 
 
 class PromptsOf:
-    """The prompts of a table, each once; ``rows`` says which one each picture has."""
+    """Distinct prompts of a table; ``rows`` is the prompt of each image."""
 
     def __init__(self, table: ImageTable) -> None:
         rows, names = pd.factorize(table.frame["prompt"])
         self.texts: list[str] = names.tolist()
-        self.rows: Int64[np.ndarray, " pictures"] = rows.astype(np.int64)
+        self.rows: Int64[np.ndarray, " images"] = rows.astype(np.int64)
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Where the towers' matrix products are done in bfloat16, or nothing at all."""
+    """Context of the towers' matrix products: bfloat16, or none."""
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
@@ -55,7 +55,7 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 def texts_of(
     tokens: Tokens, own: Int[Tensor, " batch"], other: Int[Tensor, " batch"] | None = None
 ) -> Texts:
-    """Those rows of ``tokens`` that a batch needs, each once."""
+    """Prompts of a batch, each once."""
     asked = own if other is None else torch.cat([own, other])
     chosen, places = torch.unique(asked.cpu(), return_inverse=True)
     rows = chosen.numpy()
@@ -71,7 +71,7 @@ def _pixels(batch: Sequence[np.ndarray], device: torch.device) -> Tensor:
 
 
 def shuffled_prompts(table: ImageTable, seed: int = 0) -> list[str]:
-    """For each picture the prompt of one that has another, drawn from ``seed``.
+    """Shuffled prompts: for each image another image's different prompt, drawn from ``seed``.
 
     Its own where no other has one. Texts that differ in case or blanks only are the same.
     """
@@ -87,9 +87,9 @@ def shuffled_prompts(table: ImageTable, seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class FrozenTable:
-    """What the frozen part of a model makes of all windows of some pictures, computed once.
+    """Frozen features of all windows of some images, computed once.
 
-    Window w of the picture at ``path`` is ``values[starts[rows[path]] + w]``.
+    Window w of the image at ``path`` is ``values[starts[rows[path]] + w]``.
     """
 
     values: Tensor
@@ -97,21 +97,21 @@ class FrozenTable:
     rows: dict[str, int]
 
     def __getitem__(self, path: str) -> Tensor:
-        """(windows, ...) of one picture."""
+        """Features (windows, ...) of one image."""
         row = self.rows[path]
         return self.values[self.starts[row] : self.starts[row + 1]]
 
     def mapped(
         self, function: Callable[[Tensor], Tensor], batch_size: int = 4 * BATCH
     ) -> "FrozenTable":
-        """The same windows with ``function`` of their values."""
+        """Table with ``function`` of the features."""
         with torch.inference_mode():
             parts = [function(part).cpu() for part in self.values.split(batch_size)]
         return FrozenTable(torch.cat(parts), self.starts, self.rows)
 
 
 def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) -> FrozenTable:
-    """:meth:`DCMPL.frozen` of all windows of all pictures; links to one file share theirs.
+    """Compute the frozen features of all windows of all images; links to one file share theirs.
 
     Kept in float16 where training is in bfloat16, which is finer, and in float32 else.
     """
@@ -126,7 +126,7 @@ def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) ->
 
     files = {path: os.path.realpath(path) for path in table.frame["image"]}
     rows = {file: row for row, file in enumerate(dict.fromkeys(files.values()))}
-    cut = (windows(read_image(f), size, views) for f in track(rows, "reading pictures once"))
+    cut = (windows(read_image(f), size, views) for f in track(rows, "reading images once"))
     starts, values = [0], torch.empty(0)
     for found in outputs_of(cut, outputs, BATCH):
         start, end = starts[-1], starts[-1] + len(found)
@@ -142,7 +142,7 @@ def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) ->
 
 
 class FrozenEngine(ModelEngine):
-    """Scores from what the frozen part of a model made of windows, for :func:`predict_table`."""
+    """Engine of :func:`predict_table` that scores frozen features."""
 
     batch = 4 * BATCH
 
@@ -154,14 +154,14 @@ class FrozenEngine(ModelEngine):
         self._columns = [model.config.tasks.index(task) for task in tasks]
 
     def windows_of(self, path: str, views: str) -> Iterator[np.ndarray]:
-        """What is known of an image, a row per window; ``views`` are those it was frozen with."""
+        """Rows of an image's windows; ``views`` must be those of the frozen features."""
         return iter(self.frozen[path].numpy())
 
     @torch.inference_mode()
     def __call__(
         self, windows: Any, texts: Sequence[Sequence[Ids]] = ()
     ) -> Float64[np.ndarray, "rows tasks"]:
-        """``windows`` are rows of a :class:`FrozenTable`; a score for each and its prompt."""
+        """Scores (rows, tasks) of ``windows``, rows of a :class:`FrozenTable`."""
         inputs = torch.from_numpy(windows).to(self.device).float()
         own = [text for of_window in texts for text in of_window]
         read = None

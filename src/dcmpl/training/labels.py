@@ -1,6 +1,6 @@
-"""Stand-ins for alignment opinions that nobody was asked for.
+"""Stand-ins for missing alignment opinions.
 
-AGIQA-1K has one score a picture and no alignment, and its auxiliary task then has nothing to
+AGIQA-1K has one score an image and no alignment, and its auxiliary task then has nothing to
 learn from. What DCMPL's authors put in its place is not known; these are the choices.
 Only training sees them: validation and test know nothing but opinions.
 """
@@ -29,7 +29,7 @@ def with_alignment(
     model: DCMPL,
     frozen: FrozenTable | None,
 ) -> ImageTable:
-    """``table`` with ``config.missing_alignment`` in place of missing opinions on alignment."""
+    """Fill missing opinions on alignment as ``config.missing_alignment`` names."""
     missing = table.frame["mos_alignment"].isna()
     if config.missing_alignment == "none" or "alignment" not in model.config.tasks:
         return table
@@ -49,11 +49,11 @@ def _similarity(
     model: DCMPL,
     frozen: FrozenTable | None,
 ) -> np.ndarray:
-    """(rows,) in [0, 1]: the frozen CLIP's cosine of picture and prompt, stretched to the ends."""
+    """CLIP similarity of image and prompt, (rows,), stretched to [0, 1]."""
     known = frozen or freeze_table(model, table, config.views, config.precision)
     clip, device = model.clip, model.mean.device
     known = known.mapped(lambda batch: model.plain_embedding(batch.float().to(device)))
-    pictures = torch.stack([known[path].float().mean(0) for path in table.frame["image"]])
+    images = torch.stack([known[path].float().mean(0) for path in table.frame["image"]])
     prompts = list(table.frame["prompt"].unique())
     with torch.inference_mode():
         texts = [
@@ -61,7 +61,7 @@ def _similarity(
             for tokens in (model.tokenizer([prompt]) for prompt in prompts)
         ]
     rows = [prompts.index(prompt) for prompt in table.frame["prompt"]]
-    cosine = F.cosine_similarity(pictures.cpu(), torch.stack(texts)[rows].cpu(), dim=-1).numpy()
+    cosine = F.cosine_similarity(images.cpu(), torch.stack(texts)[rows].cpu(), dim=-1).numpy()
     low, high = np.quantile(cosine, SPREAD)
     stretched: np.ndarray = np.clip((cosine - low) / max(high - low, 1e-12), 0, 1)
     return stretched

@@ -18,7 +18,7 @@ STRENGTHS = np.logspace(-2, 5, 29)
 
 
 def _features(table: ImageTable, frozen: FrozenTable) -> np.ndarray:
-    """(rows, joint): the mean embedding over a picture's windows."""
+    """(rows, joint): the mean embedding over an image's windows."""
     means = [frozen[path].double().mean(0) for path in table.frame["image"]]
     return torch.stack(means).cpu().numpy()
 

@@ -52,7 +52,7 @@ WORKERS = min(4, cores())
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What is printed after an epoch."""
+    """Report of an epoch."""
 
     epoch: int
     epochs: int
@@ -64,9 +64,9 @@ class EpochReport:
 def task_loss(
     scores: Scores, targets: Tensor, alignment_weight: float, mismatch_weight: float = 0.0
 ) -> Tensor:
-    """MSE of the main task + ``alignment_weight`` MSE of each other; missing targets count nothing.
+    """Loss: MSE of the main task + ``alignment_weight`` MSE of each other, without missing ones.
 
-    ``targets`` (N, tasks) in [0, 1], NaN where missing. Where a picture
+    ``targets`` (N, tasks) in [0, 1], NaN where missing. Where an image
     was also read with another's text, ``mismatch_weight`` times the cross-entropy of telling
     its own apart is added.
     """
@@ -81,7 +81,7 @@ def task_loss(
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """The rate after ``progress`` (0..1) of all steps; ``cosine`` rises over the first 5 %."""
+    """Learning rate after ``progress`` (0..1) of all steps; ``cosine`` warms up for 5 %."""
     if config.schedule == "constant":
         return config.lr
     rise = min(1.0, progress / 0.05 + 1e-3)
@@ -104,7 +104,7 @@ def validate(
 
 
 def best_epoch(history: History) -> int:
-    """The epoch (from 1) of the main task's best validation SRCC; the first of equals."""
+    """Epoch (from 1) of the main task's best validation SRCC, the first of equals."""
 
     def merit(entry: dict[str, float]) -> float:
         # The main task comes first.
@@ -128,14 +128,13 @@ def fit(
     The model is trained on the device it is on. Goes on from ``last.safetensors`` where that
     is in the folder. At the end the model holds the tensors of the best epoch on validation.
     With several processes each takes its share of every batch; the first one alone writes.
-    ``frozen`` saves computing what the frozen part makes of both parts' pictures, where the
+    ``frozen`` saves computing what the frozen part makes of both parts' images, where the
     windows to train on are the views'.
     Raises :class:`RunError` where the loss is no number any more, :class:`DataError` where
     training and validation do not have opinions on the same of the model's tasks.
     """
     config = run.train
-    reached = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(device_placement=False, kwargs_handlers=[reached])
+    accelerator = _accelerator()
     _check_targets(model, training.table, validation.table)
     parameters = trainable_parameters(model)
     if frozen is None and parameters:
@@ -144,10 +143,7 @@ def fit(
     stepwise = bool(parameters) and run.model.readout == "words"
     epochs = config.epochs if stepwise else 1
     optimizer = torch.optim.Adam(parameters.values() if stepwise else [torch.zeros(1)], config.lr)
-    history: History = ()
-    if (folder / LAST).is_file():
-        history, adam = load_learned(folder / LAST, model, run)
-        _restore_adam(optimizer, parameters, adam, folder / LAST)
+    history = _resumed(model, run, folder, optimizer, parameters)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     tokens = model.tokens_of(PromptsOf(table).texts) if run.model.reads_prompt else None
     for epoch in range(len(history) + 1, epochs + 1):
@@ -180,15 +176,36 @@ def fit(
     return run
 
 
+def _accelerator() -> Accelerator:
+    """Processes of :func:`fit`; the model stays on its device."""
+    reached = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(device_placement=False, kwargs_handlers=[reached])
+
+
+def _resumed(
+    model: DCMPL,
+    run: Run,
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+) -> History:
+    """History of the epochs in ``folder``, whose tensors and Adam's state are loaded."""
+    if not (folder / LAST).is_file():
+        return ()
+    history, adam = load_learned(folder / LAST, model, run)
+    _restore_adam(optimizer, parameters, adam, folder / LAST)
+    return history
+
+
 def _frozen_part(model: DCMPL, table: ImageTable, config: TrainConfig) -> FrozenTable | None:
-    """What the frozen part makes of all windows, where training takes no others."""
+    """Frozen features of the training windows, where all are known beforehand."""
     if not trains_on_views(model.config, config):
         return None
     return freeze_table(model, table, config.views, config.precision)
 
 
 def _save_epoch(model: DCMPL, run: Run, folder: Path, adam: dict[str, Tensor]) -> None:
-    """Everything that a run that is killed now goes on from."""
+    """Write everything that resuming needs."""
     if run.best_epoch == len(run.history):
         save_learned(folder / MODEL, model, run)
     save_learned(folder / LAST, model, run, adam)
@@ -204,7 +221,7 @@ def _check_finite(loss: float, epoch: int, folder: Path) -> None:
 
 
 def trains_on_views(model: ModelConfig, config: TrainConfig) -> bool:
-    """Whether training takes the windows that are scored, whose frozen part is computed once."""
+    """Whether training uses the scored views, so that frozen features are computed once."""
     if model.readout == "linear":
         return True
     return config.windows == "views" or (config.windows == "auto" and not model.has_visual_prompts)
@@ -268,9 +285,9 @@ def train_step(
     frozen: bool,
     tokens: Tokens | None = None,
 ) -> float:
-    """One step; returns the loss, and learns nothing where that is nan.
+    """One optimiser step; returns the loss, and changes nothing where the loss is nan.
 
-    Inputs are pictures in [0, 1], or with ``frozen`` what the frozen part made of them.
+    Inputs are images in [0, 1], or with ``frozen`` what the frozen part made of them.
     ``tokens`` are those of all prompts, for a model that reads them.
     """
     inputs, targets, prompts = batch
@@ -290,7 +307,7 @@ def train_step(
 
 @contextmanager
 def fast_float32() -> Iterator[None]:
-    """Faster kernels for float32 products: on CPUs without bfloat16 units exact, on GPUs TF32."""
+    """Allow faster float32 products: TF32 on GPUs, exact on CPUs without bfloat16 units."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

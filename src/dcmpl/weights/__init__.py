@@ -1,6 +1,6 @@
 """Pretrained backbones: found, checked, loaded strictly; and those that come with the package.
 
-Imports no torch: what a command is told of a backbone is checked before any work begins.
+Imports no torch: the name of a backbone is checked before any work begins.
 """
 
 import re
@@ -16,7 +16,7 @@ EMBEDDED = {"tiny": Path(__file__).parent / "tiny"}
 
 
 def check_backbone(name: str) -> str:
-    """``name`` itself where it may be a backbone's; raises :class:`UsageError` where not."""
+    """Check the name of a backbone; raises :class:`UsageError`."""
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
     is_file = Path(name).suffix in (".pt", ".pth") and Path(name).is_file()
     if not (name in EMBEDDED or is_id or Path(name).is_dir() or is_file):
@@ -28,9 +28,9 @@ def check_backbone(name: str) -> str:
 
 
 def warn_of_floor(backbone: str) -> None:
-    """Say what the embedded backbone's scores are worth."""
+    """Print how far scores of the embedded backbone can be trusted."""
     if backbone in EMBEDDED:
         say(
             f"note: {backbone} is a small backbone trained on drawings; its scores of real "
-            "pictures are a floor, a pretrained CLIP (--backbone) judges better"
+            "images are a floor, a pretrained CLIP (--backbone) judges better"
         )

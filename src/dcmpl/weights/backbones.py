@@ -54,7 +54,7 @@ class Backbone:
 
 
 def load_backbone(name: str) -> Backbone:
-    """The backbone called ``name``; raises :class:`WeightsError` naming what is missing."""
+    """Load the backbone called ``name``; raises :class:`WeightsError` naming what is missing."""
     place = _find(name)
     if place.is_file():
         weights, state = place, ours(read_torch(place))
@@ -85,7 +85,7 @@ def load_backbone(name: str) -> Backbone:
 
 
 def _lasting(name: str) -> str:
-    """The name to find a backbone by later: folders and files by their full path."""
+    """Lasting name of a backbone: full paths for folders and files."""
     is_place = name not in EMBEDDED and Path(name).exists()
     return str(Path(name).absolute()) if is_place else name
 
@@ -131,7 +131,7 @@ def _find(name: str) -> Path:
 
 
 def _expected(config: ClipConfig) -> dict[str, torch.Size]:
-    """Names and shapes of a CLIP of that size."""
+    """Names and shapes of the tensors of a CLIP of that size."""
     with torch.device("meta"):
         return {key: tensor.shape for key, tensor in Clip(config).state_dict().items()}
 

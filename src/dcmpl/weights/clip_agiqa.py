@@ -1,4 +1,4 @@
-"""Checkpoints that CLIP-AGIQA's training script wrote, as models of ours.
+"""Import of checkpoints that CLIP-AGIQA's training script wrote.
 
 Fu et al., arXiv:2406.16641. Its script saves the auxiliary and the main prompt learner as
 two state dicts. Beside the prompts they hold the token vectors of their words, which tell
@@ -37,7 +37,7 @@ NAMES = (
 
 
 def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: Tokenizer) -> DCMPL:
-    """A model with the prompts of both files, or, without ``main``, of alignment alone.
+    """Read a model with the prompts of both files or, without ``main``, of alignment alone.
 
     Prompts are rounded through float16 as the script does, so that scores are its own.
     Raises :class:`RunError` where names, shapes or token vectors do not fit ``clip``.
@@ -81,7 +81,7 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
 
 
 def _learned(file: Path) -> dict[str, Tensor]:
-    """The file's tensors under our names; token vectors keep theirs."""
+    """Tensors of a checkpoint under our names; token vectors keep theirs."""
     if not file.is_file():
         raise RunError(f"expected a checkpoint of CLIP-AGIQA at {file}, found no file")
     if file.stat().st_size > MAX_BYTES:
@@ -102,7 +102,7 @@ def _learned(file: Path) -> dict[str, Tensor]:
 def _check_tokens(
     file: Path, found: dict[str, Tensor], task: str, model: DCMPL, tokenizer: Tokenizer
 ) -> None:
-    """Take the stored token vectors out of ``found`` where they are those of the backbone."""
+    """Check stored token vectors against the backbone's, and remove them from ``found``."""
     n = model.config.n_context
     (pair,) = ModelConfig().words[task]
     tokens = tokenizer([f"{word}." for word in pair], n)

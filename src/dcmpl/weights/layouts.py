@@ -1,4 +1,4 @@
-"""How other projects lay a CLIP out: sizes and names of Hugging Face, OpenAI and open_clip."""
+"""Layouts of CLIP checkpoints: sizes and names of Hugging Face, OpenAI and open_clip."""
 
 import json
 import re
@@ -189,7 +189,7 @@ NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
 
 
 def ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under our names, whoever named them."""
+    """Rename the tensors of any known layout to ours."""
     if any(name.startswith("vision_model.") for name in state):
         return _from_hugging_face(state)
     if "token_embedding.weight" in state:
@@ -203,7 +203,7 @@ def ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renamed, with q, k and v fused."""
+    """Rename Hugging Face's tensors and fuse q, k and v."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("position_ids"):

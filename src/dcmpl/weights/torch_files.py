@@ -85,11 +85,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 class _RefusedError(Exception):
-    """A file that is no plain file of tensors."""
+    """Reason to refuse a file."""
 
 
 def _check_archive(archive: zipfile.ZipFile, size: int) -> int:
-    """Refuse what could outgrow the file, and what is damaged; the bytes that tensors have."""
+    """Refuse bombs and damaged archives; returns the bytes of all tensors."""
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     root = names[0].split("/")[0] if names else ""
@@ -112,7 +112,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> int:
 
 
 def _check_pickle(content: bytes) -> None:
-    """Refuse calls that make no tensor, and what makes much of little.
+    """Refuse calls that make no tensor, and pickles that grow when they are read.
 
     Whatever is in the memo could be copied any number of times: as the argument of a call, as
     the attributes of an object, or as a tuple in tuples, whose hash doubles with each.
@@ -159,7 +159,7 @@ def _read_program(path: Path) -> dict[str, Tensor]:
 
 
 def _checked(loaded: Any, held: int) -> dict[str, Tensor]:
-    """The state dict that ``loaded`` is, or holds as ``state_dict``; ``held`` bytes in all."""
+    """State dict in ``loaded``, whose tensors have at most ``held`` bytes."""
     if not isinstance(loaded, dict):
         raise _RefusedError(f"a {type(loaded).__name__} and no names with tensors")
     tree = dict(loaded)
