@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# A worker that dies ends the run: a new one would be waited for without end.
+PYTEST = $(VENV)/bin/python -m pytest -n logical --dist loadfile --max-worker-restart 0
+
 .PHONY: demo test quick docs clean
 
 $(VENV)/.runs: pyproject.toml constraints.txt
@@ -26,7 +29,7 @@ test: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n logical --dist loadfile
+	$(PYTEST)
 
 # The daily loop: make quick ROOM=scoring
 ROOM ?= model
@@ -34,7 +37,7 @@ quick: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n logical --dist loadfile tests/$(ROOM) tests/test_layout.py
+	$(PYTEST) tests/$(ROOM) tests/test_layout.py
 
 docs: $(VENV)/.tests
 	$(VENV)/bin/python tools/write_cli_docs.py

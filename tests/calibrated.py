@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import Factory, shared
 from dcmpl.data.table import MosScale
 from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.scoring.batching import lanes
@@ -22,13 +23,16 @@ from dcmpl.training.calibrate import Judged
 
 COUNT, PROMPTS = 120, 30
 SCALE = MosScale(1.0, 5.0)
-Factory = pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
 def judged_data(tmp_path_factory: Factory) -> Path:
     """A CSV of 120 images of 30 prompts by two generators; noise lowers the MOS (1 to 5)."""
-    folder = tmp_path_factory.mktemp("judged")
+    return shared(tmp_path_factory, "judged", _write_judged) / "noise.csv"
+
+
+def _write_judged(folder: Path) -> None:
+    folder.mkdir()
     rng = np.random.default_rng(0)
     with (folder / "noise.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -43,7 +47,6 @@ def judged_data(tmp_path_factory: Factory) -> Path:
             row = [5 - 4 * noise, 0.2 + rng.random(), 1 + 4 * rng.random()]
             about = [f"{i:03}.png", f"prompt {i % PROMPTS}", "ab"[i // PROMPTS % 2]]
             writer.writerow([*about, *(f"{value:.3f}" for value in row)])
-    return folder / "noise.csv"
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +61,10 @@ def calibrated_run(tmp_path_factory: Factory, calibrated_words: list[str]) -> Pa
     """A finished run of :func:`calibrated_words`; copy it before changing it."""
     from dcmpl.cli.main import main
 
-    folder = tmp_path_factory.mktemp("runs") / "calibrated"
-    assert main([*calibrated_words, "--out", str(folder)]) == 0
-    return folder
+    def train(folder: Path) -> None:
+        assert main([*calibrated_words, "--out", str(folder)]) == 0
+
+    return shared(tmp_path_factory, "calibrated", train)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from dcmpl.weights import EMBEDDED
@@ -61,6 +63,20 @@ SMALL = {
 
 
 Capture = pytest.CaptureFixture[str]
+Factory = pytest.TempPathFactory
+
+
+def shared(factory: Factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that ``make`` fills once for all processes of the test run; leave it as it is."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    place.parent.mkdir(exist_ok=True)
+    done = place.with_name(f"{name} is made")
+    with FileLock(place.with_name(f"{name}.lock")):
+        if not done.exists():
+            make(place)
+            done.touch()
+    return place
 
 
 def refused(capsys: Capture, code: int, *words: object) -> str:
@@ -98,27 +114,34 @@ def made_table(*, mos_scale: tuple[float, float] = (1, 5), **columns: Any) -> "I
 
 
 @pytest.fixture(scope="session")
-def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_backbone(tmp_path_factory: Factory) -> Path:
     """A folder with a random small CLIP, from a seed, as ``dcmpl.weights.backbones`` loads it."""
+    return shared(tmp_path_factory, "small-clip", _write_small_backbone)
+
+
+def _write_small_backbone(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from dcmpl.model.clip import Clip
     from dcmpl.weights.layouts import read_config
 
-    folder = tmp_path_factory.mktemp("small-clip")
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SMALL))
     (folder / "tokenizer.json").write_bytes((EMBEDDED["tiny"] / "tokenizer.json").read_bytes())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         clip = Clip(read_config(folder / "config.json"))
     save_file(clip.state_dict(), folder / "model.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="session")
-def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_data(tmp_path_factory: Factory) -> Path:
     """A CSV of 48 images of 12 prompts; noise lowers the MOS (1 to 5)."""
-    folder = tmp_path_factory.mktemp("images")
+    return shared(tmp_path_factory, "images", _write_images) / "scores.csv"
+
+
+def _write_images(folder: Path) -> None:
+    folder.mkdir()
     rng = np.random.default_rng(0)
     with (folder / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -134,7 +157,6 @@ def image_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 f"{1 + 4 * rng.random():.3f}",
             ]
             writer.writerow([*row, "ab"[i % 2]])
-    return folder / "scores.csv"
 
 
 @pytest.fixture(scope="session")
@@ -205,10 +227,11 @@ def train_words(small_backbone: Path, image_data: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -> Path:
+def trained_run(tmp_path_factory: Factory, train_words: list[str]) -> Path:
     """A finished run of :func:`train_words`; copy it before changing it."""
     from dcmpl.cli.main import main
 
-    folder = tmp_path_factory.mktemp("runs") / "short"
-    assert main([*train_words, "--out", str(folder)]) == 0
-    return folder
+    def train(folder: Path) -> None:
+        assert main([*train_words, "--out", str(folder)]) == 0
+
+    return shared(tmp_path_factory, "short", train)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import Factory, shared
+
 VARIANTS = [
     ("onnx", "fp32", "model.onnx"),
     ("onnx", "int8", "model.int8.onnx"),
@@ -48,7 +50,7 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, trained_run: Path, image_data: Path) -> Made:
+def made(tmp_path_factory: Factory, trained_run: Path, image_data: Path) -> Made:
     """The whole export, with all variants; copy it before changing it.
 
     Ranks of 4 images that a run of three epochs hardly tells apart are no reason to leave out
@@ -56,9 +58,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, trained_run: Path, image_data
     """
     from dcmpl.scoring import export
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "INT8_SRCC", -1.0)
-        return Made.by(trained_run, "-o", tmp_path_factory.mktemp("exports") / "all")
+    def write(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export, "INT8_SRCC", -1.0)
+            found = Made.by(trained_run, "-o", folder)
+        for name in ("printed", "said"):
+            folder.with_name(f"export {name}").write_text(getattr(found, name))
+
+    folder = shared(tmp_path_factory, "export", write)
+    printed, said = (folder.with_name(f"export {name}").read_text() for name in ("printed", "said"))
+    return Made(folder, printed, said)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from dcmpl.cli.main import main
 from dcmpl.evaluation.compare import published_rows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
+from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
 from torch_files import save_clip_agiqa
 
@@ -74,9 +75,13 @@ def readers_folder(
 
 
 def test_commands_and_python_of_the_readme_run(
-    readers_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    readers_folder: Path,
+    small_backbone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(readers_folder)
+    monkeypatch.setitem(EMBEDDED, "tiny", small_backbone)  # or one command takes a minute
     monkeypatch.setattr(
         "dcmpl.scoring.export.INT8_SRCC", -1.0
     )  # four images have no ranks to speak of

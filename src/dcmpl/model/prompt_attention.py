@@ -1,4 +1,4 @@
-"""Multi-head prompt attention (MPA): the prompts of a layer produce those of the next.
+"""Multimodal prompt attention (MPA): the prompts of a layer produce those of the next.
 
 The block follows the equations of CMPA, Liu et al., *Deeply Coupled Cross-Modal Prompt
 Learning*, arXiv:2305.17903, eqs. 4-7; its other forms are the open choices of the paper,
