@@ -301,8 +301,7 @@ def validation_images(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3"]
     table, split = table_of_run(run), read_split(folder, run)
     if split is None:
         raise DataError("expected the split of the run, an imported one has none")
-    paths = list(split.validation_part(table).table.frame["image"])
-    chosen = paths[:: -(-len(paths) // MOST_IMAGES)]
+    chosen = split.validation_part(table).table.spread_images(MOST_IMAGES)
     return [read_image(path) for path in track(chosen, "reading validation images")]
 
 

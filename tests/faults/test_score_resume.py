@@ -21,7 +21,7 @@ from dcmpl.cli.main import main
 from dcmpl.scoring.files import Row
 from dcmpl.scoring.job import Journal, journal_of, open_journal
 
-COUNT, LONG = 200, 1000  # three chunks and a part of one; fifteen, which take some seconds
+COUNT, LONG = 200, 600  # three chunks and a part of one; nine, which take some seconds
 CHUNK = 64
 
 Words = list[str]

@@ -20,8 +20,8 @@ END = 639  # the highest id: transformers finds the end by argmax or by eos_toke
 BASE = {"width": (768, 512), "layers": 12, "heads": (12, 8), "hidden": (3072, 2048)}
 ORACLES = {
     "vit-b-32": {**BASE, "image": 224, "patch": 32, "length": 77, "joint": 512},
-    "vit-b-16": {**BASE, "image": 224, "patch": 16, "length": 77, "joint": 512},
-    # ViT-L/14 at its two resolutions, of whose 24 and 12 layers three prove the sizes.
+    # Of the layers of the others, twelve to 24, three prove the sizes.
+    "vit-b-16": {**BASE, "layers": 3, "image": 224, "patch": 16, "length": 77, "joint": 512},
     **{
         f"vit-l-14, {image}": {
             "width": (1024, 768),

@@ -91,7 +91,9 @@ def train(arguments: Arguments) -> int:
         split = _new_split(arguments, recipe.seed, table, facts)
         run = _begun(arguments, recipe, table, backbone, split)
     model = _built(run, backbone).to(device)
-    first = PartialState().is_main_process
+    processes = PartialState()
+    processes.wait_for_everyone()  # all have looked into the folder before the first one writes
+    first = processes.is_main_process
     if first:
         _say_what_begins(run, split, table, model)
         say_leaks(split, table, facts)

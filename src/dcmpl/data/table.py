@@ -85,6 +85,11 @@ class ImageTable:
         """The rows for which ``rows`` is true, in their order."""
         return ImageTable(self.name, self.scale, self.frame[rows].reset_index(drop=True))
 
+    def spread_images(self, most: int) -> list[str]:
+        """Paths of at most ``most`` images, evenly spread over the rows."""
+        paths = [str(path) for path in self.frame["image"]]
+        return paths[:: -(-len(paths) // most) or 1]
+
     def joined(self, other: "ImageTable") -> "ImageTable":
         """Table of the rows of both."""
         frame = pd.concat([self.frame, other.frame], ignore_index=True)

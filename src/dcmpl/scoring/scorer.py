@@ -442,7 +442,7 @@ def _views(asked: str | None, measured: str, calibration: Calibration | None, fo
         return asked or measured
     if calibration is None or calibration.enough_views is None:
         raise UsageError(
-            f"expected a calibrated run for --views auto, {folder} is none, so it is not known "
-            "how few views are enough: name --views"
+            f"expected a model that knows how few views are enough for --views auto, {folder} "
+            "does not: name --views"
         )
     return calibration.enough_views

@@ -335,7 +335,6 @@ def fewest_views(rows: Sequence[dict[str, Any]]) -> str:
 
 def enough_views(engine: Engine, validation: ImageTable) -> str:
     """Smallest tiling whose scores match full tiling, on evenly spread validation images."""
-    paths = list(validation.frame["image"])
-    chosen = paths[:: max(1, len(paths) // ENOUGH_IMAGES)]
+    chosen = validation.spread_images(ENOUGH_IMAGES)
     images = [read_image(path) for path in track(chosen, "how few views are enough")]
     return fewest_views(compare_views(engine, images))
