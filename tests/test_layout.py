@@ -81,6 +81,26 @@ def test_files_and_functions_are_short(file: Path) -> None:
             assert length <= MOST_OF_A_FUNCTION, node.name
 
 
+TESTS = ROOT / "tests"
+OF_ALL = {"device", "layout"}
+"""Tests of the whole house."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_every_file_has_its_tests(file: Path) -> None:
+    place = TESTS / file.relative_to(SOURCE).parent
+    assert file.stem in ("__init__", "__main__") or (place / f"test_{file.stem}.py").is_file()
+
+
+@pytest.mark.parametrize("room", ["", *ROOMS])
+def test_tests_are_called_after_the_file_they_test(room: str) -> None:
+    """``test_FILE.py``, or ``test_FILE_TOPIC.py`` where there are many."""
+    known = {file.stem for file in (SOURCE / room).glob("*.py")} | (OF_ALL if not room else set())
+    for file in (TESTS / room).glob("test_*.py"):
+        words = file.stem.split("_")[1:]
+        assert known & {"_".join(words[: end + 1]) for end in range(len(words))}, file.name
+
+
 NOT_THE_FIELD_S = {"picture", "pictures", "told", "tells", "asked", "said", "whoever", "nobody"}
 """Words that docstrings do without: an image, and who does what to which."""
 

@@ -10,53 +10,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from benchmarked import NAMES, QUICK, folder_of, rows
 from dcmpl.cli.main import main
 from dcmpl.config import TARGETS
 
-QUICK = ["--epochs", "3", "--batch-size", "16", "--lr", "0.003", "--set", "train.views=center"]
-NAMES = ["--protocols", "image-level", "clip-agiqa", "--repeats", "2"]
+pytest_plugins = ("benchmarked",)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def agiqa(tmp_path_factory: pytest.TempPathFactory, image_data: Path) -> Path:
-    """The small images as AGIQA-3K lays them out."""
-    folder = tmp_path_factory.mktemp("data") / "AGIQA-3K"
-    (folder / "img").mkdir(parents=True)
-    frame = pd.read_csv(image_data)
-    for image in frame["image"]:
-        shutil.copy(image_data.parent / image, folder / "img" / f"glide_{image}")
-    frame["image"] = "glide_" + frame["image"]
-    frame = frame.rename(columns={"image": "name", "mos_alignment": "mos_align"})
-    frame.drop(columns="generator").to_csv(folder / "data.csv", index=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def words(agiqa: Path, small_backbone: Path) -> list[str]:
-    return ["--data", str(agiqa), "--backbone", str(small_backbone), *QUICK]
-
-
-@pytest.fixture(scope="module")
-def protocols(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
-    """Two repeats of three protocols."""
-    out = tmp_path_factory.mktemp("protocols")
-    assert main(["benchmark", *NAMES, *words, "--out", str(out)]) == 0
-    return out
-
-
-def rows(out: Path, **wanted: str) -> pd.DataFrame:
-    frame = pd.read_csv(out / "summary.csv")
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame
-
-
-def folder_of(out: Path, protocol: str, repeat: int) -> Path:
-    return out / "AGIQA-3K" / "dcmpl" / protocol / f"repeat{repeat}"
 
 
 def trial(out: Path, protocol: str, repeat: int) -> dict:
@@ -159,61 +121,6 @@ def test_evaluating_a_trial_leaves_its_record(
         assert found == pytest.approx(then, abs=1e-6)
     assert metrics["protocol"] == "clean"
     assert metrics["baselines"]["statistics"] == before["baselines"]["statistics"]
-
-
-def test_compare_sets_like_beside_like(
-    protocols: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["compare", str(protocols), "--out", str(tmp_path)]) == 0
-    frame = pd.read_csv(tmp_path / "comparison.csv")
-    ours = frame[frame["ours"] & frame["method"].str.startswith("dcmpl on")]
-    assert set(ours["protocol"]) == {
-        "prompt-grouped",
-        "prompt-grouped, best epoch on test",
-        "image-level",
-    }
-    theirs = frame[~frame["ours"]]
-    assert set(theirs["dataset"]) == {"AGIQA-3K"}
-    fu = theirs[(theirs["method"] == "CLIP-AGIQA (Fu)") & (theirs["task"] == "quality")].iloc[0]
-    assert (fu["srcc"], fu["plcc"]) == (0.8747, 0.9190)
-    assert fu["protocol"] == "prompt-grouped, best epoch on test"
-    assert (tmp_path / "comparison.png").stat().st_size > 1000
-    assert "8 images each" in (tmp_path / "comparison.md").read_text()
-
-
-def test_two_runs_on_the_same_images_are_compared(
-    protocols: Path, words: list[str], tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    preset = ["--preset", "linear-probe", "--out", str(other)]
-    assert main(["train", *words, *preset]) == 0
-    assert main(["evaluate", str(other)]) == 0
-    first = folder_of(protocols, "clean", 0)
-    assert main(["compare", str(first), str(other), "--out", str(tmp_path)]) == 0
-    text = (tmp_path / "comparison.md").read_text()
-    assert "## Run against run" in text
-    table = [
-        line
-        for line in text.splitlines()
-        if [cell.strip() for cell in line.split("|")][1:3] == [str(first), str(other)]
-    ]
-    assert [line.split("|")[3].strip() for line in table] == ["quality", "alignment"]
-
-
-def test_compare_refuses_a_folder_without_results(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["compare", str(tmp_path)]) == 1
-    assert "found neither metrics.json (dcmpl evaluate RUN) nor summary.json" in said(capsys)
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": 3}', "[" * 100_000])
-def test_compare_refuses_results_that_are_none(
-    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "summary.json").write_text(content)
-    assert main(["compare", str(tmp_path)]) == 1
-    assert said(capsys).startswith("dcmpl: expected results ")
 
 
 def second_set(folder: Path, seed: int) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from calibrated import plain_meaning
 from conftest import Capture, refused
 from dcmpl.cli.main import main
+from dcmpl.presets import PRESETS
 from dcmpl.runs import Run, read_run
 from dcmpl.scoring.calibration import CALIBRATION, Calibration, Cut, PatchReadout, read_calibration
 
@@ -265,3 +266,15 @@ def test_calibration_that_is_a_folder_is_none(capsys: Capture, copied: Path) -> 
     (copied / CALIBRATION).unlink()
     (copied / CALIBRATION).mkdir()
     assert "no MOS units" in shown(capsys, copied)[0]
+
+
+def test_presets_are_listed_with_what_they_learn(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["presets"]) == 0
+    told = capsys.readouterr().out
+    listed = {line.strip("│ ").split(" ")[0] for line in told.splitlines()}
+    assert set(PRESETS) <= listed
+    assert "25,588,224" in told
+    assert "train.patience" in told

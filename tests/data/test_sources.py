@@ -1,8 +1,10 @@
 """Files, folders, globs and lists become entries: each image once, each fault a row."""
 
 import os
+import tarfile
 import threading
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dcmpl.data.sources import Source, find_sources, with_content, with_prompts
+from dcmpl.cli.main import main
+from dcmpl.data.sources import MAX_SIDECAR_BYTES, Source, find_sources, with_content, with_prompts
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.decode import is_image
+from dcmpl.scoring.files import read_scores
 
 
 @pytest.fixture
@@ -259,3 +263,48 @@ def test_name_that_is_no_utf_8_is_listed(tmp_path: Path) -> None:
     with open(name, "wb"):
         pass
     assert [os.fsencode(entry.path) for entry in found_in(tmp_path)] == [name]
+
+
+def test_sidecar_that_is_too_long_is_no_prompt_and_the_row_says_so(tmp_path: Path) -> None:
+    for name, size in (("long", MAX_SIDECAR_BYTES + 1), ("fits", MAX_SIDECAR_BYTES)):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("x" * size)
+    with tarfile.open(tmp_path / "both.tar", "w") as archive:
+        for file in sorted(tmp_path.glob("*.[pt][nx][gt]")):
+            archive.add(file, file.name)
+    for path in (str(tmp_path), str(tmp_path / "both.tar")):
+        entries = {Path(e.name).stem: e for e in find_sources([path], sidecar=True)}
+        assert len(entries["fits"].prompt) == MAX_SIDECAR_BYTES
+        assert entries["fits"].note == ""
+        assert entries["long"].prompt == ""
+        assert "long.txt has more than 65536 bytes" in entries["long"].note
+
+
+def test_note_of_a_long_sidecar_reaches_the_row(tmp_path: Path, trained_run: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("x" * 100_000)
+    out = tmp_path / "s.csv"
+    words = ["score", str(tmp_path / "a.png"), "--prompt-from", "sidecar", "-o", str(out)]
+    assert main([*words, "--model", str(trained_run)]) == 0
+    (row,) = read_scores(out)
+    assert "a.txt has more than" in row["note"]
+
+
+def test_kind_of_a_path_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcmpl.data import sources
+
+    for i in range(5):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    asked: list[str] = []
+    kind = sources._kind
+    monkeypatch.setattr(sources, "_kind", lambda path: asked.append(path) or kind(path))
+    assert len(find_sources([str(tmp_path)])) == 5
+    assert asked == [str(tmp_path)]
+
+
+def test_bytes_of_an_image_are_those_of_its_file(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    (entry,) = find_sources([str(tmp_path / "a.png")])
+    assert entry.file_content() == buffer.getvalue()

@@ -16,6 +16,8 @@ from dcmpl.data.leaks import ImageFacts, tied_units
 from dcmpl.data.splits import Split, draw_split
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError
+from dcmpl.files import as_json
+from dcmpl.runs import SPLIT
 
 
 def table_of(groups: Sequence[str]) -> ImageTable:
@@ -196,3 +198,8 @@ def test_each_part_holds_its_own_images() -> None:
     parts = [split.train_part(FORTY), split.validation_part(FORTY), split.test_part(FORTY)]
     found = [tuple(sorted(part.table.frame["name"])) for part in parts]
     assert found == [split.train, split.val, split.test]
+
+
+def test_a_split_has_one_layout_wherever_it_is_written(trained_run: Path) -> None:
+    file = trained_run / SPLIT
+    assert file.read_bytes() == as_json(Split.read(file).to_json())

@@ -116,14 +116,6 @@ def test_drift_and_ranks_of_every_variant_are_stored_and_said(
     assert record["compared_on"] == "the middle of 4 images"  # the validation part
 
 
-def test_command_prints_the_folder_and_what_to_do_next(made: Made) -> None:
-    told = ", ".join(f"{engine} {precision}" for engine, precision, _ in VARIANTS)
-    assert made.printed == (
-        f"exported: {made.folder} ({told})\n"
-        f"next: dcmpl score PATH --model {made.folder} -o scores.csv\n"
-    )
-
-
 # Torch's scores
 
 
@@ -304,25 +296,3 @@ def test_record_of_a_later_version_asks_for_an_upgrade(
 
 
 # What cannot be exported
-
-
-def test_missing_packages_are_named_with_the_command_that_installs_them(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch, trained_run: Path, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
-    assert refused(capsys, 2, "export", trained_run, "-o", tmp_path / "x") == (
-        "expected onnx, onnxscript, onnxruntime to export, found none: "
-        "pip install 'dcmpl-agiqa[onnx]'"
-    )
-
-
-def test_words_that_make_no_export_are_told_at_once(
-    capsys: Capture, trained_run: Path, tmp_path: Path
-) -> None:
-    full = refused(capsys, 2, "export", trained_run, "-o", trained_run)
-    assert full == f"expected a new folder at -o {trained_run}, found something there"
-    words = ["export", trained_run, "-o", tmp_path / "x", "--targets", "authenticity"]
-    assert "the run learned" in refused(capsys, 2, *words)
-    assert refused(capsys, 2, "export", tmp_path / "none", "-o", tmp_path / "x") == (
-        f"expected a run folder made by dcmpl train, found none at {tmp_path / 'none'}"
-    )

@@ -61,3 +61,10 @@ def test_no_scores_become_a_frame_with_all_columns() -> None:
 def test_score_of_an_unknown_target_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="expected one of quality, alignment, authenticity"):
         _ = Score("a.png", "")["beauty"]
+
+
+def test_slice_of_scores_is_scores() -> None:
+    scores = Scores(Score(f"{i}.png", "", quality=i / 4) for i in range(4))
+    assert isinstance(scores[:2], Scores)
+    assert scores[:2].to_dataframe()["quality"].tolist() == [0.0, 0.25]
+    assert scores[-1].quality == 0.75

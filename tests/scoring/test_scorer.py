@@ -339,3 +339,17 @@ def test_loss_is_one_less_the_score_and_has_gradients(scorer: Scorer, paths: lis
 def test_loss_of_what_is_not_predicted_is_a_usage_error(scorer: Scorer) -> None:
     with pytest.raises(UsageError, match="got authenticity"):
         scorer.as_loss("authenticity")
+
+
+@pytest.mark.parametrize("workers", [0, -3])
+def test_scorer_refuses_fewer_than_one_worker(trained_run: Path, workers: int) -> None:
+    with pytest.raises(UsageError, match="at least one worker"):
+        Scorer.from_pretrained(trained_run, workers=workers)
+
+
+def test_array_of_images_is_scored_as_the_list_of_them(trained_run: Path) -> None:
+    scorer = Scorer.from_pretrained(trained_run, device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 44, 3), dtype=np.uint8)
+    assert [s.quality for s in scorer.score(pixels)] == [
+        s.quality for s in scorer.score(list(pixels))
+    ]

@@ -26,12 +26,9 @@ from dcmpl.data.splits import Split, draw_split
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.errors import DataError, RunError
 from dcmpl.images.decode import read_image
-from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
-from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS
 from dcmpl.runs import DataSource, Run, read_run
-from dcmpl.training.linear_probe import STRENGTHS
 from dcmpl.training.loop import EpochReport, fit, learning_rate, task_loss
 from dcmpl.weights.backbones import load_backbone
 
@@ -574,24 +571,3 @@ def test_views_may_be_trained_on_where_visual_prompts_are_learned(
     config = replace(QUICK, windows="views")
     one, two = (fit_preset("dcmpl", config, name) for name in ("one", "two"))
     assert one.content() == two.content()
-
-
-def test_ridge_is_the_closed_form(
-    fit_preset: Callable[..., Trained], table: ImageTable, split: Split
-) -> None:
-    """The stored map minimises the penalised squares for one of the tried penalties."""
-    trained = fit_preset("linear-probe")
-    rows = split.rows(table, "train")
-    with torch.inference_mode():
-        cut = [np.stack([*windows(read_image(p), 32, "center")]) for p in rows.frame["image"]]
-        means = [trained.model.frozen(to_unit_range(torch.from_numpy(c))).mean(0) for c in cut]
-        x = torch.stack(means).double()
-    scale = x.std(0, correction=0)
-    standard = (x - x.mean(0)) / scale
-    y = torch.from_numpy(rows.targets()[:, 0]).double()
-    found = trained.model.linear.weight[0].double().detach() * scale
-    residual = standard.T @ (y - y.mean() - standard @ found)
-    # At the minimum the gradient of the squares is the penalty times the weights.
-    penalty = (residual @ found) / (found @ found)
-    torch.testing.assert_close(residual, penalty * found, atol=1e-4, rtol=1e-3)
-    assert any(abs(penalty.item() / strength - 1) < 0.02 for strength in STRENGTHS)

@@ -71,15 +71,15 @@ FLAGS = (
 def train(arguments: Arguments) -> int:
     """Train, choose the epoch on validation, calibrate on validation."""
     recipe = _checked(arguments)
-    from accelerate import PartialState
 
     from dcmpl.data.leaks import check_images
     from dcmpl.runs import MODEL, write_split
     from dcmpl.scoring.torch_engine import choose_device
-    from dcmpl.training.loop import fit
+    from dcmpl.training.loop import fit, processes_of
     from dcmpl.weights.backbones import load_backbone
 
     folder, device = Path(arguments.out), choose_device(arguments.device)
+    processes = processes_of(device)
     left = _left_in(folder, arguments.resume)
     table, backbone = read_data(arguments, arguments.data), load_backbone(arguments.backbone)
     if left:
@@ -91,7 +91,6 @@ def train(arguments: Arguments) -> int:
         split = _new_split(arguments, recipe.seed, table, facts)
         run = _begun(arguments, recipe, table, backbone, split)
     model = _built(run, backbone).to(device)
-    processes = PartialState()
     processes.wait_for_everyone()  # all have looked into the folder before the first one writes
     first = processes.is_main_process
     if first:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,7 +44,7 @@ from dcmpl.training.features import (
 from dcmpl.training.labels import with_alignment
 from dcmpl.training.linear_probe import fit_ridge
 
-__all__ = ["EpochReport", "fit"]
+__all__ = ["EpochReport", "fit", "processes_of"]
 
 WORKERS = min(4, cores())
 """Processes that decode images for a GPU."""
@@ -134,7 +134,7 @@ def fit(
     training and validation do not have opinions on the same of the model's tasks.
     """
     config = run.train
-    accelerator = _accelerator()
+    accelerator = _accelerator(next(model.parameters()).device)
     _check_targets(model, training.table, validation.table)
     parameters = trainable_parameters(model)
     if frozen is None and parameters:
@@ -176,8 +176,17 @@ def fit(
     return run
 
 
-def _accelerator() -> Accelerator:
-    """Processes of :func:`fit`; the model stays on its device."""
+def processes_of(device: torch.device) -> PartialState:
+    """The processes that train together, as ``torchrun`` and its like start them.
+
+    Each gets a GPU of its own as the current one, or joins the others on the CPU.
+    """
+    return PartialState(cpu=device.type == "cpu")
+
+
+def _accelerator(device: torch.device) -> Accelerator:
+    """Accelerator of :func:`fit`; the model stays on its device."""
+    processes_of(device)
     reached = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(device_placement=False, kwargs_handlers=[reached])
 

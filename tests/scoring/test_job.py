@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -682,3 +683,24 @@ def test_changed_calibration_of_an_export_is_refused(
     record.write_text(record.read_text().replace('"pairs": ', '"pairs": 1'))
     words = [judged_data.parent / "000.png", "--model", exported, "-o", out]
     assert "it was changed since" in refused(capsys, 1, "score", *words)
+
+
+def test_job_is_what_decides_the_rows_and_not_where_it_ran(
+    trained_run: Path, tmp_path: Path, image_data: Path
+) -> None:
+    out = tmp_path / "s.csv"
+    image = str(image_data.parent / "00.png")
+    assert main(["score", image, "--model", str(trained_run), "-o", str(out)]) == 0
+    assert {"python", "model"}.isdisjoint(read_manifest(out))
+
+
+def test_shards_of_a_run_that_was_renamed_fit_together(
+    trained_run: Path, tmp_path: Path, image_data: Path
+) -> None:
+    shards = []
+    for number, name in ((1, "here"), (2, "there")):
+        os.symlink(trained_run, tmp_path / name)
+        shards.append(str(tmp_path / f"{name}.csv"))
+        words = ["score", str(image_data.parent), "--model", str(tmp_path / name)]
+        assert main([*words, "--shard", f"{number}/2", "-o", shards[-1]]) == 0
+    assert main(["merge", *shards, "-o", str(tmp_path / "whole.csv")]) == 0
