@@ -25,17 +25,31 @@ if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go 
 torch.set_num_threads(1)
 
 FEW_DRAWS = 5
-"""Fits of a curve for an interval, of which an evaluation makes 100 for each target."""
+"""Samples for an interval, of which an evaluation takes 1000, or 100 where it fits a curve."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_draws() -> Iterator[None]:
-    """A small part has no clear best fit, so that each of them takes all its steps."""
+    """Evaluations here are of a dozen images; intervals themselves are tested with metrics."""
     from dcmpl.evaluation import results
 
+    bootstrap = results.bootstrap
+
+    def quick(*given: Any) -> Any:
+        return bootstrap(*given[:4], min(given[4], FEW_DRAWS))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "FITTED_DRAWS", FEW_DRAWS)
+        patch.setattr(results, "bootstrap", quick)
         yield
+
+
+def evaluate_bare(patch: pytest.MonkeyPatch) -> None:
+    """Leave plots and baselines out of evaluations; those of runs have tests with them."""
+    from dcmpl.evaluation import results
+
+    patch.setattr(results, "write_plots", lambda *_: True)
+    patch.setattr(results, "statistics_of", lambda *_: {})
+    patch.setattr(results, "predict_baselines", lambda *_: {})
 
 
 SMALL = {

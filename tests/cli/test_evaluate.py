@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from conftest import Capture, refused
 from dcmpl.cli.main import main
 from dcmpl.files import sealed
-from dcmpl.metrics import bootstrap
 
 
 def test_unknown_split_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
@@ -21,15 +19,12 @@ def test_unknown_split_is_wrong_usage(capsys: Capture, trained_run: Path) -> Non
 @pytest.mark.parametrize(("part", "count", "kind"), [("test", 8, "clean"), ("val", 4, "clean")])
 def test_evaluation_prints_its_table_and_its_files(
     capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
     trained_run: Path,
     tmp_path: Path,
     part: str,
     count: int,
     kind: str,
 ) -> None:
-    few = partial(bootstrap, draws=5)
-    monkeypatch.setattr("dcmpl.evaluation.results.bootstrap", lambda *words: few(*words[:4]))
     assert main(["evaluate", str(trained_run), "--split", part, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     title = f"scores, {part} part, {count} images; protocol: {kind}"

@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import Capture, made_table, refused
+from conftest import Capture, evaluate_bare, made_table, refused
 from dcmpl.cli.main import main
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
 from dcmpl.evaluation.results import calibrations, predictions_frame
-from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import Scores
 from dcmpl.presets import PRESETS, with_targets
 from dcmpl.runs import read_run, read_split
@@ -305,14 +304,8 @@ def metrics(own_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Of an evaluation of all images; intervals and plots are tested with that of runs."""
     folder = tmp_path_factory.mktemp("results")
 
-    def quick(metric: Any, predicted: Any, opinion: Any, groups: Any, _: int) -> Any:
-        return bootstrap(metric, predicted, opinion, groups, 2)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.evaluation.results.bootstrap", quick)
-        patch.setattr("dcmpl.evaluation.results.write_plots", lambda *_: True)
-        patch.setattr("dcmpl.evaluation.results.statistics_of", lambda *_: {})
-        patch.setattr("dcmpl.evaluation.results.predict_baselines", lambda *_: {})
+        evaluate_bare(patch)
         assert main(["evaluate", str(own_run), "--split", "all", "--out", str(folder)]) == 0
     found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     found["rows"] = pd.read_csv(folder / "predictions.csv")

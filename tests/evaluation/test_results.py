@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dcmpl.evaluation.results import (
     write_results,
 )
 from dcmpl.files import sealed
-from dcmpl.metrics import bootstrap, pairwise_accuracy, plcc_mapped, plcc_mapped5
+from dcmpl.metrics import pairwise_accuracy, plcc_mapped, plcc_mapped5
 from dcmpl.runs import read_run, read_split
 
 TOLERANCE = 1e-9
@@ -33,18 +33,6 @@ TOLERANCE = 1e-9
 
 INTERVALS = ("srcc", "plcc", "plcc_mapped", "plcc_mapped5", "krcc", "rmse")
 OTHERS = ("n", "within_generator_srcc", "pairwise_accuracy")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_draws() -> Iterator[None]:
-    """Intervals are tested with the metrics; here a few draws do."""
-
-    def quick(metric: Any, predicted: Any, opinion: Any, groups: Any, _: int) -> Any:
-        return bootstrap(metric, predicted, opinion, groups, 5)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.evaluation.results.bootstrap", quick)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from dcmpl.cli.main import main
 from dcmpl.scoring.files import Row
 from dcmpl.scoring.job import Journal, journal_of, open_journal
 
-COUNT, LONG = 200, 600  # three chunks and a part of one; nine, which take some seconds
+COUNT, LONG, KILLS = 200, 600, 6  # three chunks and a part of one; nine, which take some seconds
 CHUNK = 64
 
 Words = list[str]
@@ -142,12 +142,12 @@ def wait_for_rows(out: Path, count: int, process: ForkServerProcess) -> None:
         time.sleep(0.002)
 
 
-def test_job_that_is_killed_ten_times_ends_with_the_same_bytes(
+def test_job_that_is_killed_six_times_ends_with_the_same_bytes(
     start: Start, long_job: Job, out: Path, tmp_path: Path
 ) -> None:
     rng = random.Random(11)
     words, whole = [*long_job[0], "-o", str(out)], long_job[1]
-    for moment in sorted(rng.sample(range(LONG - 2 * CHUNK), 10)):
+    for moment in sorted(rng.sample(range(LONG - 2 * CHUNK), KILLS)):
         process = start([*words, "--resume"], tmp_path / "told")
         wait_for_rows(out, moment, process)
         time.sleep(rng.random() * 0.02)

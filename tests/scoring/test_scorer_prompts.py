@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import Capture, refused
+from conftest import Capture, evaluate_bare, refused
 from dcmpl.cli.main import main
 from dcmpl.config import TrainConfig
 from dcmpl.data.datasets import load_table
@@ -23,7 +23,7 @@ from dcmpl.data.table import MosScale
 from dcmpl.errors import UsageError
 from dcmpl.evaluation.results import prompts_matter
 from dcmpl.images.decode import read_image
-from dcmpl.metrics import bootstrap, srcc
+from dcmpl.metrics import srcc
 from dcmpl.model.prompt_reader import Reader
 from dcmpl.runs import read_run
 from dcmpl.scoring.files import Row
@@ -517,26 +517,14 @@ def test_job_with_other_words_for_long_prompts_is_not_gone_on_with(
 # Measured
 
 
-@pytest.fixture
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals and plots are tested with the measuring of runs."""
-
-    def quick(metric: Any, predicted: Any, opinion: Any, groups: Any, _: int) -> Any:
-        return bootstrap(metric, predicted, opinion, groups, 2)
-
-    monkeypatch.setattr("dcmpl.evaluation.results.bootstrap", quick)
-    monkeypatch.setattr("dcmpl.evaluation.results.write_plots", lambda *_: True)
-    monkeypatch.setattr("dcmpl.evaluation.results.statistics_of", lambda *_: {})
-    monkeypatch.setattr("dcmpl.evaluation.results.predict_baselines", lambda *_: {})
-
-
 def measured(run: Path, out: Path) -> dict[str, Any]:
-    assert main(["evaluate", str(run), "--split", "all", "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate_bare(patch)
+        assert main(["evaluate", str(run), "--split", "all", "--out", str(out)]) == 0
     found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return found
 
 
-@pytest.mark.usefixtures("few_draws")
 def test_evaluation_says_what_other_prompts_change(
     capsys: Capture, prompted_run: Path, scorer: Scorer, image_data: Path, tmp_path: Path
 ) -> None:
@@ -578,7 +566,6 @@ def test_alignment_of_rows_without_a_prompt_counts_nowhere(
     assert np.isfinite(list(found.values())).all()
 
 
-@pytest.mark.usefixtures("few_draws")
 def test_evaluation_of_a_blind_run_says_that_prompts_change_nothing(
     trained_run: Path, tmp_path: Path
 ) -> None:
@@ -586,7 +573,6 @@ def test_evaluation_of_a_blind_run_says_that_prompts_change_nothing(
     assert measured(trained_run, tmp_path)["prompts"] == {"alignment": nothing}
 
 
-@pytest.mark.usefixtures("few_draws")
 def test_other_prompts_change_nothing_where_all_images_have_one(
     prompted_run: Path, image_data: Path, tmp_path: Path
 ) -> None:
@@ -655,7 +641,6 @@ def test_export_of_what_reads_the_prompt_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.usefixtures("few_draws")
 def test_floors_are_of_the_images_that_have_a_prediction(
     prompted_run: Path, image_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

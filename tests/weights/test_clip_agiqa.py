@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcmpl.metrics import bootstrap
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.weights.backbones import Backbone
 from dcmpl.weights.clip_agiqa import read_clip_agiqa
@@ -17,14 +16,6 @@ pytest_plugins = ("clip_agiqa_files",)
 
 State = dict[str, Tensor]
 Randomise = Callable[[nn.Module, int], None]
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are tested elsewhere; here a few draws do."""
-    monkeypatch.setattr(
-        "dcmpl.evaluation.results.bootstrap", lambda *given: bootstrap(*given[:4], 5)
-    )
 
 
 @pytest.fixture(scope="module")
