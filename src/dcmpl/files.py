@@ -157,10 +157,10 @@ def _read(
 
 
 def _not_what(path: Path, what: str, error: Exception) -> RunError:
-    told = getattr(error, "strerror", None) or " ".join(str(error).split())
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     if isinstance(error, KeyError):
-        told = f"no entry {told}"
-    return RunError(f"expected {what} at {path}, got: {told or type(error).__name__}")
+        reason = f"no entry {reason}"
+    return RunError(f"expected {what} at {path}, got: {reason or type(error).__name__}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -230,5 +230,7 @@ def train_fields() -> Iterator[tuple[str, str, str, str]]:
 def _listed(config: Any, section: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in fields_of(config):
         value = field.default
-        told = "none" if value is None else str(value).lower() if field.kind is bool else str(value)
-        yield f"{section}.{name}", field.values, told, field.about
+        default = (
+            "none" if value is None else str(value).lower() if field.kind is bool else str(value)
+        )
+        yield f"{section}.{name}", field.values, default, field.about

@@ -181,10 +181,10 @@ def _recipe_settings(arguments: Arguments) -> list[str]:
 def _say_result(trial: "Trial", result: dict[str, Any]) -> None:
     from dcmpl.evaluation.results import measured
 
-    told = "  ".join(
+    text = "  ".join(
         f"{target} SRCC {result[target]['srcc']['value'] or 0:.3f}" for target in measured(result)
     )
-    say(f"repeat {trial.split.repeat}  {trial.split.protocol}  {trial.name:24} {told}")
+    say(f"repeat {trial.split.repeat}  {trial.split.protocol}  {trial.name:24} {text}")
 
 
 BENCHMARK = Command(

@@ -45,8 +45,8 @@ def import_run(arguments: Arguments) -> int:
     )
     save_learned(folder / MODEL, model, run)
     run.finished_in(folder).write(folder)
-    told = " and ".join(model.config.tasks)
-    print(f"run: {folder}, predicts {told}\nnext: dcmpl score PATH --model {folder} -o scores.csv")
+    text = " and ".join(model.config.tasks)
+    print(f"run: {folder}, predicts {text}\nnext: dcmpl score PATH --model {folder} -o scores.csv")
     if main_file is None:
         say("quality is not there: it is learned by the main file, --main")
     return 0

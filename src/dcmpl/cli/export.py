@@ -78,8 +78,8 @@ def _targets(asked: tuple[str, ...] | None, run: "Run") -> tuple[str, ...]:
             "prompts, score with the run itself"
         )
     targets = tuple(target for target in targets if target != "alignment")
-    told = ", ".join(targets)
-    say(f"note: alignment reads the prompt, which only torch does; exported: {told}")
+    names = ", ".join(targets)
+    say(f"note: alignment reads the prompt, which only torch does; exported: {names}")
     return targets
 
 

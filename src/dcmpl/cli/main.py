@@ -142,8 +142,8 @@ def parse(words: Sequence[str]) -> tuple[Command, Arguments]:
         setattr(arguments, dest, value)
     missing = [flag for dest, flag in flags.items() if flag.required and dest not in given]
     if missing and not arguments.print_config:
-        told = ", ".join(flag.metavar if flag.positional else flag.names[-1] for flag in missing)
-        raise UsageError(f"expected {told} for dcmpl {name}, got none; {_see(name)}")
+        names = ", ".join(flag.metavar if flag.positional else flag.names[-1] for flag in missing)
+        raise UsageError(f"expected {names} for dcmpl {name}, got none; {_see(name)}")
     return command, arguments
 
 
@@ -171,8 +171,8 @@ def _configuration(path: str, flags: Mapping[str, Flag], name: str) -> dict[str,
         if not isinstance(record, dict):
             raise ValueError(f"a {type(record).__name__} and no mapping from flags to values")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        told = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"expected a YAML file at --config {path}, got: {told}") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"expected a YAML file at --config {path}, got: {reason}") from error
     found = {}
     for key, value in record.items():
         dest = str(key).replace("-", "_")
@@ -220,15 +220,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dcmpl: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        told = str(interrupt) or "what was written so far is whole"
-        print(f"dcmpl: interrupted; {told}", file=sys.stderr)
+        reason = str(interrupt) or "what was written so far is whole"
+        print(f"dcmpl: interrupted; {reason}", file=sys.stderr)
         return 130
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
-        told = " ".join(str(error).split()) or "no message"
+        reason = " ".join(str(error).split()) or "no message"
         print(
-            f"dcmpl: unexpected {type(error).__name__}: {told}; "
+            f"dcmpl: unexpected {type(error).__name__}: {reason}; "
             "run again with --debug for the traceback",
             file=sys.stderr,
         )

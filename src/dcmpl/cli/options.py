@@ -188,8 +188,8 @@ def _recipe_flag(name: str, kind: type) -> Flag:
         if getattr(recipe, name) != paper
     ]
     about = TrainConfig.__dataclass_fields__[name].metadata["help"]
-    told = "; ".join([f"default: {paper}", *others])
-    return Flag(f"--{name.replace('_', '-')}", f"{about} ({told})", kind)
+    defaults = "; ".join([f"default: {paper}", *others])
+    return Flag(f"--{name.replace('_', '-')}", f"{about} ({defaults})", kind)
 
 
 RECIPE_FLAGS = (

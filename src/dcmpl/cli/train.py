@@ -102,8 +102,8 @@ def train(arguments: Arguments) -> int:
     run = fit(model, split.train_part(table), split.validation_part(table), run, folder, report)
     if first:
         best = run.history[run.best_epoch - 1]
-        told = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
-        say(f"best epoch {run.best_epoch}: {told}")
+        text = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
+        say(f"best epoch {run.best_epoch}: {text}")
         _calibrate(folder, run, table, split, model)
         print(f"run: {folder}\nnext: dcmpl evaluate {folder} --split test")
     return 0

@@ -111,11 +111,11 @@ def _check_ranges(numbers: dict[str, np.ndarray], file: Path) -> None:
             name for name, known in RANGES.items() if np.allclose(ends, known, atol=0.02, rtol=0)
         ]
         if near != [target]:
-            told = f", which are those of {near[0]}: the columns are swapped" if near else ""
+            hint = f", which are those of {near[0]}: the columns are swapped" if near else ""
             low, high = RANGES[target]
             raise DataError(
                 f"expected {target} from {low:g} to {high:g} in {file.parent} ({LAYOUT}), got "
-                f"{ends[0]:.2f} to {ends[1]:.2f}{told}"
+                f"{ends[0]:.2f} to {ends[1]:.2f}{hint}"
             )
 
 

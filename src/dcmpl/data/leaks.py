@@ -238,14 +238,14 @@ def check_leaks(
     for first, second in pairs:
         parts = split.rows(table, first), split.rows(table, second)
         leaks = find_leaks(*parts, facts)
-        for kind, told in KINDS.items():
+        for kind, text in KINDS.items():
             some = [leak for leak in leaks if leak.kind == kind]
             if not some:
                 continue
             shown = "; ".join(f"{leak.tested} and {leak.known}" for leak in some[:3])
             more = f" and {len(some) - 3} more" if len(some) > 3 else ""
             sentence = (
-                f"{len(some)} of {len(parts[1])} {second} images {told} with one of {first}"
+                f"{len(some)} of {len(parts[1])} {second} images {text} with one of {first}"
                 f" ({shown}{more})"
             )
             if kind not in allowed:

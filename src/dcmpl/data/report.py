@@ -99,14 +99,14 @@ def data_page(table: ImageTable, facts: Mapping[str, ImageFacts]) -> bytes:
     """HTML page of a data set: counts, histograms, generators, images from worst to best."""
     frame, findings = table.frame, check_table(table, facts)
     sizes = sorted({(f.width, f.height) for f in facts.values() if not f.fault})
-    told = [
+    facts_listed = [
         f"{len(table):,} images, {frame['group'].nunique():,} prompts, "
         f"{frame['generator'].nunique()} generators",
         f"MOS from {table.scale.low:g} (worst) to {table.scale.high:g}; judged for "
         + ", ".join(table.judged),
         f"sizes: {listed([f'{w} x {h}' for w, h in sizes])}",
     ]
-    parts = [_list("What it holds", told)]
+    parts = [_list("What it holds", facts_listed)]
     parts += [_list("What is wrong with this copy", findings.faults)] if findings.faults else []
     parts += [_list("Worth knowing", findings.notes)] if findings.notes else []
     if has_matplotlib():

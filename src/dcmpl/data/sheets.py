@@ -30,7 +30,7 @@ MAX_NUMBERS_BYTES = 2**20
 MAX_CELLS = 20_000_000
 MAX_COLUMNS = 4096
 BATCH_ROWS = 256
-"""Of Parquet, whose own figures on its size need not be true: a batch is held before it is told."""
+"""Of Parquet, whose figures on its size may lie: a batch is read before it is measured."""
 
 MAX_HEADER_BYTES = 2**20
 MAX_MAT_BYTES = 2**18
@@ -56,7 +56,7 @@ def need(frame: pd.DataFrame, columns: Sequence[str], file: Path) -> pd.DataFram
 def read_sheet(file: Path, header: bool = True, encoding: str = "utf-8-sig") -> pd.DataFrame:
     """Every cell as text, missing ones empty; types are given by name later.
 
-    Without ``header`` the columns are called 0, 1, ... The kind is told by the file's ending
+    Without ``header`` the columns are called 0, 1, ... The file's ending names the kind
     (``SHEETS``). Raises :class:`DataError` where the file is no such table, or has no rows.
     """
     kind = file.suffix.lower()
@@ -75,9 +75,9 @@ def read_sheet(file: Path, header: bool = True, encoding: str = "utf-8-sig") -> 
     except OSError as error:
         raise DataError(f"expected a table at {file}, got: {error.strerror or error}") from error
     except Exception as error:  # parsers raise anything on damaged files
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         wanted = f"a {encoding.removesuffix('-sig').upper()} " if kind in (".csv", ".tsv") else "a "
-        raise DataError(f"expected {wanted}{KINDS[kind]} table at {file}, got: {told}") from error
+        raise DataError(f"expected {wanted}{KINDS[kind]} table at {file}, got: {reason}") from error
     if frame.empty:
         raise DataError(f"expected at least one row in {file}, got none")
     frame.columns = [" ".join(str(column).split()) for column in frame.columns]
@@ -288,16 +288,16 @@ def read_mat(file: Path, variable: str, count: int) -> np.ndarray:
             raise DataError(f"expected {wanted}, got {', '.join(found) or 'nothing'}")
         shape, kind = found[variable]
         if kind not in ("double", "single") or sorted(shape) != sorted((count, 1)):
-            told = " x ".join(map(str, shape))
-            raise DataError(f"expected {wanted}, got {kind} of {told}")
+            sizes = " x ".join(map(str, shape))
+            raise DataError(f"expected {wanted}, got {kind} of {sizes}")
         values = matlab.loadmat(str(file), variable_names=[variable])[variable]
         if np.iscomplexobj(values):
             raise DataError(f"expected {wanted}, got complex ones")
     except DataError:
         raise
     except Exception as error:  # the parser raises anything on damaged files
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"expected {wanted}, got: {told}") from error
+        sizes = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"expected {wanted}, got: {sizes}") from error
     numbers: np.ndarray = np.asarray(values, dtype=np.float64).ravel()
     return numbers
 

@@ -297,8 +297,8 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
         prompt = prompts.get(stem, "")
         yield replace(entry, prompt=prompt, note="" if prompt else notes.get(stem, ""))
     if fault or not entries:
-        told = fault or f"expected images in {path}, found none"
-        yield Source(path, path, fault=told)
+        reason = fault or f"expected images in {path}, found none"
+        yield Source(path, path, fault=reason)
 
 
 def with_content(sources: Iterable[Source], metadata: bool = False) -> Iterator[Source]:

@@ -149,13 +149,13 @@ def image_table(
         out[std] = opinions(frame[std], spread, source, declared) if std in frame else np.nan
     if out[[f"mos_{target}" for target in targets]].isna().all(axis=None):
         raise DataError(f"expected opinions in {source}, got none: every MOS cell is empty")
-    told = [
+    left_out = [
         f"no target is read from the column {column}: expected mos_ and small letters, digits or "
         "_ that name nothing else in tables of scores"
         for column in map(str, frame)
         if column.startswith("mos_") and target_of(column) is None
     ]
-    return ImageTable(name, scale, out, (*notes, *told))
+    return ImageTable(name, scale, out, (*notes, *left_out))
 
 
 def _place(folders: Sequence[Path], image: str) -> str:

@@ -87,8 +87,8 @@ def _of_run(metrics: dict[str, Any], folder: Path) -> list[list[Any]]:
         for baseline, of_target in metrics.get("baselines", {}).items():
             if target in of_target:
                 values = [_number(of_target[target][m]) for m in ("srcc", "plcc")]
-                told = f"baseline: {BASELINES[baseline]}"
-                rows.append([told, metrics["data"], target, *values, kind, str(folder)])
+                text = f"baseline: {BASELINES[baseline]}"
+                rows.append([text, metrics["data"], target, *values, kind, str(folder)])
     return rows
 
 
@@ -110,10 +110,10 @@ def _of_benchmark(found: dict[str, Any], folder: Path) -> list[list[Any]]:
         method = str(row["variant"])
         if not method.startswith("baseline: "):
             method = f"{method} on {found['backbone']}"
-        told = f"{folder}, mean of {int(row['repeats'])} repeats, {int(row['images'])} images each"
+        text = f"{folder}, mean of {int(row['repeats'])} repeats, {int(row['images'])} images each"
         values = _number(row["mean"]), _number(row["plcc"])
         kind = KINDS[row["protocol"]] if own else KINDS["other data"]
-        rows.append([method, row["tested_on"], row["target"], *values, kind, told])
+        rows.append([method, row["tested_on"], row["target"], *values, kind, text])
     return rows
 
 
@@ -208,11 +208,11 @@ def write_comparison(frame: pd.DataFrame, paired: pd.DataFrame, out: Path) -> li
         if rows["ours"].any():
             panels[heading] = rows[rows["srcc"].notna()].iloc[::-1]
     if len(paired):
-        told = (
+        text = (
             "SRCC of the one minus that of the other on the same images: 95 % interval and p by a "
             "bootstrap over prompts; Wilcoxon's signed-rank test on each prompt's mean error."
         )
-        markdown += ["", "## Run against run", "", told, "", markdown_table(paired, ["difference"])]
+        markdown += ["", "## Run against run", "", text, "", markdown_table(paired, ["difference"])]
     names = ["comparison.md", "comparison.csv"]
     write_atomically(out / "comparison.md", ("\n".join(markdown) + "\n").encode())
     write_atomically(out / "comparison.csv", frame.to_csv(index=False).encode())

@@ -250,10 +250,10 @@ def _sentences(rows: pd.DataFrame, tests: int) -> Iterator[str]:
         kinds: dict[str, list[str]] = {}
         for _, row in part.iterrows():
             if not row["variant"].startswith(BASELINE):
-                told = verdict(float(row["difference"]), float(row["p"]), tests)
-                kinds.setdefault(told, []).append(f"`{row['variant']}`")
-        for told in filter(None, kinds):
-            yield f"- `{protocol}`, {told}: {', '.join(kinds[told])}."
+                text = verdict(float(row["difference"]), float(row["p"]), tests)
+                kinds.setdefault(text, []).append(f"`{row['variant']}`")
+        for text in filter(None, kinds):
+            yield f"- `{protocol}`, {text}: {', '.join(kinds[text])}."
         models = part[~part["variant"].str.startswith(BASELINE)]
         for _, row in part[part["variant"].str.startswith(BASELINE)].iterrows():
             below = models[models["mean"] < row["mean"]]["variant"]

@@ -73,8 +73,8 @@ def read_grid(file: Path, recipe: TrainConfig, settings: Sequence[str] = ()) -> 
             raise UsageError(f"expected a grid of at most {MAX_GRID_BYTES} bytes, got {file}")
         grid = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        told = " ".join(str(error).split())
-        raise UsageError(f"expected a YAML grid at {file}, got: {told}") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"expected a YAML grid at {file}, got: {reason}") from error
     common, variants = _mapping(grid, "", {"train", "variants"}, file), []
     for name, entry in _mapping(common.get("variants"), "variants", None, file).items():
         entry = _mapping(entry or {}, str(name), {"preset", "model", "train"}, file)

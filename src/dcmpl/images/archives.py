@@ -109,8 +109,8 @@ def _damage_is_an_error(what: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"expected a whole file at {what}, got: {told}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"expected a whole file at {what}, got: {reason}") from error
 
 
 def read_file(path: str, limit: int = MAX_MEMBER_BYTES) -> bytes:

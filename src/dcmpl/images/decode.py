@@ -135,8 +135,8 @@ def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
             image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError:
             if not _is_heif(source):  # Pillow's sentence may hold an address, no row may
-                told = f"expected an image that can be decoded, got {what}"
-                raise DataError(f"{told}: cannot identify image file") from None
+                reason = f"expected an image that can be decoded, got {what}"
+                raise DataError(f"{reason}: cannot identify image file") from None
             image = _open_heif(source, what)
         with image:
             return _decoded(image, what)

@@ -263,9 +263,9 @@ def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Eng
     try:
         return KINDS[variant["engine"]](exported, variant["precision"], path, lanes)
     except Exception as error:  # each runtime has exceptions of its own
-        told = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise RunError(
-            f"expected a model that {variant['engine']} runs at {path}, got: {told}: export again"
+            f"expected a model that {variant['engine']} runs at {path}, got: {reason}: export again"
         ) from error
 
 
@@ -289,10 +289,10 @@ def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> 
     variants = exported.variants(engine, precision)
     if not variants:
         known = [f"{v['engine']} {v['precision']}" for v in exported.record["variants"]]
-        told = (
+        wanted = (
             f"expected one of {', '.join(known)} from {exported.folder}, got {engine} {precision}"
         )
-        raise UsageError(told + exported.lack(engine, precision))
+        raise UsageError(wanted + exported.lack(engine, precision))
     order = list(MODULES)
     return open_variant(exported, min(variants, key=lambda v: order.index(v["engine"])), lanes)
 

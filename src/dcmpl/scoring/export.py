@@ -92,8 +92,8 @@ def write_export(
         tried = Exported(folder, {**record, "variants": [variant]})
         drift = _drift(open_variant(tried, variant, cores()), shown, wanted)
         why = _why_left_out(variant, drift, bool(images))
-        told = f"{variant['engine']} {variant['precision']}: {_told(drift)}"
-        say(f"{told}{'; left out, ' + why if why else ''}")
+        text = f"{variant['engine']} {variant['precision']}: {_told(drift)}"
+        say(f"{text}{'; left out, ' + why if why else ''}")
         if why:
             left_out[f"{variant['engine']} {variant['precision']}"] = f"left out, {why}"
         else:

@@ -113,13 +113,13 @@ def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) ->
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(path)) from None
     except OSError as error:
-        told = error.strerror or error
-        raise RunError(f"expected to write {out}, got: {told}; {_kept(path)}") from error
+        reason = error.strerror or error
+        raise RunError(f"expected to write {out}, got: {reason}; {_kept(path)}") from error
     except DcmplError:
         raise
     except Exception as error:  # engines raise anything
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RunError(f"expected to score all images, got {told}; {_kept(path)}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RunError(f"expected to score all images, got {reason}; {_kept(path)}") from error
     finally:
         with suppress(OSError):
             Path(lock.lock_file).unlink()

@@ -50,10 +50,10 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        told = str(error).strip().splitlines()[0].rstrip(".")
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UsageError(
             f"expected a device that torch can use here (auto, cpu, cuda, cuda:N, mps), got "
-            f"{name}: {told}"
+            f"{name}: {reason}"
         ) from error
 
 
