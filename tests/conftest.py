@@ -106,6 +106,19 @@ def refused(capsys: Capture, code: int, *words: object) -> str:
     return line.removeprefix("dcmpl: ")
 
 
+def refused_backbone(name: Path | str) -> str:
+    """The message ``name`` is refused with, which must be one line in the house's form."""
+    from dcmpl.errors import UsageError, WeightsError
+    from dcmpl.weights.backbones import load_backbone
+
+    with pytest.raises((WeightsError, UsageError)) as caught:
+        load_backbone(str(name))
+    message = str(caught.value)
+    assert message.startswith("expected ")
+    assert "\n" not in message
+    return message
+
+
 def made_table(*, mos_scale: tuple[float, float] = (1, 5), **columns: Any) -> "ImageTable":
     """A table of these columns; what is not given is empty, and nobody was asked.
 

@@ -1,4 +1,7 @@
-"""What the tests of readers share: folders as data sets lay them out, and refusals."""
+"""What the tests of readers share: tables and folders of data sets, and refusals; a plugin.
+
+PYTEST_DONT_REWRITE: tests import it as well.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,21 @@ from dcmpl.errors import DataError, UsageError
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
+OneTable = Callable[..., Path]
+
+
+@pytest.fixture
+def one_table(tmp_path: Path) -> OneTable:
+    """Write a CSV of one's own from its lines."""
+
+    def write(*lines: str, encoding: str = "utf-8") -> Path:
+        file = tmp_path / "mine.csv"
+        file.write_bytes("\n".join(lines).encode(encoding) + b"\n")
+        return file
+
+    return write
+
+
 def refusal(call: Callable[[], object]) -> str:
     """The one short sentence with which something is refused."""
     with pytest.raises((DataError, UsageError)) as caught:
@@ -23,6 +41,11 @@ def refusal(call: Callable[[], object]) -> str:
     assert "\n" not in message
     assert len(message) < 1500, f"{len(message)} characters"
     return message
+
+
+def fault(path: Path, scale: MosScale | None = None, **columns: str) -> str:
+    """The one sentence with which a table with these columns is refused."""
+    return refusal(lambda: load_table(path, scale, columns))
 
 
 def told(folder: Path, scale: MosScale | None = None) -> str:

@@ -1,6 +1,5 @@
 """Data sets are read as they lie on disk, and faults are named."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,10 @@ from PIL import Image
 from dcmpl.data.datasets import load_table
 from dcmpl.data.leaks import check_images
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.errors import DataError, UsageError
+from dcmpl.errors import DataError
+from strange_tables import OneTable, fault
+
+pytest_plugins = ("strange_tables",)
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "agiqa-3k-dev"
 
@@ -19,28 +21,6 @@ ROWS = [
     "AttnGAN_normal_002.jpg,man lost in space,,,,0.5,0.9,1.5,0.7",
     "sd1.5_lowstep_003.jpg,A  Cosmic universe,,,,5,0.2,0,0.4",
 ]
-
-OneTable = Callable[..., Path]
-
-
-@pytest.fixture
-def one_table(tmp_path: Path) -> OneTable:
-    """Write a CSV of one's own from its lines."""
-
-    def write(*lines: str, encoding: str = "utf-8") -> Path:
-        file = tmp_path / "mine.csv"
-        file.write_bytes("\n".join(lines).encode(encoding) + b"\n")
-        return file
-
-    return write
-
-
-def fault(path: Path, scale: MosScale | None = None, **columns: str) -> str:
-    """The message with which ``path`` is refused."""
-    with pytest.raises((DataError, UsageError)) as caught:
-        load_table(path, scale, columns)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def agiqa_3k(folder: Path, images: str, end: str = "\r\n") -> Path:

@@ -1,7 +1,6 @@
 """The table of images: opinions on a scale, prompt groups, equal digests, doubled images."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,29 +8,10 @@ import pytest
 
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import MosScale
-from dcmpl.errors import DataError, UsageError
+from dcmpl.errors import DataError
+from strange_tables import OneTable, fault
 
-OneTable = Callable[..., Path]
-
-
-@pytest.fixture
-def one_table(tmp_path: Path) -> OneTable:
-    """Write a CSV of one's own from its lines."""
-
-    def write(*lines: str, encoding: str = "utf-8") -> Path:
-        file = tmp_path / "mine.csv"
-        file.write_bytes("\n".join(lines).encode(encoding) + b"\n")
-        return file
-
-    return write
-
-
-def fault(path: Path, scale: MosScale | None = None, **columns: str) -> str:
-    """The message with which ``path`` is refused."""
-    with pytest.raises((DataError, UsageError)) as caught:
-        load_table(path, scale, columns)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+pytest_plugins = ("strange_tables",)
 
 
 def test_prompts_that_differ_in_case_and_space_are_one_group(one_table: OneTable) -> None:

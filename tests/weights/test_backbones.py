@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dcmpl.errors import UsageError, WeightsError
+from conftest import refused_backbone
+from dcmpl.errors import WeightsError
 from dcmpl.weights.backbones import FILES, load_backbone
 from dcmpl.weights.layouts import read_config
 
@@ -37,16 +38,6 @@ def hugging_face(folder: Path) -> Path:
     config = CLIPConfig(**json.loads((folder / "config.json").read_text()))
     save_file(CLIPModel(config).state_dict(), folder / "model.safetensors")
     return folder
-
-
-def refusal(name: Path | str) -> str:
-    """The message ``name`` is refused with, which must be one line in the house's form."""
-    with pytest.raises((WeightsError, UsageError)) as caught:
-        load_backbone(str(name))
-    message = str(caught.value)
-    assert message.startswith("expected ")
-    assert "\n" not in message
-    return message
 
 
 def edit_config(folder: Path, section: str, key: str, value: Any) -> None:
@@ -97,14 +88,14 @@ def test_half_precision_is_widened_to_float32(folder: Path, dtype: torch.dtype) 
 @pytest.mark.parametrize("file", FILES)
 def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    assert f"{file} is missing" in refusal(folder)
+    assert f"{file} is missing" in refused_backbone(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 1000, -1])
 def test_a_truncated_weights_file_is_refused(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert f"a readable safetensors file at {path}" in refusal(folder)
+    assert f"a readable safetensors file at {path}" in refused_backbone(folder)
 
 
 class Trap:
@@ -124,7 +115,7 @@ def test_a_pickle_is_refused_and_executes_nothing(
     trap = folder / "sprung"
     with (folder / "model.safetensors").open("wb") as file:
         write(Trap(trap), file)
-    assert "a readable safetensors file" in refusal(folder)
+    assert "a readable safetensors file" in refused_backbone(folder)
     assert not trap.exists()
 
 
@@ -135,23 +126,23 @@ def test_the_trap_of_the_test_above_works(tmp_path: Path) -> None:
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     edit_tensors(folder, lambda state: state.pop("visual.proj"))
-    assert "1 are missing (visual.proj) and 0 are unknown" in refusal(folder)
+    assert "1 are missing (visual.proj) and 0 are unknown" in refused_backbone(folder)
 
 
 def test_an_extra_tensor_is_named(folder: Path) -> None:
     edit_tensors(folder, lambda state: state.update(surplus=torch.zeros(2)))
-    assert "0 are missing () and 1 are unknown (surplus)" in refusal(folder)
+    assert "0 are missing () and 1 are unknown (surplus)" in refused_backbone(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     edit_tensors(folder, lambda state: state.update({"visual.proj": torch.zeros(64, 23)}))
-    assert "expected visual.proj of shape (64, 24)" in refusal(folder)
-    assert "got (64, 23)" in refusal(folder)
+    assert "expected visual.proj of shape (64, 24)" in refused_backbone(folder)
+    assert "got (64, 23)" in refused_backbone(folder)
 
 
 def test_weights_far_larger_than_the_config_are_refused(folder: Path) -> None:
     edit_tensors(folder, lambda state: state.update({"visual.proj": torch.zeros(2**20)}))
-    assert "has more" in refusal(folder)
+    assert "has more" in refused_backbone(folder)
 
 
 def test_a_config_far_larger_than_the_weights_is_refused(folder: Path) -> None:
@@ -159,7 +150,7 @@ def test_a_config_far_larger_than_the_weights_is_refused(folder: Path) -> None:
     for section in ("vision_config", "text_config"):
         edit_config(folder, section, "num_hidden_layers", 200)
         edit_config(folder, section, "hidden_size", 20_000)
-    assert "are missing" in refusal(folder)
+    assert "are missing" in refused_backbone(folder)
 
 
 def test_hugging_face_names_load(hugging_face: Path) -> None:
@@ -185,19 +176,19 @@ def test_a_missing_projection_of_hugging_face_is_refused(
 ) -> None:
     name = f"vision_model.encoder.layers.0.self_attn.{projection}_proj.weight"
     edit_tensors(hugging_face, lambda state: state.pop(name))
-    assert "missing" in refusal(hugging_face)
+    assert "missing" in refused_backbone(hugging_face)
 
 
 def test_a_projection_of_hugging_face_of_another_shape_is_refused(hugging_face: Path) -> None:
     name = "vision_model.encoder.layers.0.self_attn.k_proj.weight"
     edit_tensors(hugging_face, lambda state: state.update({name: torch.zeros(64, 63)}))
-    assert "of shape" in refusal(hugging_face)
+    assert "of shape" in refused_backbone(hugging_face)
 
 
 def test_a_surplus_projection_of_hugging_face_is_refused(hugging_face: Path) -> None:
     name = "vision_model.encoder.layers.7.self_attn.k_proj.weight"
     edit_tensors(hugging_face, lambda state: state.update({name: torch.zeros(64, 64)}))
-    assert "unknown" in refusal(hugging_face)
+    assert "unknown" in refused_backbone(hugging_face)
 
 
 @pytest.mark.parametrize("value", [10**30, 20_001, 0, -1, 1.0, "64", True, None, [64]])
@@ -227,7 +218,7 @@ def test_an_absurd_size_is_refused_by_the_config(
 @pytest.mark.parametrize("section", ["vision_config", "text_config"])
 def test_more_than_200_layers_are_refused(folder: Path, section: str) -> None:
     edit_config(folder, section, "num_hidden_layers", 201)
-    assert "num_hidden_layers is 201, not a whole number from 1 to 200" in refusal(folder)
+    assert "num_hidden_layers is 201, not a whole number from 1 to 200" in refused_backbone(folder)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +236,7 @@ def test_a_config_that_fits_no_clip_is_refused(
     folder: Path, section: str, key: str, value: Any, message: str
 ) -> None:
     edit_config(folder, section, key, value)
-    assert message in refusal(folder)
+    assert message in refused_backbone(folder)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +246,7 @@ def test_a_config_that_fits_no_clip_is_refused(
 )
 def test_a_config_that_is_no_record_is_refused(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)
-    assert f"the configuration of a CLIP at {folder / 'config.json'}" in refusal(folder)
+    assert f"the configuration of a CLIP at {folder / 'config.json'}" in refused_backbone(folder)
 
 
 def edit_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -270,7 +261,7 @@ def test_a_tokenizer_with_its_end_token_beyond_the_vocabulary_is_refused(folder:
         record["added_tokens"][2]["id"] = 640
 
     edit_tokenizer(folder, move_end)
-    assert "tokenizer of at most 640 entries" in refusal(folder)
+    assert "tokenizer of at most 640 entries" in refused_backbone(folder)
 
 
 def test_a_tokenizer_with_words_beyond_the_vocabulary_is_refused(folder: Path) -> None:
@@ -278,17 +269,17 @@ def test_a_tokenizer_with_words_beyond_the_vocabulary_is_refused(folder: Path) -
     edit_config(folder, "text_config", "vocab_size", 100)
     name = "text.token_embedding.weight"
     edit_tensors(folder, lambda state: state.update({name: state[name][:100].clone()}))
-    assert "tokenizer of at most 100 entries" in refusal(folder)
+    assert "tokenizer of at most 100 entries" in refused_backbone(folder)
 
 
 def test_a_broken_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    assert "a readable tokenizer" in refusal(folder)
+    assert "a readable tokenizer" in refused_backbone(folder)
 
 
 @pytest.mark.parametrize("name", ["no such folder", "clip", "a/b/c", "../a", "/no/such", "a\0b"])
 def test_a_name_that_is_neither_folder_nor_id_is_refused(name: str) -> None:
-    assert f"got {name!r}" in refusal(name)
+    assert f"got {name!r}" in refused_backbone(name)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +294,7 @@ def test_whatever_the_hub_raises_becomes_one_sentence(
         raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    assert "expected to find the backbone some/clip" in refusal("some/clip")
+    assert "expected to find the backbone some/clip" in refused_backbone("some/clip")
 
 
 def test_an_id_that_is_not_cached_is_refused_offline(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import golden_open_clip
-from dcmpl.errors import UsageError, WeightsError
+from conftest import refused_backbone
 from dcmpl.files import sha256_of
 from dcmpl.model.clip import Clip, as_tensors
 from dcmpl.weights import EMBEDDED
@@ -87,16 +87,6 @@ def embeddings(backbone: Backbone) -> Tensor:
         return torch.cat([backbone.clip.visual(images), backbone.clip.text(*as_tensors(tokens))])
 
 
-def refusal(name: Path | str) -> str:
-    """The message ``name`` is refused with, which must be one line in the house's form."""
-    with pytest.raises((WeightsError, UsageError)) as caught:
-        load_backbone(str(name))
-    message = str(caught.value)
-    assert message.startswith("expected ")
-    assert "\n" not in message
-    return message
-
-
 def halved(state: State) -> State:
     return {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
 
@@ -134,18 +124,18 @@ def test_the_place_of_a_file_is_recorded_in_full(
 def test_a_file_of_openai_needs_a_tokenizer_beside_it(folder: Path, openai: State) -> None:
     torch.save(openai, folder / "ViT.pt")
     (folder / "tokenizer.json").unlink()
-    assert "tokenizer.json is missing" in refusal(folder / "ViT.pt")
+    assert "tokenizer.json is missing" in refused_backbone(folder / "ViT.pt")
 
 
 def test_a_tokenizer_of_another_backbone_is_refused(folder: Path, openai: State) -> None:
     openai["token_embedding.weight"] = openai["token_embedding.weight"][:500].clone()
     torch.save(openai, folder / "ViT.pt")
-    assert "tokenizer of at most 500 entries" in refusal(folder / "ViT.pt")
+    assert "tokenizer of at most 500 entries" in refused_backbone(folder / "ViT.pt")
 
 
 def test_a_file_that_is_no_torch_file_is_no_backbone(folder: Path, openai: State) -> None:
     torch.save(openai, folder / "ViT.bin")
-    assert "a .pt file of OpenAI's" in refusal(folder / "ViT.bin")
+    assert "a .pt file of OpenAI's" in refused_backbone(folder / "ViT.bin")
 
 
 @pytest.mark.parametrize(
@@ -174,12 +164,12 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_refused(
         state = {n: t for n, t in openai.items() if n != name}
         state |= {} if tensor is None else {name: tensor}
         torch.save(state, folder / "ViT.pt")
-        refusal(folder / "ViT.pt")
+        refused_backbone(folder / "ViT.pt")
 
 
 def test_an_extra_tensor_is_named(folder: Path, openai: State) -> None:
     torch.save(openai | {"surplus": torch.zeros(2)}, folder / "ViT.pt")
-    assert "1 are unknown (surplus)" in refusal(folder / "ViT.pt")
+    assert "1 are unknown (surplus)" in refused_backbone(folder / "ViT.pt")
 
 
 def test_a_width_that_heads_of_64_do_not_divide_is_refused(
@@ -192,14 +182,14 @@ def test_a_width_that_heads_of_64_do_not_divide_is_refused(
     state = Clip(read_config(tmp_path / "config.json")).state_dict()
     names = {n: n.removeprefix("text.").replace("visual.stem.", "visual.") for n in state}
     torch.save({names[n]: tensor for n, tensor in state.items()}, folder / "ViT.pt")
-    assert "200" in refusal(folder / "ViT.pt")
+    assert "200" in refused_backbone(folder / "ViT.pt")
 
 
 def test_a_pickle_with_code_is_refused_and_executes_nothing(folder: Path, plain: Path) -> None:
     shutil.copy(plain / "config.json", folder)
     for file, name in (("ViT.pt", folder / "ViT.pt"), ("pytorch_model.bin", folder)):
         torch.save({"logit_scale": Trap(folder / "sprung")}, folder / file)
-        refusal(name)
+        refused_backbone(name)
     assert not (folder / "sprung").exists()
 
 
@@ -323,10 +313,10 @@ def test_an_open_clip_of_another_build_or_size_is_refused(
     record = json.loads((open_clip / "open_clip_config.json").read_text())
     record["model_cfg"][section][key] = value
     (open_clip / "open_clip_config.json").write_text(json.dumps(record))
-    refusal(open_clip)
+    refused_backbone(open_clip)
 
 
 @pytest.mark.parametrize("open_clip", ["gelu"], indirect=True)
 def test_an_open_clip_without_weights_is_refused(open_clip: Path) -> None:
     (open_clip / "open_clip_model.safetensors").unlink()
-    assert "model.safetensors is missing" in refusal(open_clip)
+    assert "model.safetensors is missing" in refused_backbone(open_clip)
