@@ -31,7 +31,7 @@ from dcmpl.config import PROTOCOLS
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS
 from dcmpl.progress import say
-from dcmpl.weights import check_backbone, warn_of_floor
+from dcmpl.weights import check_backbone, warn_of_embedded
 
 if TYPE_CHECKING:
     from dcmpl.data.table import ImageTable
@@ -79,7 +79,7 @@ def benchmark(arguments: Arguments) -> int:
     from dcmpl.evaluation.trials import run_transfer, run_trial
 
     out, contexts = Path(arguments.out), _contexts(arguments)
-    warn_of_floor(arguments.backbone)
+    warn_of_embedded(arguments.backbone)
     rows: list[dict[str, Any]] = []
     for path, context in contexts.items():
         for trial in _trials(arguments, path, context):

@@ -18,7 +18,7 @@ from dcmpl.cli.options import (
 )
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.progress import say
-from dcmpl.weights import warn_of_floor
+from dcmpl.weights import warn_of_embedded
 
 if TYPE_CHECKING:
     from dcmpl.data.splits import Split
@@ -63,7 +63,7 @@ def evaluate(arguments: Arguments) -> int:
     part = arguments.split or ("test" if own else "all")
     table = _part(whole, part, own, split)
     _, model = load_model(folder, device=arguments.device)
-    warn_of_floor(run.backbone)
+    warn_of_embedded(run.backbone)
     training = _training(run, split, whole, table, own)
     at_home = folder if part == "test" else folder / part
     default = at_home if own else folder / f"{table.name}-{table.digest[:6]}-{part}"

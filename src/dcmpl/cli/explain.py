@@ -14,7 +14,7 @@ from dcmpl.cli.options import (
 from dcmpl.errors import UsageError
 from dcmpl.files import write_atomically
 from dcmpl.progress import say
-from dcmpl.weights import warn_of_floor
+from dcmpl.weights import warn_of_embedded
 
 __all__ = ["EXPLAIN"]
 
@@ -44,7 +44,7 @@ def explain(arguments: Arguments) -> int:
         )
     folder = Path(arguments.model)
     run, model = load_model(folder, arguments.backbone, arguments.device)
-    warn_of_floor(run.backbone)
+    warn_of_embedded(run.backbone)
     calibration = read_calibration(folder, run.weights_sha256)
     if calibration is None:
         say(f"note: no MOS units and no map of patches: {uncalibrated(run)}")

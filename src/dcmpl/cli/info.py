@@ -12,7 +12,7 @@ from dcmpl.cli.options import Arguments, Command, Flag, check_run
 from dcmpl.config import ModelConfig
 from dcmpl.presets import PRESETS as KNOWN
 from dcmpl.presets import differences, model_fields, train_fields
-from dcmpl.weights import EMBEDDED, warn_of_floor
+from dcmpl.weights import EMBEDDED, warn_of_embedded
 
 if TYPE_CHECKING:
     from dcmpl.runs import Run
@@ -36,7 +36,7 @@ def info(arguments: Arguments) -> int:
     calibration = read_calibration(folder, run.weights_sha256)
     console = Console()
     console.print(_about(folder, run))
-    warn_of_floor(run.backbone)
+    warn_of_embedded(run.backbone)
     if calibration is None:
         print(f"Scores have no MOS units and no labels: {uncalibrated(run)}.")
         return 0

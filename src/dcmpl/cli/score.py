@@ -18,7 +18,7 @@ from dcmpl.cli.options import (
 from dcmpl.config import TARGETS, check_views
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.progress import say
-from dcmpl.weights import warn_of_floor
+from dcmpl.weights import warn_of_embedded
 
 if TYPE_CHECKING:
     from dcmpl.data.sources import Source
@@ -237,7 +237,7 @@ def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
 
 
 def _say_what_scores_mean(scorer: "Scorer", arguments: Arguments) -> None:
-    warn_of_floor(scorer.about["backbone"])
+    warn_of_embedded(scorer.about["backbone"])
     has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
     reads = scorer.row_of.reads
     if reads is None and has_prompts and "alignment" in scorer.targets:

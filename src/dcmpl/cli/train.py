@@ -34,7 +34,7 @@ from dcmpl.config import PROTOCOLS, TrainConfig
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.presets import PRESETS
 from dcmpl.progress import say
-from dcmpl.weights import warn_of_floor
+from dcmpl.weights import warn_of_embedded
 
 if TYPE_CHECKING:
     from dcmpl.data.leaks import Facts
@@ -185,7 +185,7 @@ def _say_what_begins(run: "Run", split: "Split", table: "ImageTable", model: "DC
             f"{name} {len(t)} of {t.frame['group'].nunique()} prompts" for name, t in parts.items()
         )
     )
-    warn_of_floor(run.backbone)
+    warn_of_embedded(run.backbone)
     count = sum(p.numel() for p in trainable_parameters(model).values())
     say(f"{run.preset} on {run.backbone}: {count:,} trainable parameters")
     if model.reads_prompt:

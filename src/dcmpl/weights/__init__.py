@@ -9,7 +9,7 @@ from pathlib import Path
 from dcmpl.errors import UsageError
 from dcmpl.progress import say
 
-__all__ = ["EMBEDDED", "check_backbone", "warn_of_floor"]
+__all__ = ["EMBEDDED", "check_backbone", "warn_of_embedded"]
 
 EMBEDDED = {"tiny": Path(__file__).parent / "tiny"}
 """Backbones that come with the package."""
@@ -27,10 +27,10 @@ def check_backbone(name: str) -> str:
     return name
 
 
-def warn_of_floor(backbone: str) -> None:
+def warn_of_embedded(backbone: str) -> None:
     """Print how far scores of the embedded backbone can be trusted."""
     if backbone in EMBEDDED:
         say(
-            f"note: {backbone} is a small backbone trained on drawings; its scores of real "
-            "images are a floor, a pretrained CLIP (--backbone) judges better"
+            f"note: {backbone} is a small backbone trained on drawings; a pretrained CLIP "
+            "(--backbone) judges real images better"
         )
