@@ -1,6 +1,6 @@
 # make demo    install, draw images, train, evaluate, score, plot
 # make test    install, lint, types, all tests
-# make quick   install, lint, types, the tests of one room: make quick ROOM=scoring
+# make quick   install, lint, types, the tests of changed files, or of a room: make quick ROOM=data
 # make docs    write docs/cli.md from the program's own help
 
 PYTHON ?= python3
@@ -31,13 +31,12 @@ test: $(VENV)/.tests
 	$(VENV)/bin/mypy
 	$(PYTEST)
 
-# The daily loop: make quick ROOM=scoring
-ROOM ?= model
+# The daily loop.
 quick: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PYTEST) tests/$(ROOM) tests/test_layout.py
+	$(PYTEST) $(if $(ROOM),tests/$(ROOM) tests/test_layout.py,$$($(VENV)/bin/python tools/changed_tests.py))
 
 docs: $(VENV)/.tests
 	$(VENV)/bin/python tools/write_cli_docs.py
