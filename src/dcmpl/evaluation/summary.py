@@ -292,7 +292,7 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
     most = max(len(rows) for _, rows in groups)
     figure = Figure(figsize=(2.6 + 4.2 * len(groups), 1.8 + 0.26 * most), dpi=120)
     figure.set_layout_engine("constrained")
-    figure.suptitle(title)
+    figure.suptitle(f"{title}; mean and 95 % interval")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, ((trained, tested, target), rows) in zip(panels, groups, strict=True):
         places = np.arange(len(rows))
@@ -303,7 +303,7 @@ def _plot(frame: pd.DataFrame, title: str) -> bytes:
         low, high = axes.get_xlim()  # two repeats have intervals beyond what SRCC can be
         axes.set_xlim(max(-1.0, low), min(1.0, high))
         place = trained if trained == tested else f"{trained} to {tested}"
-        axes.set(xlabel=f"{target} SRCC, mean and 95 % interval", title=place)
+        axes.set(xlabel=f"{target} SRCC", title=place)
         names = [f"{v}  ({p})" for v, p in zip(rows["variant"], rows["protocol"], strict=True)]
         axes.set_yticks(places, names, fontsize=8)
         axes.invert_yaxis()
