@@ -215,3 +215,12 @@ def test_a_tuple_that_is_used_again_and_again_is_refused(tmp_path: Path) -> None
     uses = b"".join(recall(1) + b"N" for _ in range(MAX_RECALLED + 1))
     save_archive(tmp_path / "a.pt", described(x=b"}(" + wide + b"N" + uses + b"u"))
     assert_refused(tmp_path / "a.pt")
+
+
+def test_second_archive_that_pytorch_would_read_is_refused(tmp_path: Path) -> None:
+    """Bytes before an archive shift what zipfile reads, and not what PyTorch reads."""
+    save_archive(tmp_path / "checked.pt", described(w=tensor()))
+    save_archive(tmp_path / "read.pt", described(x=b"}" + doubled(60) + tensor() + b"s"))
+    both = (tmp_path / "read.pt").read_bytes() + (tmp_path / "checked.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(both)
+    assert_refused(tmp_path / "a.pt")

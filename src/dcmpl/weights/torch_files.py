@@ -4,7 +4,9 @@
 PyTorch's files are zip archives, and nothing in them may be larger than the file itself.
 """
 
+import os
 import pickletools
+import struct
 import warnings
 import zipfile
 from collections import deque
@@ -70,6 +72,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 return _read_program(path)
+            with path.open("rb") as file:
+                file.seek(-min(98, path.stat().st_size), os.SEEK_END)
+                _check_directory(archive, file.read())
             held = _check_archive(archive, path.stat().st_size)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return _checked(loaded, held)
@@ -86,6 +91,18 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 class _RefusedError(Exception):
     """Reason to refuse a file."""
+
+
+def _check_directory(archive: zipfile.ZipFile, end: bytes) -> None:
+    """Refuse two archives in one file: zipfile would check one and PyTorch read the other.
+
+    Python allows bytes before an archive and shifts its offsets; PyTorch takes them as they are.
+    """
+    (offset,) = struct.unpack("<L", end[-6:-2])
+    wide = end[-98:-42] if end[-42:-38] == b"PK\x06\x07" else b""
+    offsets = {offset} - {2**32 - 1} | {*(struct.unpack("<Q", wide[48:]) if wide else ())}
+    if end[-22:-18] != b"PK\x05\x06" or offsets != {archive.start_dir}:
+        raise _RefusedError("an archive that does not begin where the file does")
 
 
 def _check_archive(archive: zipfile.ZipFile, size: int) -> int:
