@@ -21,7 +21,7 @@ ASKED = 0.5
 def cpu_seconds(*words: str) -> float:
     """CPU seconds of a Python process of its own."""
     before = os.times()
-    subprocess.run([sys.executable, *words], check=True, capture_output=True)  # noqa: S603
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)  # noqa: S603  (this interpreter)
     after = os.times()
     spent = after.children_user + after.children_system
     return spent - before.children_user - before.children_system

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dcmpl.errors import WeightsError
-from dcmpl.weights.torch_files import MAX_RECALLED, MAX_TUPLES, read_torch
+from dcmpl.weights.torch_files import MAX_SHARED, MAX_TUPLES, read_torch
 from torch_files import ORDERED, described, named, plain, save_archive, tensor
 
 State = dict[str, Tensor]
@@ -209,12 +209,48 @@ def test_a_deeply_nested_name_does_not_end_the_process(tmp_path: Path, depth: in
     assert done.returncode == (0 if depth < MAX_TUPLES else 1), done.stderr[-300:]
 
 
-def test_a_tuple_that_is_used_again_and_again_is_refused(tmp_path: Path) -> None:
-    """Every use as a name is a hash of all of it."""
-    wide = b"(" + b"N" * 1000 + b"t" + memo(1)
-    uses = b"".join(recall(1) + b"N" for _ in range(MAX_RECALLED + 1))
-    save_archive(tmp_path / "a.pt", described(x=b"}(" + wide + b"N" + uses + b"u"))
+@pytest.mark.parametrize(("length", "is_read"), [(2, True), (MAX_SHARED + 1, False)])
+def test_only_a_short_tuple_may_be_used_again(tmp_path: Path, length: int, is_read: bool) -> None:
+    """Every use as a name is a hash of all of it; optimizers have one pair in many groups."""
+    pair = b"(" + plain(1) * length + b"t" + memo(1)
+    beside = b"](" + pair + recall(1) * 2000 + b"e"
+    tree = b"}(" + plain("state_dict") + described(w=tensor()) + plain("x") + beside + b"u"
+    save_archive(tmp_path / "a.pt", tree)
+    assert (refused_or_read(tmp_path / "a.pt") != {}) is is_read
+
+
+CALL = b")R"
+DOUBLED = {
+    "lists": b"]"
+    + memo(0)
+    + b"".join(b"](" + recall(i) * 2 + b"e" + memo(i + 1) for i in range(60)),
+    "tuples and lists": b"N"
+    + memo(0)
+    + b"".join(b"](" + recall(i) * 2 + b"e" + b"\x85" + memo(i + 1) for i in range(60)),
+    "dictionaries": ORDERED
+    + CALL
+    + memo(0)
+    + b"".join(
+        ORDERED + CALL + b"(N" + recall(i) + plain(1) + recall(i) + b"u" + memo(i + 1)
+        for i in range(60)
+    ),
+    "dictionaries of dictionaries": b"".join(
+        ORDERED + b"(" + ORDERED + CALL + b"tR" + memo(i) for i in range(3)
+    ),
+}
+
+
+@pytest.mark.parametrize("tree", DOUBLED.values(), ids=DOUBLED)
+@pytest.mark.parametrize("called", [CALL, b")\x81", b""], ids=["call", "new object", "value"])
+def test_containers_that_double_are_refused(tmp_path: Path, tree: bytes, called: bytes) -> None:
+    """PyTorch quotes what it refuses to call, and the quotation doubles as well."""
+    save_archive(tmp_path / "a.pt", described(x=tree + called, w=tensor()))
     assert_refused(tmp_path / "a.pt")
+
+
+def test_many_small_objects_are_refused(tmp_path: Path) -> None:
+    save_archive(tmp_path / "a.pt", described(x=b"(" + b"\x8f" * 10**6 + b"t", w=tensor()))
+    refused_or_read(tmp_path / "a.pt")
 
 
 def test_second_archive_that_pytorch_would_read_is_refused(tmp_path: Path) -> None:

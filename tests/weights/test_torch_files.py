@@ -96,7 +96,13 @@ def save_with_optimizer(value: State, path: Path) -> None:
     torch.save({"optimizer": optimizer.state_dict(), "state_dict": value, "best": 0.5}, path)
 
 
-WRITERS = [save_zip, save_ordered, save_module, save_wrapped, save_with_optimizer]
+def save_lightning(value: State, path: Path) -> None:
+    """Hyper-parameters as well, in which equal pairs are one object."""
+    pairs = {"sizes": [(1, 2), (3, 4)], "steps": ((1, 2), (3, 4)), "name": "vit"}
+    torch.save({"state_dict": value, "hyper_parameters": pairs}, path)
+
+
+WRITERS = [save_zip, save_ordered, save_module, save_wrapped, save_with_optimizer, save_lightning]
 
 
 @pytest.mark.parametrize("save", WRITERS)
@@ -217,7 +223,9 @@ def test_a_file_that_is_none_of_these_is_refused(tmp_path: Path, content: bytes)
 def test_the_format_before_version_1_6_is_refused_by_its_name(tmp_path: Path) -> None:
     """It is several pickles in a row, which saving again makes one of."""
     save_legacy({"w": torch.ones(1)}, tmp_path / "weights.pth")
-    assert "PyTorch 1.6 or later" in refusal(tmp_path / "weights.pth")
+    message = refusal(tmp_path / "weights.pth")
+    assert "PyTorch 1.6 or later" in message
+    assert "damaged" not in message
 
 
 def test_a_folder_and_nothing_are_refused(tmp_path: Path) -> None:

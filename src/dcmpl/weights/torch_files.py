@@ -10,6 +10,8 @@ import struct
 import warnings
 import zipfile
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,14 @@ OPENAI = {
 }
 """SHA-256 of the files that OpenAI published: programs (TorchScript), so no other may run."""
 
-MAX_PICKLE_BYTES = 4 * 2**20
-"""Bound on the pickle that describes the tensors; OpenAI's largest has 200 kB."""
+MAX_PICKLE_BYTES = 2**20
+"""Bound on the pickle that describes the tensors; one of 600 tensors with Adam has 400 kB."""
 
 MAX_TUPLES = 20_000
 """Bound on its tuples, so on their depth; a tensor needs four, a CLIP has some 600 tensors."""
 
-MAX_RECALLED = 1000
-"""Bound on tuples that are used again; optimizers beside the tensors have a few."""
+MAX_SHARED = 16
+"""Longest tuple that may be used again, as optimizers beside the tensors do with their betas."""
 
 MAX_NAME = 1000
 """Longest name of a tensor, in characters."""
@@ -53,13 +55,16 @@ CALLS = {
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 PUTS = {"BINPUT", "LONG_BINPUT"}
 GETS = {"BINGET", "LONG_BINGET"}
-CALLED_WITH = (
-    ("EMPTY_TUPLE",),
-    ("EMPTY_TUPLE", "REDUCE", "TUPLE"),
-    ("EMPTY_TUPLE", "REDUCE", "TUPLE3"),
-)
-"""What comes before a call: no argument, or several with an empty dictionary (hooks) as last."""
+VALUES = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
+VALUES |= {"NONE", "NEWTRUE", "NEWFALSE"}
 DICTS = {"EMPTY_DICT", "SETITEM", "SETITEMS"}
+CONTAINERS = {*DICTS, "EMPTY_LIST", "APPEND", "APPENDS", "BUILD"}
+OPCODES = {*TUPLES, *PUTS, *GETS, *VALUES, *CONTAINERS}
+OPCODES |= {"PROTO", "MARK", "EMPTY_TUPLE", "GLOBAL", "REDUCE", "BINPERSID", "STOP"}
+"""All that PyTorch writes for tensors, numbers and texts in lists and dictionaries."""
+
+HOOKS = ("EMPTY_TUPLE", "REDUCE")
+"""An empty dictionary: the last argument of every call that makes a tensor."""
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -81,11 +86,12 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     except WeightsError:
         raise
     except Exception as error:  # damaged and made-up files raise some twenty types
-        reason = str(error) if isinstance(error, _RefusedError) else "a file that is damaged"
+        is_ours = isinstance(error, (_RefusedError, zipfile.BadZipFile))
+        reason = str(error) if is_ours else "a file that is damaged"
         reason = "".join(letter for letter in reason[:200] if letter.isprintable())
     raise WeightsError(
         f"expected a file that PyTorch 1.6 or later saved, tensors and nothing else, at {path}, "
-        f"got: {reason}"
+        f"got: {reason}; save the state dict alone, with safetensors.torch.save_file or torch.save"
     )
 
 
@@ -128,37 +134,77 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> int:
     return sum(e.file_size for e in entries if e.filename.startswith(f"{root}/data/"))
 
 
+@dataclass
+class _Frame:
+    """Opcodes since a mark: how many, and whether all of them are values."""
+
+    count: int = 0
+    is_flat: bool = True
+
+
 def _check_pickle(content: bytes) -> None:
     """Refuse calls that make no tensor, and pickles that grow when they are read.
 
-    Whatever is in the memo could be copied any number of times: as the argument of a call, as
-    the attributes of an object, or as a tuple in tuples, whose hash doubles with each.
+    Whatever is in the memo may be used again any number of times. Lists, dictionaries and
+    tuples of more than a few values may not: in one another they double with each, and so does
+    the time for a hash, and for the text of an error.
     """
     before: deque[str] = deque(maxlen=3)
-    tuples, made, recalled, frames = set(), 0, 0, [False]
+    once, made, last, frames = set(), 0, _Frame(), [_Frame()]
     for code, argument, _ in pickletools.genops(content):
-        name = code.name
-        if name == "GLOBAL" and argument not in CALLS:
-            raise _RefusedError(f"a call of {argument}, which makes no tensor")
-        if name == "REDUCE" and not any(
-            tuple(before)[-len(last) :] == last for last in CALLED_WITH
-        ):
-            raise _RefusedError("a call that makes no tensor")
-        if name == "BUILD" and before[-1] not in DICTS:
-            raise _RefusedError("an object with attributes, which is no tensor")
-        is_again = name in GETS and argument in tuples
-        made, recalled = made + (name in TUPLES), recalled + is_again
-        if (name in TUPLES and frames[-1]) or made > MAX_TUPLES or recalled > MAX_RECALLED:
-            raise _RefusedError("tuples in tuples, which no tensor needs")
-        frames[-1] |= is_again  # a frame is what lies above a mark
+        name, frame = code.name, frames[-1]
+        _check_opcode(name, argument, before, last)
+        if name in PUTS:
+            if _is_used_once(before, last):
+                once.add(argument)
+            continue
+        if name in GETS and argument in once:
+            raise _RefusedError("a list, dictionary or tuple that is used twice")
+        if name in TUPLES:
+            made, last = made + 1, _tuple_of(name, frame, before)
+        if made > MAX_TUPLES:
+            raise _RefusedError(f"more than {MAX_TUPLES} tuples")
+        frame.count += 1
+        frame.is_flat &= name in VALUES
         if name == "MARK":
-            frames.append(False)
+            frames.append(_Frame())
         elif name in ("TUPLE", "APPENDS", "SETITEMS"):
             frames.pop()
-        if name not in PUTS:
-            before.append(name)
-        elif before[-1] in TUPLES:
-            tuples.add(argument)
+        before.append(name)
+
+
+def _check_opcode(name: str, argument: object, before: Sequence[str], last: _Frame) -> None:
+    """Refuse an opcode of anything but tensors, numbers and texts in lists and dictionaries."""
+    if name not in OPCODES or (name == "GLOBAL" and argument not in CALLS):
+        raise _RefusedError(f"a call of {argument or name}, which makes no tensor")
+    if name == "REDUCE" and not _is_call(before, last):
+        raise _RefusedError("a call that makes no tensor")
+    if name == "BUILD" and before[-1] not in DICTS:
+        raise _RefusedError("an object with attributes, which is no tensor")
+
+
+def _is_used_once(before: Sequence[str], last: _Frame) -> bool:
+    """Whether what goes into the memo is a list, a dictionary or a tuple of many things."""
+    is_wide = before[-1] in TUPLES and not (last.is_flat and last.count <= MAX_SHARED)
+    return is_wide or before[-1] in CONTAINERS or tuple(before)[-2:] == HOOKS
+
+
+def _tuple_of(name: str, frame: _Frame, before: Sequence[str]) -> _Frame:
+    """What a tuple is made of: all of its frame, or the last one to three."""
+    if name == "TUPLE":
+        return replace(frame)
+    length = int(name[-1])
+    return _Frame(length, {*list(before)[-length:]} <= VALUES)
+
+
+def _is_call(before: Sequence[str], last: _Frame) -> bool:
+    """Whether a call makes a dictionary of nothing, or a tensor of several arguments.
+
+    A dictionary of a single one would copy it, or iterate over a tensor.
+    """
+    end = tuple(before)
+    several = end == (*HOOKS, "TUPLE3") or (end == (*HOOKS, "TUPLE") and last.count > 3)
+    return end[-1:] == ("EMPTY_TUPLE",) or several
 
 
 def _read_program(path: Path) -> dict[str, Tensor]:
