@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from conftest import refused
 from dcmpl.cli.main import main
 from dcmpl.data.splits import Split
 from dcmpl.runs import RECORD, as_json
@@ -219,3 +220,13 @@ def test_page_is_drawn_although_an_image_is_broken(data: Path, tmp_path: Path) -
     page = tmp_path / "report.html"
     assert main(["data", "show", str(data), *SCALE, "-o", str(page)]) == 0
     assert "What is wrong with this copy" in page.read_text()
+
+
+def test_page_does_not_write_over_the_table_it_shows(
+    image_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "own.csv"
+    table.write_bytes(image_data.read_bytes())
+    told = refused(capsys, 2, "data", "show", table, "--mos-scale", 1, 5, "-o", table)
+    assert told == f"expected a new file at -o, got {table}, which is to be read"
+    assert table.read_bytes() == image_data.read_bytes()

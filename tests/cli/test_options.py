@@ -80,3 +80,12 @@ def test_unknown_preset_names_the_nearest(capsys: Capture, train: list[str]) -> 
 def test_device_that_cannot_be_one_is_wrong_usage(capsys: Capture, train: list[str]) -> None:
     assert refused(capsys, 2, *train, "--device", "cuda 1").startswith("expected --device of auto")
     assert refused(capsys, 2, *train, "--device", "tpu").startswith("expected a device that torch")
+
+
+@pytest.mark.parametrize("value", ["0", '"false"', "no thanks", "[true]", "{a: 1}"])
+def test_yes_or_no_of_a_configuration_is_true_or_false(
+    capsys: Capture, tmp_path: Path, value: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"bins: {value}\n")
+    told = refused(capsys, 2, "select", "x.csv", "--config", tmp_path / "c.yaml")
+    assert told.startswith("expected true or false for bins, got ")

@@ -347,3 +347,12 @@ def test_scores_of_a_whole_job_are_no_shards(
     capsys.readouterr()
     refused(capsys, 1, "merge", out, "-o", tmp_path / "merged.csv")
     assert not (tmp_path / "merged.csv").exists()
+
+
+def test_shard_is_not_written_over_by_any_path(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "sub").mkdir()
+    shard, same = tmp_path / "1.csv", tmp_path / "sub" / ".." / "1.csv"
+    shard.write_text("rows")
+    told = refused(capsys, 2, "merge", shard, "-o", same)
+    assert told == f"expected a new file at -o, got {same}, which is to be read"
+    assert shard.read_text() == "rows"

@@ -9,6 +9,7 @@ from dcmpl.cli.options import (
     Command,
     Flag,
     check_folder,
+    check_not_read,
     check_protocols,
     check_repeats,
     check_table,
@@ -61,6 +62,7 @@ def show(arguments: Arguments) -> int:
     check_table(arguments, [arguments.PATH])
     if Path(arguments.out).is_dir():
         raise UsageError(f"expected a file at -o {arguments.out}, found a folder")
+    check_not_read(arguments.out, [arguments.PATH])
     from dcmpl.data.leaks import survey
     from dcmpl.data.report import data_page
 

@@ -7,7 +7,7 @@ work import what they need themselves.
 import argparse
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,8 @@ class Flag:
     def written(self, value: Any) -> Any:
         """A value of YAML as the words of the command line."""
         many = self.count is not None
+        if self.kind is bool and not isinstance(value, bool):
+            raise UsageError(f"expected true or false for {self.dest}, got {value!r}")
         if isinstance(value, (dict, bool)) and self.kind is not bool:
             raise UsageError(f"expected {KINDS[self.kind]} for {self.dest}, got {value!r}")
         if many != isinstance(value, list):
@@ -314,6 +316,13 @@ def mos_scale(arguments: Arguments) -> "MosScale | None":
     from dcmpl.data.table import MosScale
 
     return MosScale(*arguments.mos_scale) if arguments.mos_scale else None
+
+
+def check_not_read(out: str, inputs: Iterable[str]) -> None:
+    """Check that ``-o`` is none of the files to be read, by whatever path."""
+    for path in inputs:
+        if Path(path).is_file() and Path(out).resolve() == Path(path).resolve():
+            raise UsageError(f"expected a new file at -o, got {out}, which is to be read")
 
 
 def read_data(arguments: Arguments, path: str) -> "ImageTable":

@@ -13,6 +13,7 @@ from dcmpl.cli.options import (
     Command,
     Flag,
     check_device,
+    check_not_read,
     check_targets,
 )
 from dcmpl.config import TARGETS, check_views
@@ -264,8 +265,7 @@ def merge(arguments: Arguments) -> int:
             raise UsageError(f"expected the scores of a shard at {path}, found no file")
         if Path(path).suffix.lower() not in FORMATS:
             raise UsageError(f"expected scores that end in {', '.join(FORMATS)}, got {path}")
-        if Path(path).absolute() == Path(arguments.out).absolute():
-            raise UsageError(f"expected a new file at -o, got {path}, which is to be merged")
+    check_not_read(arguments.out, arguments.FILE)
     from dcmpl.scoring.files import merged, read_scores, write_scores
 
     job, made_with, paths = merged([Path(path) for path in arguments.FILE])

@@ -1,6 +1,7 @@
 """``dcmpl select``: keep, copy or move scored images, the best ones or by label."""
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from dcmpl.cli.options import Arguments, Command, Flag
+from dcmpl.cli.options import Arguments, Command, Flag, check_not_read
 from dcmpl.errors import DataError, RunError, UsageError, nearest
 from dcmpl.files import put_in_place, write_whole
 from dcmpl.progress import say
@@ -45,7 +46,7 @@ def select(arguments: Arguments) -> int:
 
     rows = list(read_scores(Path(arguments.SCORES)))
     _check_column(arguments.by, rows)
-    scored = [row for row in rows if row[arguments.by] is not None]
+    scored = [row for row in rows if _is_number(row.get(arguments.by))]
     chosen = [scored[i] for i in best_first([row[arguments.by] for row in scored])]
     low = -float("inf") if arguments.above is None else arguments.above
     high = float("inf") if arguments.below is None else arguments.below
@@ -58,8 +59,13 @@ def select(arguments: Arguments) -> int:
     for fault in faults:
         say(fault)
     if not (arguments.copy or arguments.move or arguments.out):
-        print("\n".join(row["image"] for row in chosen))
+        for row in chosen:
+            print(row["image"])
     return 3 if faults else 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _check(arguments: Arguments) -> None:
@@ -72,7 +78,9 @@ def _check(arguments: Arguments) -> None:
         raise UsageError(f"expected --top of at least 1, got {arguments.top}")
     if arguments.copy and arguments.move:
         raise UsageError("expected --copy or --move, got both: leave one out")
-    folder = arguments.copy or arguments.move
+    folder = arguments.move if arguments.copy is None else arguments.copy
+    if folder == "":
+        raise UsageError("expected a folder for the images, got an empty path")
     if arguments.bins and not folder:
         raise UsageError("expected --copy DIR or --move DIR with --bins, got neither")
     if folder and Path(folder).exists() and not Path(folder).is_dir():
@@ -80,17 +88,16 @@ def _check(arguments: Arguments) -> None:
     if arguments.out is not None:
         out = Path(arguments.out)
         if out.suffix.lower() not in FORMATS or out.is_dir():
-            raise UsageError(f"expected -o to be a file that ends in {', '.join(FORMATS)}")
-        if out.absolute() == scores.absolute():
-            raise UsageError(f"expected a new file at -o, got {out}, which is to be read")
+            raise UsageError(
+                f"expected -o to be a file that ends in {', '.join(FORMATS)}, got {out}"
+            )
+        check_not_read(arguments.out, [arguments.SCORES])
 
 
 def _check_column(by: str, rows: Sequence[Row]) -> None:
     """Raises :class:`UsageError` where ``by`` is no column of numbers."""
     known = [
-        name
-        for name in (rows[0] if rows else {})
-        if any(isinstance(row[name], (int, float)) for row in rows)
+        name for name in (rows[0] if rows else {}) if any(_is_number(row.get(name)) for row in rows)
     ]
     if rows and by not in known:
         hint = nearest(by, known, "score with a model that predicts it")
@@ -135,14 +142,17 @@ def _place(rows: Sequence[Row], arguments: Arguments) -> list[str]:
 
 def _label(row: Row, by: str) -> str:
     """The label of the target that ``by`` goes with."""
+    from dcmpl.scoring.calibration import LABELS
+
     names = [str(name) for name in row if str(name).endswith("_label")]
     mine = [name for name in names if by.startswith(name.removesuffix("_label"))]
-    if not mine or not row[max(mine, key=len)]:
+    label = row[max(mine, key=len)] if mine else None
+    if label not in LABELS:  # it becomes a folder, so it may be no path
         raise UsageError(
-            f"expected rows with a label for {by} with --bins, {row['image']} has none: score with "
-            "a calibrated run"
+            f"expected rows with a label for {by} with --bins, {row['image']} has "
+            f"{'none' if label is None else label}: score with a calibrated run"
         )
-    return str(row[max(mine, key=len)])
+    return str(label)
 
 
 def move(images: Iterable[str], folder: Path) -> tuple[int, list[str]]:

@@ -160,28 +160,57 @@ def _in_batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 def read_scores(path: Path) -> Iterator[Row]:
     """Read the rows of a file by :func:`write_scores`; raises :class:`RunError` for others."""
     try:
-        for row in READERS[path.suffix.lower()](path):
-            if lack := [name for name in COLUMNS if name not in row]:
-                raise KeyError(lack[0])
+        for number, row in enumerate(READERS[path.suffix.lower()](path), 1):
+            _check_row(row, number)
             yield row
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise RunError(f"expected scores that dcmpl wrote at {path}, got: {error!r}") from error
+    except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise RunError(
+            f"expected scores that dcmpl wrote at {path}, got: {reason or type(error).__name__}"
+        ) from error
+
+
+def _check_row(row: Any, number: int) -> None:
+    """Check that a row has all columns, texts and numbers each in theirs; raises ValueError."""
+    if not isinstance(row, dict) or None in row:
+        raise ValueError(f"row {number} with more cells than there are columns, or with none")
+    _check_columns(row)
+    for name, value in row.items():
+        is_of_kind = isinstance(value, str if is_text(name) else (int, float))
+        if value is None and name not in ("image", "status"):
+            continue
+        if not is_of_kind or isinstance(value, bool):
+            raise ValueError(f"{str(value)[:50]!r} in the column {name} of row {number}")
+    if row["status"] not in ("ok", "error"):
+        raise ValueError(f"the status {row['status'][:50]!r} in row {number}")
+
+
+def _check_columns(columns: Iterable[str]) -> None:
+    if lack := set(COLUMNS) - {*columns}:
+        raise ValueError(f"no column {min(lack, key=COLUMNS.index)}")
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
     most = csv.field_size_limit(MAX_CELL)  # of the csv module as a whole
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            for row in csv.DictReader(file):
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            _check_columns(reader.fieldnames or ())
+            for row in reader:
                 yield {name: _cell(name, text) for name, text in row.items()}
     finally:
         csv.field_size_limit(most)
 
 
-def _cell(column: str, text: str) -> str | float | None:
+def _cell(column: str | None, text: Any) -> Any:
+    """A cell of CSV as its column's kind; whatever is neither stays as it is, to be refused."""
+    if column is None or text is None:
+        return text
     if is_text(column):
         return text if text or column in COLUMNS else None
-    return (int(text) if text.isdecimal() else float(text)) if text else None
+    with suppress(ValueError):
+        return (int(text) if text.isdecimal() else float(text)) if text else None
+    return text
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

@@ -32,7 +32,7 @@ OPENAI = {
 """SHA-256 of the files that OpenAI published: programs (TorchScript), so no other may run."""
 
 MAX_PICKLE_BYTES = 2**20
-"""Bound on the pickle that describes the tensors; one of 600 tensors with Adam has 400 kB."""
+"""Bound on the pickle that describes the tensors; one of 600 tensors with Adam has 240 kB."""
 
 MAX_TUPLES = 20_000
 """Bound on its tuples, so on their depth; a tensor needs four, a CLIP has some 600 tensors."""
