@@ -66,3 +66,22 @@ def test_two_processes_train_what_one_does_and_the_first_alone_writes(
     # After one step Adam's mean is a tenth of the gradient, of which each process saw a share.
     ours, theirs = (gradient_of(folder / LAST) for folder in (two, one))
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "x"}, {"MASTER_PORT": "x"}, {"WORLD_SIZE": "x"}])
+def test_variables_that_do_not_fit_are_one_sentence(
+    train_words: list[str], tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    right = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    words = [*train_words, "--device", "cpu", "--out", str(tmp_path / "run")]
+    found = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words],
+        env={**os.environ, **right, "MASTER_PORT": "0", **wrong},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2, found.stderr
+    assert "expected RANK, LOCAL_RANK" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "run").exists()

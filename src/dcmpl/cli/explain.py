@@ -53,7 +53,7 @@ def explain(arguments: Arguments) -> int:
     engine, views = TorchEngine(model, run.learned), run.train.views
     found = explained(engine, calibration, image, arguments.prompt or "", views)
     write_atomically(Path(arguments.out), found.figure(image))
-    print("\n".join(found.text))
+    print("\n".join(found.sentences))
     for drawn in found.maps:
         row, column = drawn.worst
         print(f"lowest by {drawn.name}: {drawn.values.min():.2f} about x {column}, y {row}")

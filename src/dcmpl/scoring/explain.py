@@ -164,14 +164,14 @@ class QualityMap:
 class Explanation:
     """Explanation of an image: sentences, maps of the first task, gains of words."""
 
-    text: tuple[str, ...]
+    sentences: tuple[str, ...]
     maps: tuple[QualityMap, ...]
     words: tuple[tuple[str, float], ...]
     task: str
 
     def figure(self, image: Image) -> bytes:
         """Figure of the explanation as PNG; needs matplotlib."""
-        return _figure(image, self.maps, self.words, self.text, self.task)
+        return _figure(image, self.maps, self.words, self.sentences, self.task)
 
 
 def window_map(engine: Engine, image: Image, text: Sequence[int] = ()) -> Values:
@@ -267,7 +267,9 @@ def explain(
     """
     question = Question(image, engine.parts(prompt, "window").ids)
     (answer,) = all_answers(engine, [question], views)
-    text = [_told(engine, calibration, answer, i, prompt) for i in range(len(engine.tasks))]
+    sentences = [
+        _sentence_on(engine, calibration, answer, i, prompt) for i in range(len(engine.tasks))
+    ]
     maps, words = list[QualityMap](), []
     if engine.tasks[0] == engine.reads and not prompt.strip():
         say(f"no map: {engine.reads} comes first in this run, and is judged by the prompt")
@@ -284,7 +286,7 @@ def explain(
         say(f"note: {engine.reads} is judged by the prompt; --prompt TEXT tells which words")
     else:
         words = word_gains(engine, image, prompt, views)
-    return Explanation(tuple(text), tuple(maps), tuple(words), engine.tasks[0])
+    return Explanation(tuple(sentences), tuple(maps), tuple(words), engine.tasks[0])
 
 
 def _maps(
@@ -313,7 +315,7 @@ def _maps(
     return maps
 
 
-def _told(
+def _sentence_on(
     engine: TorchEngine, calibration: Calibration | None, answer: Answer, task: int, prompt: str
 ) -> str:
     """Sentence on a score and its calibration."""
@@ -335,7 +337,7 @@ def _figure(
     image: Image,
     maps: Sequence[QualityMap],
     words: Sequence[tuple[str, float]],
-    text: Sequence[str],
+    sentences: Sequence[str],
     task: str,
 ) -> bytes:
     from matplotlib.figure import Figure
@@ -346,7 +348,7 @@ def _figure(
     words = [words[place] for place in sorted(strongest)]
     ratios = [min(4.2 * height / width, TALLEST), *([0.22 * len(words) + 0.3] if words else [])]
     figure = Figure(figsize=(4.2 * panels, sum(ratios) + 1.1), dpi=110, layout="constrained")
-    figure.suptitle("\n".join(text), fontsize=9, parse_math=False)
+    figure.suptitle("\n".join(sentences), fontsize=9, parse_math=False)
     grid = figure.add_gridspec(len(ratios), panels, height_ratios=ratios)
     for index, drawn in enumerate([None, *maps]):
         axes = figure.add_subplot(grid[0, index])

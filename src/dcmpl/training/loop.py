@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.splits import TrainPart, ValidationPart
 from dcmpl.data.table import ImageTable
-from dcmpl.errors import DataError, RunError
+from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.images.decode import cores
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model.dcmpl import DCMPL, Scores, trainable_parameters
@@ -179,9 +179,17 @@ def fit(
 def processes_of(device: torch.device) -> PartialState:
     """The processes that train together, as ``torchrun`` and its like start them.
 
-    Each gets a GPU of its own as the current one, or joins the others on the CPU.
+    Each gets a GPU of its own as the current one, or joins the others on the CPU. Raises
+    :class:`UsageError` where the variables that tell it of the others do not fit.
     """
-    return PartialState(cpu=device.type == "cpu")
+    try:
+        return PartialState(cpu=device.type == "cpu")
+    except (ValueError, RuntimeError) as error:  # the latter: the first process is not reached
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            "expected RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of processes that "
+            f"train together, got: {reason}: start them with torchrun, or unset these variables"
+        ) from error
 
 
 def _accelerator(device: torch.device) -> Accelerator:
