@@ -1,6 +1,8 @@
-"""Errors are sentences: what was expected, what came, what to do."""
+"""Errors in three parts: what was expected, what came, what to do; the wording of the sentence."""
 
 import ast
+import pickle
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -12,41 +14,55 @@ SOURCE = Path(dcmpl.__file__).parent
 ERRORS = {"DcmplError", "UsageError", "DataError", "WeightsError", "RunError"}
 
 
-def opening(node: ast.expr) -> str | None:
-    """The text that a message begins with, None where it is not written out."""
-    if isinstance(node, ast.BinOp):
-        return opening(node.left)
-    if isinstance(node, ast.JoinedStr):
-        node = node.values[0]
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
-
-
-def raised() -> list[tuple[str, str]]:
-    """Place and opening of every message that is written out where it is raised."""
+def raised() -> list[tuple[str, ast.Call]]:
+    """Place and call of every error of ours that is made in the source."""
     found = []
     for file in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call):
-                continue
-            name, given = node.exc.func, node.exc.args
-            is_ours = isinstance(name, ast.Name) and name.id in ERRORS and given
-            if is_ours and (text := opening(given[0])) is not None:
-                found.append((f"{file.relative_to(SOURCE)}:{node.lineno}", text))
+            is_ours = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            if is_ours and node.func.id in ERRORS:
+                found.append((f"{file.relative_to(SOURCE)}:{node.lineno}", node))
     return found
 
 
-def test_every_message_begins_with_what_was_expected() -> None:
-    """A message that quotes another may begin with a name: it goes on with the sentence."""
-    messages = raised()
-    assert len(messages) > 150
-    assert [place for place, text in messages if not text.startswith("expected ")] == []
+def test_every_error_says_what_was_expected_and_what_came() -> None:
+    errors = raised()
+    assert len(errors) > 250
+    parts = [(place, len(e.args), {k.arg for k in e.keywords}) for place, e in errors]
+    assert [place for place, given, named in parts if given < 2 and "reason" not in named] == []
+
+
+def test_what_was_expected_stands_without_the_word_for_it() -> None:
+    texts = [(place, ast.unparse(error.args[0])) for place, error in raised()]
+    assert [place for place, text in texts if text.lstrip("f'\"").startswith("expected")] == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (("an image", "a folder"), "expected an image, got a folder"),
+        (("an image", 3), "expected an image, got 3"),
+        (("an image", "a folder", "name one"), "expected an image, got a folder: name one"),
+        (("an image", "", "", "no room"), "expected an image, got: no room"),
+        (("an image", "", "make room", "no room"), "expected an image, got: no room: make room"),
+        (("an image", "", "", OSError("no room")), "expected an image, got: no room"),
+    ],
+)
+@pytest.mark.parametrize("error", [UsageError, DataError, WeightsError, RunError])
+def test_error_is_one_sentence_of_its_parts_after_pickling_too(
+    error: type[DcmplError], parts: tuple[object, ...], sentence: str
+) -> None:
+    made = error(*parts)  # type: ignore[arg-type]
+    for one in (made, pickle.loads(pickle.dumps(made)), copy(made)):
+        assert str(one) == sentence
+        assert (one.expected, one.got) == ("an image", str(parts[1]))
 
 
 @pytest.mark.parametrize(
     ("error", "code"), [(UsageError, 2), (DataError, 1), (WeightsError, 1), (RunError, 1)]
 )
 def test_exit_code_tells_wrong_requests_from_failures(error: type[DcmplError], code: int) -> None:
-    assert error("expected a, got b").exit_code == code
+    assert error("a", "b").exit_code == code
 
 
 def test_nearest_name_is_suggested_and_nothing_far_off() -> None:

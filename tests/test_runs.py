@@ -86,7 +86,7 @@ def test_folder_without_a_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         read_run(tmp_path)
     assert str(caught.value) == (
-        f"expected a run folder made by dcmpl train at {tmp_path}, found no run.json in it"
+        f"expected a run folder made by dcmpl train at {tmp_path}, got no run.json in it"
     )
 
 
@@ -366,7 +366,7 @@ def test_record_without_a_digest_is_refused_with_advice(copied: Path) -> None:
     with pytest.raises(RunError) as caught:
         read_run(copied)
     assert str(caught.value) == (
-        f"expected the digest that seals {path}, found none: it is of an earlier version, "
+        f"expected the digest that seals {path}, got none: it is of an earlier version, "
         "make it again"
     )
 

@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     out, start = options.out, time.time()
     if out.exists() and not (out / "data" / "data.csv").exists():
-        parser.error(f"expected a new folder or an earlier demo at {out}, found something else")
+        parser.error(f"expected a new folder or an earlier demo at {out}, got something else")
     shutil.rmtree(out, ignore_errors=True)
     draw_sample_set(out / "data", PROMPTS, seed=0)
     draw_sample_set(out / "new", 3, seed=1)

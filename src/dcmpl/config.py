@@ -193,16 +193,14 @@ class ModelConfig:
         wrong = [task for task in self.words if target_of(f"mos_{task}") is None]
         if not self.words or wrong:
             raise UsageError(
-                f"expected tasks in words, {', '.join(WORDS)} or others of small letters, digits "
-                f"and _ that name nothing else in tables of scores, got "
-                f"{', '.join(wrong) or 'none'}"
+                f"tasks in words, {', '.join(WORDS)} or others of small letters, digits and _ "
+                "that name nothing else in tables of scores",
+                ", ".join(wrong) or "none",
             )
         if not all(
             pairs and all(len(pair) == 2 for pair in pairs) for pairs in self.words.values()
         ):
-            raise UsageError(
-                f"expected pairs of a positive and a negative word for every task, got {self.words}"
-            )
+            raise UsageError("pairs of a positive and a negative word for every task", self.words)
         _check_count("n_context", self.n_context, 1, 4096)
         _check_count("adapter.reduction", self.adapter.reduction, 1, 4096)
         _check_count("text_depth", self.text_depth, 0)
@@ -210,7 +208,7 @@ class ModelConfig:
         _check_count("mpa.depth", self.mpa.depth, 1)
         _check_count("fusion.depth", self.fusion.depth, 1)
         if type(self.adapter.ratio) is bool or not 0 <= self.adapter.ratio <= 1:
-            raise UsageError(f"expected adapter.ratio from 0 to 1, got {self.adapter.ratio}")
+            raise UsageError("adapter.ratio from 0 to 1", self.adapter.ratio)
         self._check_used()
 
     def _check_used(self) -> None:
@@ -260,10 +258,8 @@ class ModelConfig:
             unused += _changed(section, config, plain) if off else []
         unused = list(dict.fromkeys(unused))
         if unused:
-            raise UsageError(
-                "expected only fields that this model reads, got "
-                f"{', '.join(unused)}: leave them at their defaults"
-            )
+            wanted, hint = "only fields that this model reads", "leave them at their defaults"
+            raise UsageError(wanted, ", ".join(unused), hint)
 
 
 def check_choices(config: Any, prefix: str = "") -> None:
@@ -274,14 +270,14 @@ def check_choices(config: Any, prefix: str = "") -> None:
             check_choices(value, f"{where}.")
         elif get_origin(kind) is Literal:
             if value not in get_args(kind):
-                raise UsageError(f"expected {where} of {', '.join(get_args(kind))}, got {value!r}")
+                raise UsageError(f"{where} of {', '.join(get_args(kind))}", f"{value!r}")
         elif kind is bool and not isinstance(value, bool):
-            raise UsageError(f"expected {where} to be true or false, got {value!r}")
+            raise UsageError(f"{where} to be true or false", f"{value!r}")
 
 
 def _check_count(name: str, value: int | None, low: int, high: int = 1000) -> None:
     if value is not None and (type(value) is not int or not low <= value <= high):
-        raise UsageError(f"expected {name} from {low} to {high}, got {value!r}")
+        raise UsageError(f"{name} from {low} to {high}", f"{value!r}")
 
 
 def _changed(section: str, config: Any, plain: Any) -> list[str]:
@@ -295,7 +291,7 @@ def check_views(views: str) -> str:
     named = ("windows", "center", "resize")
     if views not in named and not re.fullmatch(r"grid-[1-9]\d?", views):
         raise UsageError(
-            f"expected views to be windows, center, resize or grid-N (N x N windows), got {views!r}"
+            "views to be windows, center, resize or grid-N (N x N windows)", f"{views!r}"
         )
     return views
 
@@ -339,12 +335,12 @@ class TrainConfig:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise UsageError(f"expected {name} of at least {low}, got {value}")
+                raise UsageError(f"{name} of at least {low}", value)
         weights = self.alignment_weight, self.mismatch_weight
         if not 0 < self.lr < float("inf") or not all(0 <= w < float("inf") for w in weights):
             raise UsageError(
-                "expected a positive lr, an alignment_weight and a mismatch_weight of at least 0, "
-                f"got {self.lr}, {weights[0]} and {weights[1]}"
+                "a positive lr, an alignment_weight and a mismatch_weight of at least 0",
+                f"{self.lr}, {weights[0]} and {weights[1]}",
             )
 
 
@@ -401,7 +397,7 @@ class Field:
                 raise ValueError("neither true nor false")
             return msgspec.convert(value, self.kind, strict=False)
         except (msgspec.ValidationError, ValueError) as error:
-            raise UsageError(f"expected {self.values} for {name}, got {value!r}") from error
+            raise UsageError(f"{self.values} for {name}", f"{value!r}") from error
 
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:

@@ -1,12 +1,10 @@
-"""Errors that a user can meet.
+"""Errors that a user can meet, in three parts: expected, got, what to do.
 
-    DcmplError
-    ├── UsageError      what was asked for makes no sense (exit code 2)
-    ├── DataError       a table or an image
-    ├── WeightsError    a pretrained backbone
-    └── RunError        a run folder: checkpoint, split, record
-
-A message is one sentence: what was expected, what came, what to do.
+DcmplError
+├── UsageError      what was asked for makes no sense (exit code 2)
+├── DataError       a table or an image
+├── WeightsError    a pretrained backbone
+└── RunError        a run folder: checkpoint, split, record
 """
 
 import difflib
@@ -16,9 +14,24 @@ __all__ = ["DataError", "DcmplError", "RunError", "UsageError", "WeightsError", 
 
 
 class DcmplError(Exception):
-    """Base of all errors raised on purpose; ``exit_code`` is the command's."""
+    """Base of all errors raised on purpose; ``exit_code`` is the command's.
+
+    ``expected`` is what was asked for, ``got`` what came, ``reason`` the words of the system or
+    of a library in its place, ``hint`` what to do. The error as a text is one sentence of them.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self, expected: str, got: object = "", hint: str = "", reason: object = ""
+    ) -> None:
+        super().__init__(expected, str(got), hint, str(reason))  # what pickling makes it of again
+        self.expected, self.got, self.hint, self.reason = expected, str(got), hint, str(reason)
+
+    def __str__(self) -> str:
+        came = f"got: {self.reason}" if self.reason else f"got {self.got}"
+        sentence = f"expected {self.expected}, {came}"
+        return f"{sentence}: {self.hint}" if self.hint else sentence
 
 
 class UsageError(DcmplError):

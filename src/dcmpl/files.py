@@ -39,8 +39,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise RunError(
-            f"expected to write {path}, got: {error.strerror or error}; what stood there before "
-            "is whole, make room and start again"
+            f"to write {path}",
+            hint="what stood there before is whole, make room and start again",
+            reason=error.strerror or error,
         ) from error
 
 
@@ -100,19 +101,20 @@ def check_sealed(record: dict[str, Any], path: Path) -> None:
     version = str(record.get("version", ""))
     if _numbers(version) > _numbers(__version__):
         raise RunError(
-            f"expected what dcmpl {__version__} can read at {path}, got the record of a later "
-            f"version, {version}: pip install --upgrade dcmpl-agiqa"
+            f"what dcmpl {__version__} can read at {path}",
+            f"the record of a later version, {version}",
+            "pip install --upgrade dcmpl-agiqa",
         )
     digest = record.pop("digest", None)
     if digest is None:
         raise RunError(
-            f"expected the digest that seals {path}, found none: it is of an earlier "
-            "version, make it again"
+            f"the digest that seals {path}", "none", "it is of an earlier version, make it again"
         )
     if digest != hashlib.sha256(as_json(record)).hexdigest():
         raise RunError(
-            f"expected {path} as dcmpl wrote it, its digest says that it was changed since: "
-            "take back the change, or make it again"
+            f"{path} as dcmpl wrote it",
+            "one that its digest says was changed since",
+            "take back the change, or make it again",
         )
 
 
@@ -160,7 +162,7 @@ def _not_what(path: Path, what: str, error: Exception) -> RunError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     if isinstance(error, KeyError):
         reason = f"no entry {reason}"
-    return RunError(f"expected {what} at {path}, got: {reason or type(error).__name__}")
+    return RunError(f"{what} at {path}", reason=reason or type(error).__name__)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -135,8 +135,9 @@ def with_settings(config: Config, settings: Sequence[str], section: str = "model
         name, given, text = setting.partition("=")
         if not given or name not in known:
             raise UsageError(
-                f"expected --set {section}.FIELD=VALUE, as in model.mpa.form=joint, got {setting}: "
-                f"{nearest(name, known, 'dcmpl presets lists the fields')}"
+                f"--set {section}.FIELD=VALUE, as in model.mpa.form=joint",
+                setting,
+                nearest(name, known, "dcmpl presets lists the fields"),
             )
         try:
             value = yaml.safe_load(text)
@@ -165,16 +166,18 @@ def with_targets(
     known = {**WORDS, **model.words}
     words = dict(_target(text, known) for text in chosen)
     if len(words) < len(chosen):
-        raise UsageError(f"expected each of --targets once, got {' '.join(chosen)}")
+        raise UsageError("each of --targets once", " ".join(chosen))
     if absent := [target for target in words if target not in judged]:
         raise UsageError(
-            f"expected --targets of {', '.join(judged)}, which the data has opinions on, got "
-            f"{absent[0]}: its column is mos_{absent[0]}"
+            f"--targets of {', '.join(judged)}, which the data has opinions on",
+            absent[0],
+            f"its column is mos_{absent[0]}",
         )
     if len(words) == 1 and len(model.words) > 1 and model.readout == "words":
         raise UsageError(
-            f"expected two --targets or more for a preset with an auxiliary task, got "
-            f"{next(iter(words))} alone: take dcmpl-no-aux or another preset of one task"
+            "two --targets or more for a preset with an auxiliary task",
+            f"{next(iter(words))} alone",
+            "take dcmpl-no-aux or another preset of one task",
         )
     return replace(model, words=words)
 
@@ -184,22 +187,25 @@ def _target(text: str, known: Mapping[str, WordPairs]) -> tuple[str, WordPairs]:
     name, given, both = text.partition("=")
     if target_of(f"mos_{name}") is None:
         raise UsageError(
-            f"expected a target of small letters, digits and _ that names nothing else in tables "
-            f"of scores, got {name}: rename it and its column"
+            "a target of small letters, digits and _ that names nothing else in tables of scores",
+            name,
+            "rename it and its column",
         )
     if not given:
         if name not in known:
             raise UsageError(
-                f"expected --targets of {', '.join(known)}, or {name} with its two ends, as in "
-                f"'{name}=good photo/bad photo', got {name}: "
-                f"{nearest(name, known, 'name its ends')}"
+                f"--targets of {', '.join(known)}, or {name} with its two ends, as in "
+                f"'{name}=good photo/bad photo'",
+                name,
+                nearest(name, known, "name its ends"),
             )
         return name, known[name]
     ends = [word.strip() for word in both.split("/")]
     if len(ends) != 2 or not all(ends) or ends[0] == ends[1]:
         raise UsageError(
-            f"expected a positive and a negative end for the target {name}, as in "
-            f"'{name}=good photo/bad photo', got {both!r}"
+            f"a positive and a negative end for the target {name}, as in '{name}=good "
+            "photo/bad photo'",
+            f"{both!r}",
         )
     return name, ((ends[0], ends[1]),)
 

@@ -153,9 +153,10 @@ class Run:
         """Check that the run was made with this backbone; raises :class:`RunError`."""
         if backbone.sha256 != self.backbone_sha256:
             raise RunError(
-                f"expected the backbone the run was trained with ({self.backbone}, SHA-256 "
-                f"{self.backbone_sha256[:12]}), got {backbone.name} ({backbone.sha256[:12]}): "
-                "learned prompts mean nothing to another backbone, train again"
+                f"the backbone the run was trained with ({self.backbone}, SHA-256 "
+                f"{self.backbone_sha256[:12]})",
+                f"{backbone.name} ({backbone.sha256[:12]})",
+                "learned prompts mean nothing to another backbone, train again",
             )
 
 
@@ -163,9 +164,7 @@ def read_run(folder: Path) -> Run:
     """Read the record of a run folder; raises :class:`RunError` for other folders."""
     path = folder / RECORD
     if not path.is_file():
-        raise RunError(
-            f"expected a run folder made by dcmpl train at {folder}, found no {RECORD} in it"
-        )
+        raise RunError(f"a run folder made by dcmpl train at {folder}", f"no {RECORD} in it")
     return read_record(path, "the record of a run", _run_of)
 
 
@@ -205,10 +204,10 @@ def read_split(folder: Path, run: Run) -> Split | None:
         return None
     path = folder / SPLIT
     if not path.is_file():
-        raise RunError(f"expected the split of the run at {path}, found no file")
+        raise RunError(f"the split of the run at {path}", "no file")
     split = Split.read(path)
     if split.digest != run.split_sha256:
-        raise RunError(f"expected the split that {RECORD} names at {path}, got another one")
+        raise RunError(f"the split that {RECORD} names at {path}", "another one")
     return split
 
 
@@ -248,11 +247,12 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
             record = json.loads((file.metadata() or {})["dcmpl"])
         identity, history = str(record["run"]), tuple(_numbers(record["history"]))
     except (OSError, SafetensorError, *UNREADABLE) as error:
-        raise RunError(f"expected learned tensors at {path}, got: {error}") from error
+        raise RunError(f"learned tensors at {path}", reason=error) from error
     if identity != run.identity:
         raise RunError(
-            f"expected the tensors that {RECORD} beside {path} describes, got those of another "
-            "run: files of two runs do not mix"
+            f"the tensors that {RECORD} beside {path} describes",
+            "those of another run",
+            "files of two runs do not mix",
         )
     optimizer_state = {
         name.removeprefix("optimizer/"): tensors.pop(name)
@@ -265,12 +265,12 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
     )
     if wrong:
         raise RunError(
-            f"expected exactly the {len(parameters)} learned tensors of this model in {path}, "
-            f"{len(wrong)} differ, {wrong[0]} among them"
+            f"exactly the {len(parameters)} learned tensors of this model in {path}",
+            f"{len(wrong)} that differ, {wrong[0]} among them",
         )
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise RunError(f"expected finite numbers in {path}, {broken[0]} has others")
+        raise RunError(f"finite numbers in {path}", f"others in {broken[0]}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
@@ -280,19 +280,20 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
 def _check_unchanged(path: Path, content: bytes, run: Run) -> None:
     if hashlib.sha256(content).hexdigest() != run.weights_sha256:
         raise RunError(
-            f"expected {path} as dcmpl wrote it, {RECORD} beside it names another SHA-256: "
-            "the file was changed, train again"
+            f"{path} as dcmpl wrote it",
+            f"one of another SHA-256 than {RECORD} beside it names",
+            "the file was changed, train again",
         )
 
 
 def table_of_run(run: Run) -> ImageTable:
     """Table of a run's own data set; raises an error where it has changed since."""
     if run.source is None:
-        raise DataError("expected the data of the run, an imported one has none")
+        raise DataError("the data of the run", "none in an imported one")
     source = run.source
     table = load_table(source.path, source.scale, source.columns)
     if table.digest != source.sha256:
-        raise DataError(f"expected the table the run was made with at {source.path}, got another")
+        raise DataError(f"the table the run was made with at {source.path}", "another")
     return table
 
 
@@ -300,7 +301,7 @@ def validation_images(folder: Path, run: Run) -> list[UInt8[np.ndarray, "_ _ 3"]
     """Pixels of up to 256 validation images of a run, evenly spread."""
     table, split = table_of_run(run), read_split(folder, run)
     if split is None:
-        raise DataError("expected the split of the run, an imported one has none")
+        raise DataError("the split of the run", "none in an imported one")
     chosen = split.validation_part(table).table.spread_images(MOST_IMAGES)
     return [read_image(path) for path in track(chosen, "reading validation images")]
 

@@ -214,10 +214,10 @@ def test_variants_of_a_grid_are_compared_with_the_first(
             "expected a YAML file at --grid",
         ),
         (["benchmark", "--data", ".", "--out", "x", "--presets", "dcmlp"], "did you mean dcmpl?"),
-        (["compare", "nowhere"], "expected a run folder made by dcmpl train, found none"),
+        (["compare", "nowhere"], "expected a run folder made by dcmpl train, got none"),
         (["data", "chek", "x"], "did you mean data check?"),
         (["data", "split", ".", "--protocol", "mine", "--out", "x"], "expected --protocol of"),
-        (["data", "check", "nowhere"], "expected a data set at nowhere, found nothing there"),
+        (["data", "check", "nowhere"], "expected a data set at nowhere, got nothing there"),
     ],
 )
 def test_wrong_words_are_told_at_once(

@@ -166,7 +166,7 @@ def test_check_lists_what_is_missing_damaged_and_doubled(
     lines = capsys.readouterr().out.splitlines()
     wrong = [line for line in lines if line.startswith("  wrong: ")]
     assert len(wrong) == 3
-    assert "03.png, found no file" in wrong[0]
+    assert "03.png, got no file" in wrong[0]
     assert "04.png" in wrong[1]
     assert wrong[2] == "  wrong: doubled: 06.png and 07.png are the same file"
     assert "  note: flat, nothing is to be seen in them: 08.png" in lines

@@ -49,6 +49,6 @@ def test_data_that_is_gone_fails(capsys: Capture, trained_run: Path, tmp_path: P
     record["source"]["path"] = str(tmp_path / "gone.csv")
     (run / "run.json").write_bytes(sealed(record))
     assert refused(capsys, 1, "evaluate", run) == (
-        f"expected the run's data set at {tmp_path / 'gone.csv'}, found nothing there: "
+        f"expected the run's data set at {tmp_path / 'gone.csv'}, got nothing there: "
         "give its new place with --data"
     )

@@ -18,7 +18,7 @@ def image(image_data: Path) -> Path:
 def test_what_is_no_run_is_refused(capsys: Capture, image: Path, tmp_path: Path) -> None:
     rest = ["-o", tmp_path / "why.png", "--model"]
     told = refused(capsys, 2, "explain", image, *rest, tmp_path / "x")
-    assert told.startswith("expected a run folder made by dcmpl train, found none at")
+    assert told.startswith("expected a run folder made by dcmpl train, got none at")
     export = tmp_path / "export"
     export.mkdir()
     (export / "export.json").write_text("{}")

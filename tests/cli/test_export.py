@@ -24,7 +24,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
 ) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     assert refused(capsys, 2, "export", trained_run, "-o", tmp_path / "x") == (
-        "expected onnx, onnxscript, onnxruntime to export, found none: "
+        "expected onnx, onnxscript, onnxruntime to export, got none: "
         "pip install 'dcmpl-agiqa[onnx]'"
     )
 
@@ -33,9 +33,9 @@ def test_words_that_make_no_export_are_told_at_once(
     capsys: Capture, trained_run: Path, tmp_path: Path
 ) -> None:
     full = refused(capsys, 2, "export", trained_run, "-o", trained_run)
-    assert full == f"expected a new folder at -o {trained_run}, found something there"
+    assert full == f"expected a new folder at -o {trained_run}, got something there"
     words = ["export", trained_run, "-o", tmp_path / "x", "--targets", "authenticity"]
     assert "the run learned" in refused(capsys, 2, *words)
     assert refused(capsys, 2, "export", tmp_path / "none", "-o", tmp_path / "x") == (
-        f"expected a run folder made by dcmpl train, found none at {tmp_path / 'none'}"
+        f"expected a run folder made by dcmpl train, got none at {tmp_path / 'none'}"
     )

@@ -242,13 +242,13 @@ def test_run_on_the_embedded_backbone_is_told_to_be_a_floor(capsys: Capture, cop
 
 def test_folder_that_is_no_run_is_refused(capsys: Capture, tmp_path: Path) -> None:
     assert refused(capsys, 1, "info", tmp_path) == (
-        f"expected a run folder made by dcmpl train at {tmp_path}, found no run.json in it"
+        f"expected a run folder made by dcmpl train at {tmp_path}, got no run.json in it"
     )
 
 
 def test_folder_that_is_not_there_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
     assert refused(capsys, 2, "info", tmp_path / "x") == (
-        f"expected a run folder made by dcmpl train, found none at {tmp_path / 'x'}"
+        f"expected a run folder made by dcmpl train, got none at {tmp_path / 'x'}"
     )
 
 

@@ -95,7 +95,7 @@ def test_missing_argument_is_named(capsys: Capture, words: list[str], missing: s
 def test_missing_data_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "nowhere"
     assert refused(capsys, 2, "train", "--data", path, "--out", "x") == (
-        f"expected a data set at {path}, found nothing there"
+        f"expected a data set at {path}, got nothing there"
     )
 
 

@@ -108,7 +108,7 @@ def test_prompts_of_a_table_go_to_their_images(
 
 def test_missing_prompts_are_wrong_usage(capsys: Capture, trained_run: Path, out: Path) -> None:
     words = ["score", "a.png", "--model", trained_run, "-o", out, "--prompts", "none.csv"]
-    assert refused(capsys, 2, *words) == "expected a table at --prompts none.csv, found no file"
+    assert refused(capsys, 2, *words) == "expected a table at --prompts none.csv, got no file"
 
 
 def test_unknown_format_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
@@ -127,7 +127,7 @@ def test_folder_without_images_is_wrong_usage(
 
 def test_missing_run_is_wrong_usage(capsys: Capture, out: Path) -> None:
     assert refused(capsys, 2, "score", "a.png", "--model", "nowhere", "-o", out) == (
-        "expected a run folder or an exported model at --model, found none at nowhere"
+        "expected a run folder or an exported model at --model, got none at nowhere"
     )
 
 
@@ -137,7 +137,7 @@ def test_folder_that_is_no_run_fails(
 ) -> None:
     words = ["a.png", "--model", tmp_path, "-o", out] if command == "score" else [tmp_path]
     assert refused(capsys, 1, command, *words) == (
-        f"expected a run folder made by dcmpl train at {tmp_path}, found no run.json in it"
+        f"expected a run folder made by dcmpl train at {tmp_path}, got no run.json in it"
     )
 
 

@@ -16,7 +16,7 @@ def test_existing_run_is_not_overwritten(
 ) -> None:
     before = {file.name: file.read_bytes() for file in trained_run.iterdir()}
     assert refused(capsys, 2, *train_words, "--out", trained_run) == (
-        f"expected a new folder at --out {trained_run}, found a run in it: "
+        f"expected a new folder at --out {trained_run}, got a run in it: "
         "add --resume to go on with it, or choose another"
     )
     assert {file.name: file.read_bytes() for file in trained_run.iterdir()} == before

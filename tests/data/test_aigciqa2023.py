@@ -222,7 +222,7 @@ def test_plus_sheet_in_a_wrong_encoding_is_told_the_right_one(tmp_path: Path) ->
 
 def test_plus_sheet_alone_has_no_mos(tmp_path: Path) -> None:
     assert told(plus(tmp_path, ["DALLE"])) == (
-        f"expected {LAYOUT} or AIGIQA2023.json in {tmp_path}, found only AIGIQA2023+.csv, whose "
+        f"expected {LAYOUT} or AIGIQA2023.json in {tmp_path}, got only AIGIQA2023+.csv, whose "
         "coarse levels are no MOS"
     )
 

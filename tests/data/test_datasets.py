@@ -212,14 +212,14 @@ def test_folder_without_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     assert fault(tmp_path) == (
         f"expected {tmp_path} to be a table, or a folder with data.csv or with one of AGIQA-3K, "
-        "AIGCIQA2023, AGIQA-1K, AIGIQA-20K, PKU-AIGIQA-4K as its authors ship it, found 1 entries "
+        "AIGCIQA2023, AGIQA-1K, AIGIQA-20K, PKU-AIGIQA-4K as its authors ship it, got 1 entries "
         "and none of their tables"
     )
 
 
 def test_missing_path_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "nowhere"
-    assert fault(path) == f"expected a data set at {path}, found nothing there"
+    assert fault(path) == f"expected a data set at {path}, got nothing there"
 
 
 def with_images(table: ImageTable, folder: Path, bad: list[str]) -> ImageTable:

@@ -43,7 +43,7 @@ def look(base: int, flips: int = 0) -> bytes:
 def image(number: int, like: int | None = None, flips: int = 0) -> ImageFacts:
     """An image of its own, or one that looks like that numbered ``like``."""
     shown = look(number if like is None else like, flips)
-    return ImageFacts("", f"file {number}", shown, False, 8, 8)
+    return ImageFacts(None, f"file {number}", shown, False, 8, 8)
 
 
 def made(images: list[ImageFacts], **columns: list[str]) -> Made:
@@ -248,7 +248,7 @@ def test_units_do_not_depend_on_the_size_of_a_block(
 
 def nothing(number: int) -> ImageFacts:
     """A flat image: all are one file and look the same."""
-    return ImageFacts("", "flat", look(0), True, 8, 8)
+    return ImageFacts(None, "flat", look(0), True, 8, 8)
 
 
 def test_flat_images_tie_nothing_though_they_are_one_file() -> None:
@@ -277,7 +277,7 @@ def test_flat_images_without_prompts_are_units_of_their_own() -> None:
 
 @pytest.mark.parametrize("count", [3, 4, 32])
 def test_units_of_an_unreadable_image_are_a_data_error(count: int) -> None:
-    bad = ImageFacts(fault="expected an image at /made/0.png, found no file")
+    bad = ImageFacts(fault="expected an image at /made/0.png, got no file")
     with pytest.raises(DataError, match=r"/made/0\.png"):
         tied_units(*made([bad, *map(image, range(1, count))]))
 

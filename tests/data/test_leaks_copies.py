@@ -239,7 +239,7 @@ def test_checking_names_every_unreadable_image(tmp_path: Path) -> None:
         check_images(made_table(image=paths))
     first, *named = str(caught.value).splitlines()
     assert first == ("expected 5 readable images, 2 are not, mend them or take their rows out:")
-    assert named[0] == f"  expected an image at {paths[1]}, found no file"
+    assert named[0] == f"  expected an image at {paths[1]}, got no file"
     assert named[1].startswith(f"  expected an image that can be decoded, got {paths[3]}: ")
     assert len(named) == 2
 

@@ -169,7 +169,7 @@ def test_missing_and_unreadable_images_are_faults(tmp_path: Path) -> None:
     assert found.faults[0].startswith(
         f"expected an image that can be decoded, got {tmp_path / 'b.png'}: "
     )
-    assert found.faults[1] == f"expected an image at {tmp_path / 'c.png'}, found no file"
+    assert found.faults[1] == f"expected an image at {tmp_path / 'c.png'}, got no file"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mine", "faults"), ("AGIQA-3K", "notes")])
@@ -219,7 +219,7 @@ def test_command_lists_all_that_is_wrong_and_fails(
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path.name}: 3 images, 2 prompts, 1 generators, MOS 1 to 5 for quality",
         "  note: 1 images have no row: z.png",
-        f"  wrong: expected an image at {tmp_path / 'c.png'}, found no file",
+        f"  wrong: expected an image at {tmp_path / 'c.png'}, got no file",
         "  wrong: doubled: a.png and b.png are the same file",
         "2 of 3 images decode; 2 things are wrong",
     ]
@@ -320,7 +320,7 @@ def test_page_lists_faults_and_shows_what_can_be_read(tmp_path: Path) -> None:
     table = table_of(tmp_path, image=[save(tmp_path / "a.png", 0), "gone.png"])
     page = page_of(table)
     assert page.texts["h2"][1] == "What is wrong with this copy"
-    assert f"expected an image at {tmp_path / 'gone.png'}, found no file" in page.texts["li"]
+    assert f"expected an image at {tmp_path / 'gone.png'}, got no file" in page.texts["li"]
     assert page.texts["figcaption"] == ["3.00 : p0"]
 
 

@@ -106,19 +106,19 @@ def test_missing_file_stays_in_the_list_and_fails_when_read(tree: Path) -> None:
     (request,) = with_content([entry])
     with pytest.raises(DataError) as caught:
         request.read()
-    assert str(caught.value) == f"expected an image at {path}, found no file"
+    assert str(caught.value) == f"expected an image at {path}, got no file"
 
 
 def test_folder_without_images_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         found_in(tmp_path)
     assert str(caught.value) == (
-        f"expected images in {tmp_path}, found none: name a folder with some"
+        f"expected images in {tmp_path}, got none: name a folder with some"
     )
 
 
 def test_glob_without_a_match_is_a_usage_error(tree: Path) -> None:
-    with pytest.raises(UsageError, match=r"expected images in .*\*\.bmp, found none"):
+    with pytest.raises(UsageError, match=r"expected images in .*\*\.bmp, got none"):
         found_in(tree / "*.bmp")
 
 

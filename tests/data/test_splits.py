@@ -28,7 +28,7 @@ def table_of(groups: Sequence[str]) -> ImageTable:
 def clean(table: ImageTable, repeat: int) -> Split:
     """The clean split of images that nothing but their prompts ties: no two look alike."""
     digests = {path: hashlib.sha256(path.encode()) for path in table.frame["image"]}
-    facts = {path: ImageFacts("", d.hexdigest(), d.digest()) for path, d in digests.items()}
+    facts = {path: ImageFacts(None, d.hexdigest(), d.digest()) for path, d in digests.items()}
     return draw_split("clean", table, tied_units(table, facts), repeat)
 
 
@@ -179,7 +179,7 @@ def test_table_without_an_image_of_the_split_is_refused(part: str) -> None:
 def test_part_without_rows_is_refused() -> None:
     split = clean(FORTY, 0)
     untrained = replace(split, train=(), left_out=split.train)
-    with pytest.raises(DataError, match="expected rows in the train part of made, found none"):
+    with pytest.raises(DataError, match="expected rows in the train part of made, got none"):
         untrained.rows(FORTY, "train")
 
 

@@ -34,7 +34,7 @@ def grouped(groups: Sequence[str], parts: Sequence[str] = ("",)) -> ImageTable:
 def unlike(table: ImageTable) -> dict[str, ImageFacts]:
     """Facts of images that nothing but their prompts ties."""
     digests = {path: hashlib.sha256(path.encode()) for path in table.frame["image"]}
-    return {path: ImageFacts("", d.hexdigest(), d.digest()) for path, d in digests.items()}
+    return {path: ImageFacts(None, d.hexdigest(), d.digest()) for path, d in digests.items()}
 
 
 def drawn(name: str, table: ImageTable, repeat: int = 0) -> Split:

@@ -157,7 +157,7 @@ def test_file_that_vanishes_once_it_is_listed_is_one_row_with_a_reason(
     monkeypatch.setattr(Scorer, "from_pretrained", classmethod(load_and_lose))
     assert score(folder, "--model", trained_run, "-o", out) == 3
     reason = assert_one_bad_among_good(rows_of(out), names, alone)
-    assert reason == f"expected an image at {names[1]}, found no file"
+    assert reason == f"expected an image at {names[1]}, got no file"
 
 
 def test_directory_called_as_an_image_is_one_row_of_a_list(
@@ -169,7 +169,7 @@ def test_directory_called_as_an_image_is_one_row_of_a_list(
     assert score(folder / "list.csv", "--model", trained_run, "-o", out) == 3
     rows = rows_of(out)
     assert [row["status"] for row in rows] == ["ok", "error", "ok"]
-    assert rows[1]["reason"] == f"expected a file at {names[1]}, found something else"
+    assert rows[1]["reason"] == f"expected a file at {names[1]}, got something else"
 
 
 def test_directory_called_as_an_image_is_a_folder_within_a_folder(

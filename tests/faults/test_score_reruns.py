@@ -328,7 +328,7 @@ def test_pipe_is_a_row_and_nobody_waits_for_it(words: Words, out: Path, listed: 
     threading.Thread(target=let_go, daemon=True).start()
     assert main(words) == 3
     done.set()
-    assert rows_of(out)[0]["reason"] == f"expected a file at {pipe}, found something else"
+    assert rows_of(out)[0]["reason"] == f"expected a file at {pipe}, got something else"
 
 
 def test_nothing_is_kept_of_images_that_were_read(trained_run: Path, monkeypatch: Patch) -> None:

@@ -237,7 +237,7 @@ def test_rows_of_a_job_that_was_broken_off_are_kept_without_resume(
     words: Words, out: Path, half: bytes, capsys: Capture
 ) -> None:
     assert refused(capsys, 1, *words, "-o", out) == (
-        f"expected no {journal_of(out)}, found the rows of a scoring that was broken off: "
+        f"expected no {journal_of(out)}, got the rows of a scoring that was broken off: "
         "add --resume to go on with it, or delete it"
     )
     assert written(out) == {journal_of(out).name: half}

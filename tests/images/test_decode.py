@@ -161,7 +161,7 @@ def test_file_without_permission_is_a_data_error(tmp_path: Path) -> None:
 def test_missing_file_has_an_exact_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_image(tmp_path / "no.png")
-    assert str(caught.value) == f"expected an image at {tmp_path / 'no.png'}, found no file"
+    assert str(caught.value) == f"expected an image at {tmp_path / 'no.png'}, got no file"
 
 
 def test_too_many_pixels_have_an_exact_message(tmp_path: Path) -> None:

@@ -119,4 +119,4 @@ def test_a_missing_special_token_is_named(tmp_path: Path, token: str) -> None:
     path.write_text(FILE.read_text().replace(token, "<|other|>"))
     with pytest.raises(WeightsError) as caught:
         Tokenizer(path, LENGTH)
-    assert str(caught.value) == f"expected the token {token} in {path}, found none"
+    assert str(caught.value) == f"expected the token {token} in {path}, got none"

@@ -288,7 +288,7 @@ def test_what_is_no_image_is_refused(capsys: Capture, tmp_path: Path, calibrated
     rest = ["--model", calibrated_run, "-o", tmp_path / "why.png"]
     for missing in (tmp_path / "no.png", tmp_path):
         told = refused(capsys, 2, "explain", missing, *rest)
-        assert told == f"expected an image at {missing}, found no file"
+        assert told == f"expected an image at {missing}, got no file"
     broken = tmp_path / "broken.png"
     broken.write_bytes(saved(tmp_path / "a.png", noisy(0, 40, 40)).read_bytes()[:900])
     for content in (broken.read_bytes(), b"", b"no image"):

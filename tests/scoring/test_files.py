@@ -170,7 +170,7 @@ def test_folder_in_place_of_the_scores_is_wrong_usage(
 ) -> None:
     out.mkdir()
     assert refused(capsys, 2, "score", many, "--model", trained_run, "-o", out) == (
-        f"expected a file at -o {out}, found a folder"
+        f"expected a file at -o {out}, got a folder"
     )
     assert list(out.iterdir()) == []
 

@@ -115,7 +115,7 @@ def test_wrong_number_of_prompts_is_a_usage_error(
 
 def test_missing_image_gets_a_row_with_its_reason(scorer: Scorer, tmp_path: Path) -> None:
     path = tmp_path / "no.png"
-    reason = f"expected an image at {path}, found no file"
+    reason = f"expected an image at {path}, got no file"
     assert scorer.score([path], "a fox") == [Score(str(path), "a fox", reason=reason)]
 
 

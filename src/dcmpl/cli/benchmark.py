@@ -105,11 +105,13 @@ def _check(arguments: Arguments) -> None:
     check_backbone(arguments.backbone)
     if arguments.grid is not None:
         if arguments.presets is not None or arguments.targets is not None:
-            raise UsageError("expected --grid alone, got --presets or --targets with it")
+            raise UsageError("--grid alone", "--presets or --targets with it")
         if not Path(arguments.grid).is_file():
-            raise UsageError(f"expected a YAML file at --grid {arguments.grid}, found none")
-        if any(not setting.startswith("train.") for setting in arguments.set):
-            raise UsageError("expected train.FIELD=VALUE after --set with --grid, which has models")
+            raise UsageError(f"a YAML file at --grid {arguments.grid}", "none")
+        others = [setting for setting in arguments.set if not setting.startswith("train.")]
+        if others:
+            wanted = "train.FIELD=VALUE after --set with --grid, which has models"
+            raise UsageError(wanted, others[0])
     for preset in arguments.presets or ("dcmpl",):
         check_model(preset, arguments.set, None if arguments.grid else arguments.targets)
     check_protocols(arguments.protocols)
@@ -135,7 +137,7 @@ def _contexts(arguments: Arguments) -> "dict[str, TrialContext]":
         for note in table.notes:
             say(f"note: {table.name}: {note}")
         if any(table.name == context.table.name for context in found.values()):
-            raise UsageError(f"expected data sets of different names, got {table.name} twice")
+            raise UsageError("data sets of different names", f"{table.name} twice")
         found[path] = TrialContext(table, backbone, check_images(table), device)
     return found
 

@@ -23,7 +23,7 @@ def import_run(arguments: Arguments) -> int:
     for name in ("aux", "main"):
         file = getattr(arguments, name)
         if file is not None and not Path(file).is_file():
-            raise UsageError(f"expected a checkpoint at --{name} {file}, found no file")
+            raise UsageError(f"a checkpoint at --{name} {file}", "no file")
     check_new_folder(arguments.out)
     from dcmpl.config import TrainConfig
     from dcmpl.runs import MODEL, Run, save_learned

@@ -61,7 +61,7 @@ def show(arguments: Arguments) -> int:
     """Write a page about a data set."""
     check_table(arguments, [arguments.PATH])
     if Path(arguments.out).is_dir():
-        raise UsageError(f"expected a file at -o {arguments.out}, found a folder")
+        raise UsageError(f"a file at -o {arguments.out}", "a folder")
     check_not_read(arguments.out, [arguments.PATH])
     from dcmpl.data.leaks import survey
     from dcmpl.data.report import data_page

@@ -48,7 +48,7 @@ def evaluate(arguments: Arguments) -> int:
     check_own_table(arguments)
     check_device(arguments.device)
     if arguments.data is not None and not Path(arguments.data).exists():
-        raise UsageError(f"expected a data set at --data {arguments.data}, found nothing there")
+        raise UsageError(f"a data set at --data {arguments.data}", "nothing there")
     from rich.console import Console
 
     from dcmpl.evaluation.results import evaluate_run, metrics_table
@@ -90,11 +90,9 @@ def _part(table: "ImageTable", part: str, own: bool, split: "Split | None") -> "
     if part == "all":
         return table
     if split is None:
-        raise UsageError(f"expected --split all for an imported run, got {part}")
+        raise UsageError("--split all for an imported run", part)
     if not own:
-        raise UsageError(
-            f"expected --split all for another data set than the run's own, got {part}"
-        )
+        raise UsageError("--split all for another data set than the run's own", part)
     return split.rows(table, part)
 
 
@@ -114,8 +112,9 @@ def _training(
     if leaks := find_leaks(training, table, {**check_images(training), **facts}):
         pairs = [f"{leak.tested} and {leak.known} ({leak.kind})" for leak in leaks]
         raise DataError(
-            f"expected nothing in {table.name} that the run was trained on, got "
-            f"{listed(pairs, 5)}: take these rows out, or measure the run's own data with --split"
+            f"nothing in {table.name} that the run was trained on",
+            listed(pairs, 5),
+            "take these rows out, or measure the run's own data with --split",
         )
     return training
 
@@ -129,13 +128,12 @@ def _table_to_measure(
     scale, columns = mos_scale(arguments), columns_of(arguments)
     if source is None:
         if arguments.data is None:
-            raise UsageError("expected --data PATH: an imported run has no data of its own")
+            raise UsageError("--data PATH", "an imported run, which has no data of its own")
         return load_table(arguments.data, scale, columns), False
     path = arguments.data or source.path
     if not Path(path).exists():
         raise DataError(
-            f"expected the run's data set at {path}, found nothing there: "
-            "give its new place with --data"
+            f"the run's data set at {path}", "nothing there", "give its new place with --data"
         )
     try:
         # The run's own data in a new place has the run's own scale and columns.
@@ -148,8 +146,9 @@ def _table_to_measure(
             return table, True
         if arguments.data is None:
             raise RunError(
-                f"expected the table the run was trained with at {path}, its scale or rows have "
-                f"changed: add --data {path} to measure on it as on another data set"
+                f"the table the run was trained with at {path}",
+                "another scale or other rows",
+                f"add --data {path} to measure on it as on another data set",
             )
     return load_table(path, scale, columns), False
 

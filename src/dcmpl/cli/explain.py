@@ -39,9 +39,7 @@ def explain(arguments: Arguments) -> int:
     from dcmpl.scoring.torch_engine import TorchEngine, load_model
 
     if not has_matplotlib():
-        raise UsageError(
-            "expected matplotlib to draw with, found none: pip install 'dcmpl-agiqa[plots]'"
-        )
+        raise UsageError("matplotlib to draw with", "none", "pip install 'dcmpl-agiqa[plots]'")
     folder = Path(arguments.model)
     run, model = load_model(folder, arguments.backbone, arguments.device)
     warn_of_embedded(run.backbone)
@@ -67,12 +65,12 @@ def _check(arguments: Arguments) -> None:
     check_run(arguments.model)
     check_device(arguments.device)
     if not Path(arguments.IMAGE).is_file():
-        raise UsageError(f"expected an image at {arguments.IMAGE}, found no file")
+        raise UsageError(f"an image at {arguments.IMAGE}", "no file")
     out = Path(arguments.out)
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise UsageError(f"expected -o to be a file that ends in .png, got {out}")
+        raise UsageError("-o to be a file that ends in .png", out)
     if out.exists() and out.samefile(arguments.IMAGE):
-        raise UsageError(f"expected -o beside the image, got the image itself, {out}")
+        raise UsageError("-o beside the image", f"the image itself, {out}")
 
 
 EXPLAIN = Command(

@@ -69,13 +69,14 @@ def _targets(asked: tuple[str, ...] | None, run: "Run") -> tuple[str, ...]:
     targets = tuple(asked or run.learned)
     if unknown := [target for target in targets if target not in run.learned]:
         known = ", ".join(run.learned)
-        raise UsageError(f"expected targets the run learned, {known}, got {unknown[0]}")
+        raise UsageError(f"targets the run learned, {known}", unknown[0])
     if not run.model.reads_prompt or "alignment" not in targets:
         return targets
     if asked or len(targets) == 1:
         raise UsageError(
-            "expected targets that no prompt is read for, got alignment: only torch reads "
-            "prompts, score with the run itself"
+            "targets that no prompt is read for",
+            "alignment",
+            "only torch reads prompts, score with the run itself",
         )
     targets = tuple(target for target in targets if target != "alignment")
     names = ", ".join(targets)

@@ -108,14 +108,12 @@ def _name_in(words: Sequence[str]) -> tuple[str, list[str]]:
     """The command that ``words`` begin with, and its own words."""
     if words and words[0].startswith("-") and not {"-h", "--help", "--version"} & {words[0]}:
         named = next((w for w in words if w in COMMANDS or w in GROUPS), "the command")
-        raise UsageError(f"expected flags after {named}, got {words[0]} before it")
+        raise UsageError(f"flags after {named}", f"{words[0]} before it")
     length = 2 if words and words[0] in GROUPS else 1
     name = " ".join(words[:length])
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS, "see dcmpl --help")
-        raise UsageError(
-            f"expected a command ({', '.join(COMMANDS)}), got {name or 'none'}: {hint}"
-        )
+        raise UsageError(f"a command ({', '.join(COMMANDS)})", name or "none", hint)
     return name, list(words[length:])
 
 
@@ -132,7 +130,7 @@ def parse(words: Sequence[str]) -> tuple[Command, Arguments]:
     if strange:
         word = next((w for w in strange if w.startswith("-")), strange[0]).split("=")[0]
         hint = nearest(word, [n for f in flags.values() for n in f.names], _see(name))
-        raise UsageError(f"expected a flag of dcmpl {name}, got {word}: {hint}")
+        raise UsageError(f"a flag of dcmpl {name}", word, hint)
     given = {dest: value for dest, value in vars(found).items() if value not in (None, [])}
     if "config" in given:
         given = {**_configuration(str(given["config"]), flags, name), **given}
@@ -143,7 +141,7 @@ def parse(words: Sequence[str]) -> tuple[Command, Arguments]:
     missing = [flag for dest, flag in flags.items() if flag.required and dest not in given]
     if missing and not arguments.print_config:
         names = ", ".join(flag.metavar if flag.positional else flag.names[-1] for flag in missing)
-        raise UsageError(f"expected {names} for dcmpl {name}, got none; {_see(name)}")
+        raise UsageError(f"{names} for dcmpl {name}", "none", _see(name))
     return command, arguments
 
 
@@ -156,10 +154,10 @@ def _wrong_count(name: str, flags: Mapping[str, Flag], error: argparse.ArgumentE
     word = (error.argument_name or "").split("/")[-1]
     flag = next((f for f in flags.values() if word in f.names), None)
     if flag is None:
-        return UsageError(f"expected other arguments for dcmpl {name}: {error}")
+        return UsageError(f"other arguments for dcmpl {name}", reason=error)
     words = {"None": "a value", "+": "one or more values"}
     wanted = words.get(str(flag.count), f"{flag.count} values")
-    return UsageError(f"expected {wanted} after {word}, got more or fewer; {_see(name)}")
+    return UsageError(f"{wanted} after {word}", "more or fewer", _see(name))
 
 
 def _configuration(path: str, flags: Mapping[str, Flag], name: str) -> dict[str, Any]:
@@ -172,13 +170,13 @@ def _configuration(path: str, flags: Mapping[str, Flag], name: str) -> dict[str,
             raise ValueError(f"a {type(record).__name__} and no mapping from flags to values")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"expected a YAML file at --config {path}, got: {reason}") from error
+        raise UsageError(f"a YAML file at --config {path}", reason=reason) from error
     found = {}
     for key, value in record.items():
         dest = str(key).replace("-", "_")
         if dest not in flags or dest in ("config", "print_config"):
             hint = nearest(str(key), flags, _see(name))
-            raise UsageError(f"expected flags of dcmpl {name} in {path}, got {key}: {hint}")
+            raise UsageError(f"flags of dcmpl {name} in {path}", key, hint)
         if value is not None and value != [] and value is not False:
             found[dest] = flags[dest].written(value)
             flags[dest].read(found[dest])  # also one that the command line replaces

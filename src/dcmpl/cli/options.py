@@ -91,15 +91,13 @@ class Flag:
     def _value(self, word: str) -> Any:
         if self.choices and word not in self.choices:
             hint = nearest(word, self.choices, "take one of these")
-            raise UsageError(
-                f"expected {self._shown} of {', '.join(self.choices)}, got {word}: {hint}"
-            )
+            raise UsageError(f"{self._shown} of {', '.join(self.choices)}", word, hint)
         try:
             value = self.kind(word)
         except ValueError:
             value = math.nan
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"expected {KINDS[self.kind]} for {self._shown}, got {word}")
+            raise UsageError(f"{KINDS[self.kind]} for {self._shown}", word)
         return value
 
     @property
@@ -110,12 +108,12 @@ class Flag:
         """A value of YAML as the words of the command line."""
         many = self.count is not None
         if self.kind is bool and not isinstance(value, bool):
-            raise UsageError(f"expected true or false for {self.dest}, got {value!r}")
+            raise UsageError(f"true or false for {self.dest}", f"{value!r}")
         if isinstance(value, (dict, bool)) and self.kind is not bool:
-            raise UsageError(f"expected {KINDS[self.kind]} for {self.dest}, got {value!r}")
+            raise UsageError(f"{KINDS[self.kind]} for {self.dest}", f"{value!r}")
         if many != isinstance(value, list):
             wanted = "a list" if many else "one value"
-            raise UsageError(f"expected {wanted} for {self.dest}, got {value!r}")
+            raise UsageError(f"{wanted} for {self.dest}", f"{value!r}")
         return [str(entry) for entry in value] if many else str(value)
 
 
@@ -206,36 +204,37 @@ def check_device(device: str) -> None:
     """Check the spelling of a device; only PyTorch knows which devices exist."""
     if not re.fullmatch(r"[a-z]+(:\d+)?", device):
         raise UsageError(
-            f"expected --device of auto, cpu, cuda, cuda:N and mps, got {device}: leave it out for "
-            "a GPU where there is one"
+            "--device of auto, cpu, cuda, cuda:N and mps",
+            device,
+            "leave it out for a GPU where there is one",
         )
 
 
 def check_run(run: str) -> None:
     if not Path(run).is_dir():
-        raise UsageError(f"expected a run folder made by dcmpl train, found none at {run}")
+        raise UsageError("a run folder made by dcmpl train", f"none at {run}")
 
 
 def check_folder(out: str) -> None:
     if Path(out).exists() and not Path(out).is_dir():
-        raise UsageError(f"expected a folder at --out {out}, found a file")
+        raise UsageError(f"a folder at --out {out}", "a file")
 
 
 def check_new_folder(out: str, flag: str = "--out") -> None:
     if Path(out).exists() and not (Path(out).is_dir() and not any(Path(out).iterdir())):
-        raise UsageError(f"expected a new folder at {flag} {out}, found something there")
+        raise UsageError(f"a new folder at {flag} {out}", "something there")
 
 
 def check_protocols(names: Sequence[str]) -> None:
     for name in names:
         if name not in PROTOCOLS:
             hint = nearest(name, PROTOCOLS, "see dcmpl data split --help")
-            raise UsageError(f"expected --protocol of {', '.join(PROTOCOLS)}, got {name}: {hint}")
+            raise UsageError(f"--protocol of {', '.join(PROTOCOLS)}", name, hint)
 
 
 def check_repeats(repeats: int) -> None:
     if repeats < 1:
-        raise UsageError(f"expected --repeats of at least 1, got {repeats}")
+        raise UsageError("--repeats of at least 1", repeats)
 
 
 def check_targets(targets: Sequence[str]) -> None:
@@ -243,21 +242,19 @@ def check_targets(targets: Sequence[str]) -> None:
     for target in targets:
         if target_of(f"mos_{target}") is None:
             hint = nearest(target, TARGETS, "they are what people were asked")
-            raise UsageError(f"expected a target of {', '.join(TARGETS)}, got {target}: {hint}")
+            raise UsageError(f"a target of {', '.join(TARGETS)}", target, hint)
 
 
 def columns_of(arguments: Arguments) -> dict[str, str]:
     """``--columns`` as a mapping from our names to those of the table."""
     pairs = [column.split("=", 1) for column in arguments.columns]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise UsageError(f"expected --columns OURS=THEIRS ..., got {' '.join(arguments.columns)}")
+        raise UsageError("--columns OURS=THEIRS ...", " ".join(arguments.columns))
     columns = dict(pairs)
     names = [ours for ours in columns if ours not in COLUMNS]
     if unknown := [ours for ours in names if target_of(ours) is None]:
         hint = nearest(unknown[0], COLUMNS, "map one of ours to one of theirs")
-        raise UsageError(
-            f"expected --columns to map {', '.join(COLUMNS)}, got {unknown[0]}: {hint}"
-        )
+        raise UsageError(f"--columns to map {', '.join(COLUMNS)}", unknown[0], hint)
     return columns
 
 
@@ -266,25 +263,26 @@ def check_table(arguments: Arguments, paths: Sequence[str]) -> None:
     check_own_table(arguments)
     for path in paths:
         if not Path(path).exists():
-            raise UsageError(f"expected a data set at {path}, found nothing there")
+            raise UsageError(f"a data set at {path}", "nothing there")
         if Path(path).is_file() and arguments.mos_scale is None:
             raise UsageError(
-                f"expected the ends of the MOS scale of {path}, got none: "
-                "add --mos-scale LOW HIGH, for example --mos-scale 1 5"
+                f"the ends of the MOS scale of {path}",
+                "none",
+                "add --mos-scale LOW HIGH, for example --mos-scale 1 5",
             )
 
 
 def check_own_table(arguments: Arguments) -> None:
     if arguments.mos_scale and not arguments.mos_scale[0] < arguments.mos_scale[1]:
         low, high = arguments.mos_scale
-        raise UsageError(f"expected --mos-scale LOW HIGH with LOW below HIGH, got {low:g} {high:g}")
+        raise UsageError("--mos-scale LOW HIGH with LOW below HIGH", f"{low:g} {high:g}")
     columns_of(arguments)
 
 
 def check_preset(name: str) -> None:
     if name not in PRESETS:
         hint = nearest(name, PRESETS, "see dcmpl presets")
-        raise UsageError(f"expected --preset of {', '.join(PRESETS)}, got {name}: {hint}")
+        raise UsageError(f"--preset of {', '.join(PRESETS)}", name, hint)
 
 
 def model_of(
@@ -322,7 +320,7 @@ def check_not_read(out: str, inputs: Iterable[str]) -> None:
     """Check that ``-o`` is none of the files to be read, by whatever path."""
     for path in inputs:
         if Path(path).is_file() and Path(out).resolve() == Path(path).resolve():
-            raise UsageError(f"expected a new file at -o, got {out}, which is to be read")
+            raise UsageError("a new file at -o", f"{out}, which is to be read")
 
 
 def read_data(arguments: Arguments, path: str) -> "ImageTable":

@@ -159,21 +159,20 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
     """The shard to score, after all checks that need no model."""
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
-        raise UsageError(f"expected {given[0]} or {given[1]}, got both: leave one out")
+        raise UsageError(f"{given[0]} or {given[1]}", "both", "leave one out")
     if not Path(arguments.model).is_dir():
         raise UsageError(
-            "expected a run folder or an exported model at --model, found none at "
-            f"{arguments.model}"
+            "a run folder or an exported model at --model", f"none at {arguments.model}"
         )
     check_device(arguments.device)
     _check_destination(arguments)
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():
-        raise UsageError(f"expected a table at --prompts {arguments.prompts}, found no file")
+        raise UsageError(f"a table at --prompts {arguments.prompts}", "no file")
     if arguments.views not in (None, "auto"):
         check_views(arguments.views)
     check_targets(arguments.targets or ())
     if arguments.workers is not None and arguments.workers < 1:
-        raise UsageError(f"expected --workers of at least 1, got {arguments.workers}")
+        raise UsageError("--workers of at least 1", arguments.workers)
     if not re.fullmatch(r"[a-z]\w{0,63}", arguments.by):
         check_targets([arguments.by])
     return _shard(arguments)
@@ -181,9 +180,9 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
 
 def _check_output(out: str) -> None:
     if Path(out).suffix.lower() not in FORMATS:
-        raise UsageError(f"expected -o to end in {', '.join(FORMATS)}, got {out}")
+        raise UsageError(f"-o to end in {', '.join(FORMATS)}", out)
     if Path(out).is_dir():
-        raise UsageError(f"expected a file at -o {out}, found a folder")
+        raise UsageError(f"a file at -o {out}", "a folder")
 
 
 def _check_destination(arguments: Arguments) -> None:
@@ -191,15 +190,14 @@ def _check_destination(arguments: Arguments) -> None:
         _check_output(arguments.out)
     elif arguments.resume or arguments.rank:
         raise UsageError(
-            "expected a file at -o with --resume and --rank, got -: rows go to standard output as "
-            "they come"
+            "a file at -o with --resume and --rank", "-", "rows go to standard output as they come"
         )
     for path in (*arguments.PATH, arguments.prompts):
         if path and os.path.abspath(path) == os.path.abspath(arguments.out):
-            raise UsageError(f"expected a new file at -o, got {path}, which is to be read")
+            raise UsageError("a new file at -o", f"{path}, which is to be read")
     if arguments.rank and arguments.prompts:
         raise UsageError(
-            "expected --rank with one --prompt, got --prompts: dcmpl select sorts images of several"
+            "--rank with one --prompt", "--prompts", "dcmpl select sorts images of several"
         )
 
 
@@ -208,9 +206,9 @@ def _shard(arguments: Arguments) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", arguments.shard)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"expected --shard I/N with I from 1 to N, got {arguments.shard}")
+        raise UsageError("--shard I/N with I from 1 to N", arguments.shard)
     if arguments.rank:
-        raise UsageError("expected --rank without --shard: shards keep their order")
+        raise UsageError("--rank without --shard", "both", "shards keep their order")
     return int(found[1]), int(found[2])
 
 
@@ -262,9 +260,9 @@ def merge(arguments: Arguments) -> int:
     _check_output(arguments.out)
     for path in arguments.FILE:
         if not Path(path).is_file():
-            raise UsageError(f"expected the scores of a shard at {path}, found no file")
+            raise UsageError(f"the scores of a shard at {path}", "no file")
         if Path(path).suffix.lower() not in FORMATS:
-            raise UsageError(f"expected scores that end in {', '.join(FORMATS)}, got {path}")
+            raise UsageError(f"scores that end in {', '.join(FORMATS)}", path)
     check_not_read(arguments.out, arguments.FILE)
     from dcmpl.scoring.files import merged, read_scores, write_scores
 
@@ -279,9 +277,9 @@ def merge(arguments: Arguments) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         counts = write_scores(out, rows(paths), job, made_with)
     except OSError as error:
-        raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
+        raise RunError(f"to write {out}", reason=error.strerror or error) from error
     if sum(counts.values()) != job["count"]:
-        raise DataError(f"expected {job['count']} rows, got {sum(counts.values())}")
+        raise DataError(f"{job['count']} rows", sum(counts.values()))
     print(f"{sum(counts.values())} rows of {len(paths)} shards: {out} and its manifest")
     return 3 if counts["error"] else 0
 

@@ -71,26 +71,22 @@ def _is_number(value: object) -> bool:
 def _check(arguments: Arguments) -> None:
     scores = Path(arguments.SCORES)
     if not scores.is_file() or scores.suffix.lower() not in FORMATS:
-        raise UsageError(
-            f"expected a file of scores that ends in {', '.join(FORMATS)}, got {scores}"
-        )
+        raise UsageError(f"a file of scores that ends in {', '.join(FORMATS)}", scores)
     if arguments.top is not None and arguments.top < 1:
-        raise UsageError(f"expected --top of at least 1, got {arguments.top}")
+        raise UsageError("--top of at least 1", arguments.top)
     if arguments.copy and arguments.move:
-        raise UsageError("expected --copy or --move, got both: leave one out")
+        raise UsageError("--copy or --move", "both", "leave one out")
     folder = arguments.move if arguments.copy is None else arguments.copy
     if folder == "":
-        raise UsageError("expected a folder for the images, got an empty path")
+        raise UsageError("a folder for the images", "an empty path")
     if arguments.bins and not folder:
-        raise UsageError("expected --copy DIR or --move DIR with --bins, got neither")
+        raise UsageError("--copy DIR or --move DIR with --bins", "neither")
     if folder and Path(folder).exists() and not Path(folder).is_dir():
-        raise UsageError(f"expected a folder for the images, found a file at {folder}")
+        raise UsageError("a folder for the images", f"a file at {folder}")
     if arguments.out is not None:
         out = Path(arguments.out)
         if out.suffix.lower() not in FORMATS or out.is_dir():
-            raise UsageError(
-                f"expected -o to be a file that ends in {', '.join(FORMATS)}, got {out}"
-            )
+            raise UsageError(f"-o to be a file that ends in {', '.join(FORMATS)}", out)
         check_not_read(arguments.out, [arguments.SCORES])
 
 
@@ -101,7 +97,7 @@ def _check_column(by: str, rows: Sequence[Row]) -> None:
     ]
     if rows and by not in known:
         hint = nearest(by, known, "score with a model that predicts it")
-        raise UsageError(f"expected --by of {', '.join(known) or 'nothing'}, got {by}: {hint}")
+        raise UsageError(f"--by of {', '.join(known) or 'nothing'}", by, hint)
 
 
 def _write_rows(out: Path, rows: Sequence[Row], scores: str) -> None:
@@ -115,7 +111,7 @@ def _write_rows(out: Path, rows: Sequence[Row], scores: str) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_scores(out, rows, {**job, **({"columns": columns} if columns else {})}, {})
     except OSError as error:
-        raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
+        raise RunError(f"to write {out}", reason=error.strerror or error) from error
     print(f"{len(rows)} rows: {out} and its manifest")
 
 
@@ -135,7 +131,7 @@ def _place(rows: Sequence[Row], arguments: Arguments) -> list[str]:
             moved, more = place(list(dict.fromkeys(images)), folder)
             done, faults = done + moved, faults + more
     except OSError as error:
-        raise RunError(f"expected a folder at {target}, got: {error.strerror or error}") from error
+        raise RunError(f"a folder at {target}", reason=error.strerror or error) from error
     say(f"{done} {'copied' if arguments.copy else 'moved'} to {target}")
     return faults
 
@@ -149,8 +145,9 @@ def _label(row: Row, by: str) -> str:
     label = row[max(mine, key=len)] if mine else None
     if label not in LABELS:  # it becomes a folder, so it may be no path
         raise UsageError(
-            f"expected rows with a label for {by} with --bins, {row['image']} has "
-            f"{'none' if label is None else label}: score with a calibrated run"
+            f"rows with a label for {by} with --bins",
+            f"{'none' if label is None else label} for {row['image']}",
+            "score with a calibrated run",
         )
     return str(label)
 

@@ -115,9 +115,9 @@ def _checked(arguments: Arguments) -> "TrainConfig":
     check_model(arguments.preset, arguments.set, arguments.targets)
     check_device(arguments.device)
     if arguments.split is not None and arguments.protocol is not None:
-        raise UsageError("expected --split or --protocol, got both: leave one out")
+        raise UsageError("--split or --protocol", "both", "leave one out")
     if arguments.split is not None and not Path(arguments.split).is_file():
-        raise UsageError(f"expected a split at --split {arguments.split}, found no file")
+        raise UsageError(f"a split at --split {arguments.split}", "no file")
     arguments.protocol = arguments.protocol or "clean"
     check_protocols([arguments.protocol])
     check_folder(arguments.out)
@@ -134,13 +134,15 @@ def _left_in(folder: Path, resume: bool) -> list[str]:
     left = [name for name in (RECORD, LAST, MODEL) if (folder / name).exists()]
     if left and RECORD not in left:
         raise RunError(
-            f"expected {RECORD} beside {left[0]} in {folder}, found none: what stands there "
-            "belongs to no known run, choose another --out"
+            f"{RECORD} beside {left[0]} in {folder}",
+            "none",
+            "what stands there belongs to no known run, choose another --out",
         )
     if left and not resume:
         raise UsageError(
-            f"expected a new folder at --out {folder}, found a run in it: "
-            "add --resume to go on with it, or choose another"
+            f"a new folder at --out {folder}",
+            "a run in it",
+            "add --resume to go on with it, or choose another",
         )
     return left
 
@@ -214,8 +216,9 @@ def _finished(
 
     if not has_model:
         raise RunError(
-            f"expected {MODEL} in {folder}, whose {RECORD} says that it is finished, "
-            "found none: train anew with another --out"
+            f"{MODEL} in {folder}, whose {RECORD} says that it is finished",
+            "none",
+            "train anew with another --out",
         )
     if read_calibration(folder, run.weights_sha256) is None:
         _, model = load_model(folder, arguments.backbone, arguments.device)
@@ -257,17 +260,19 @@ def _resumed(
     then = found.source
     if then is None or (then.scale, then.columns) != (source.scale, source.columns):
         raise RunError(
-            f"expected to resume {folder} with the MOS scale and columns it was started with, "
-            f"{then and (then.scale, then.columns)}, got {(source.scale, source.columns)}"
+            f"to resume {folder} with the MOS scale and columns it was started with, "
+            f"{then and (then.scale, then.columns)}",
+            (source.scale, source.columns),
         )
     if then.sha256 != source.sha256:
         raise RunError(
-            f"expected to resume {folder} with the table it was started with, the rows of "
-            f"{arguments.data} have changed: begin anew with another --out"
+            f"to resume {folder} with the table it was started with",
+            f"changed rows of {arguments.data}",
+            "begin anew with another --out",
         )
     split = read_split(folder, found)
     if split is None:
-        raise RunError(f"expected a run that was trained here at {folder}, got an imported one")
+        raise RunError(f"a run that was trained here at {folder}", "an imported one")
     if arguments.split is not None:
         asked = Split.read(Path(arguments.split))
     else:  # a split follows from its protocol, its number and the table
@@ -279,8 +284,7 @@ def _resumed(
     for name, ours, theirs in pairs:
         if ours != theirs:
             raise RunError(
-                f"expected to resume {folder} with the {name} it was started with ({ours}), "
-                f"got {theirs}"
+                f"to resume {folder} with the {name} it was started with ({ours})", theirs
             )
     return found, split
 

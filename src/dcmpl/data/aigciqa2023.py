@@ -80,7 +80,7 @@ def _aigciqa2023_opinions(
         files = [file.with_name(f"mosz{i}.mat") for i in (1, 2, 3)]
         absent = [f.name for f in files if not f.is_file()]
         if absent:
-            raise DataError(f"expected {LAYOUT} in {folder}, {absent[0]} is not there")
+            raise DataError(f"{LAYOUT} in {folder}", f"no {absent[0]}")
         values = [read_mat(f, "MOSz", count) for f in files]
         return dict(zip(AIGCIQA_2023_TARGETS, values, strict=True)), []
     if file.suffix == ".json":
@@ -88,7 +88,7 @@ def _aigciqa2023_opinions(
         frame = need(read_sheet(file), columns, file).drop_duplicates("id")
         frame = frame.sort_values("id", key=lambda ids: pd.to_numeric(ids, errors="coerce"))
         if list(frame["id"]) != [str(n) for n in range(count)]:
-            raise DataError(f"expected the ids 0 to {count - 1} in {file}, got others")
+            raise DataError(f"the ids 0 to {count - 1} in {file}", "others")
         mos = frame[columns[2:]].apply(pd.to_numeric, errors="coerce").to_numpy(float) * 100
         return dict(zip(AIGCIQA_2023_TARGETS, mos.T, strict=True)), list(
             frame["prompt"].iloc[:PER_MODEL:PER_PROMPT]
@@ -98,8 +98,8 @@ def _aigciqa2023_opinions(
         values = [v * 100 if v.max() <= 1 else v for v in values]
         return dict(zip(AIGCIQA_2023_TARGETS, values, strict=True)), []
     raise DataError(
-        f"expected {LAYOUT} or AIGIQA2023.json in {folder}, found only {file.name}, whose coarse "
-        "levels are no MOS"
+        f"{LAYOUT} or AIGIQA2023.json in {folder}",
+        f"only {file.name}, whose coarse levels are no MOS",
     )
 
 
@@ -114,8 +114,8 @@ def _check_ranges(numbers: dict[str, np.ndarray], file: Path) -> None:
             hint = f", which are those of {near[0]}: the columns are swapped" if near else ""
             low, high = RANGES[target]
             raise DataError(
-                f"expected {target} from {low:g} to {high:g} in {file.parent} ({LAYOUT}), got "
-                f"{ends[0]:.2f} to {ends[1]:.2f}{hint}"
+                f"{target} from {low:g} to {high:g} in {file.parent} ({LAYOUT})",
+                f"{ends[0]:.2f} to {ends[1]:.2f}{hint}",
             )
 
 
@@ -133,8 +133,7 @@ def _aigciqa2023_prompts(folder: Path) -> list[str]:
         texts = frame["2"].tolist() if "2" in frame else []
     if len(texts) != PER_MODEL // PER_PROMPT:
         raise DataError(
-            f"expected {PER_MODEL // PER_PROMPT} prompts in the third column of {file}, "
-            f"got {len(texts)}"
+            f"{PER_MODEL // PER_PROMPT} prompts in the third column of {file}", len(texts)
         )
     return texts
 
@@ -144,6 +143,7 @@ def _check_plus(file: Path, generators: "pd.Series[str]") -> None:
     frame = read_sheet(file, header=False, encoding="gb18030")
     if len(frame.columns) < 3 or frame["2"].tolist() != generators.tolist():
         raise DataError(
-            f"expected id, image and model of {len(generators)} images in {file}, 400 for "
-            f"each of {', '.join(MODELS)}, got others"
+            f"id, image and model of {len(generators)} images in {file}, 400 for each of "
+            f"{', '.join(MODELS)}",
+            "others",
         )

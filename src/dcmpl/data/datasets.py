@@ -231,7 +231,7 @@ def load_table(
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"expected a data set at {path}, found nothing there")
+        raise DataError(f"a data set at {path}", "nothing there")
     if path.is_file():
         return _read_own(path.stem, path, mos_scale, columns or {})
     for name, official in DATASETS.items() if not columns else ():
@@ -239,18 +239,19 @@ def load_table(
             scale = official.scale
             if mos_scale not in (None, scale):
                 raise UsageError(
-                    f"expected no MOS scale for {name} at {path}, whose own is {scale.low:g} to "
-                    f"{scale.high:g}, got {mos_scale.low:g} to {mos_scale.high:g}: "
-                    "leave --mos-scale out"
+                    f"no MOS scale for {name} at {path}, whose own is {scale.low:g} to "
+                    f"{scale.high:g}",
+                    f"{mos_scale.low:g} to {mos_scale.high:g}",
+                    "leave --mos-scale out",
                 )
             return official.read(path, file)
     own = [path / f"data{ending}" for ending in SHEETS if (path / f"data{ending}").is_file()]
     if own:
         return _read_own(path.absolute().name, own[0], mos_scale, columns or {})
     raise DataError(
-        f"expected {path} to be a table, or a folder with data.csv or with one of "
-        f"{', '.join(DATASETS)} as its authors ship it, found "
-        f"{len(list(path.iterdir()))} entries and none of their tables"
+        f"{path} to be a table, or a folder with data.csv or with one of "
+        f"{', '.join(DATASETS)} as its authors ship it",
+        f"{len(list(path.iterdir()))} entries and none of their tables",
     )
 
 
@@ -262,8 +263,9 @@ def _read_own(
     absent = [theirs for theirs in columns.values() if theirs not in frame]
     if unknown or absent:
         raise DataError(
-            f"expected --columns to map {', '.join(COLUMNS)} to columns of {file} "
-            f"({', '.join(frame.columns)}), got {', '.join(unknown or absent)}"
+            f"--columns to map {', '.join(COLUMNS)} to columns of {file} "
+            f"({', '.join(frame.columns)})",
+            ", ".join(unknown or absent),
         )
     frame = frame.drop(columns=set(columns) - set(columns.values()), errors="ignore")
     frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
@@ -272,13 +274,14 @@ def _read_own(
         missing.append("mos_quality")
     if missing:
         raise DataError(
-            f"expected the columns image, prompt and mos_quality in {file}, got "
-            f"{', '.join(frame.columns)}: rename them or map them, "
-            f"as in --columns {missing[0]}=THEIR_NAME"
+            f"the columns image, prompt and mos_quality in {file}",
+            ", ".join(frame.columns),
+            f"rename them or map them, as in --columns {missing[0]}=THEIR_NAME",
         )
     if mos_scale is None:
         raise UsageError(
-            f"expected the ends of the MOS scale of {file}, got none: "
-            "add --mos-scale LOW HIGH, for example --mos-scale 1 5"
+            f"the ends of the MOS scale of {file}",
+            "none",
+            "add --mos-scale LOW HIGH, for example --mos-scale 1 5",
         )
     return image_table(name, mos_scale, frame, [file.parent], file, declared=True)

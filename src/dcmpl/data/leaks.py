@@ -7,6 +7,7 @@ prompts each.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ ALIKE_BITS = 28
 class ImageFacts:
     """Hash, size and flatness of an image; only ``fault`` for an unreadable one."""
 
-    fault: str = ""
+    fault: DataError | None = None
     sha256: str = ""
     look: bytes = b""
     flat: bool = False
@@ -81,12 +82,12 @@ def _facts(path: str) -> ImageFacts:
         image = decode(path).pixels
         sha256 = sha256_of(Path(path))
     except DataError as error:
-        return ImageFacts(fault=str(error))
+        return ImageFacts(fault=copy(error))  # without the frames, which hold the image
     except OSError as error:
-        return ImageFacts(fault=f"expected an image at {path}, got: {error.strerror or error}")
+        return ImageFacts(fault=DataError(f"an image at {path}", reason=error.strerror or error))
     flat = float(grey_of(image).std(correction=0)) < FLAT
     height, width = image.shape[:2]
-    return ImageFacts("", sha256, look_of(image), flat, width, height)
+    return ImageFacts(None, sha256, look_of(image), flat, width, height)
 
 
 def survey(paths: Iterable[str], what: str = "checking images") -> dict[str, ImageFacts]:
@@ -123,8 +124,9 @@ def check_images(table: ImageTable) -> dict[str, ImageFacts]:
     faults = [facts.fault for facts in found.values() if facts.fault]
     if faults:
         raise DataError(
-            f"expected {len(table)} readable images, {len(faults)} are not, "
-            "mend them or take their rows out:\n" + "\n".join(f"  {fault}" for fault in faults)
+            f"{len(table)} readable images",
+            f"{len(faults)} that are not",
+            "mend them or take their rows out:\n" + "\n".join(f"  {fault}" for fault in faults),
         )
     return found
 
@@ -183,8 +185,8 @@ def tied_units(table: ImageTable, facts: Facts) -> np.ndarray:
     table could not be read.
     """
     size = len(table)
-    if fault := next((f for f in (facts[p].fault for p in table.frame["image"]) if f), ""):
-        raise DataError(fault)
+    if fault := next((f for f in (facts[p].fault for p in table.frame["image"]) if f), None):
+        raise fault
     ones, others = [np.arange(size)], [np.arange(size)]
     for _, codes in _codes(table, facts):
         first: dict[str, int] = {}
@@ -250,8 +252,9 @@ def check_leaks(
             )
             if kind not in allowed:
                 raise DataError(
-                    f"expected no leak between {first} and {second}, but {sentence}: mend the "
-                    "split, or name a protocol that commits it"
+                    f"no leak between {first} and {second}",
+                    sentence,
+                    "mend the split, or name a protocol that commits it",
                 )
             notes.append(sentence)
     return notes

@@ -33,7 +33,7 @@ class Findings:
 def check_table(table: ImageTable, facts: Mapping[str, ImageFacts]) -> Findings:
     """Audit ``table`` by counts and decoded images; ``facts`` as from :func:`survey`."""
     found = Findings(list(_short_of_figures(table)), list(table.notes))
-    unreadable = [f for f in (facts[path].fault for path in table.frame["image"]) if f]
+    unreadable = [str(f) for f in (facts[path].fault for path in table.frame["image"]) if f]
     found.faults.extend(unreadable)
     names = dict(zip(table.frame["image"], table.frame["name"], strict=True))
     by_file: dict[str, list[str]] = {}
@@ -115,7 +115,7 @@ def data_page(table: ImageTable, facts: Mapping[str, ImageFacts]) -> bytes:
     for target in table.judged:
         parts.append(f"<h2>From worst to best {target}</h2>")
         parts.append(_samples(table, facts, target))
-    return html_page(f"{table.name}", parts)
+    return html_page(table.name, parts)
 
 
 def _list(title: str, items: list[str]) -> str:

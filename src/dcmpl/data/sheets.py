@@ -47,8 +47,9 @@ def need(frame: pd.DataFrame, columns: Sequence[str], file: Path) -> pd.DataFram
     missing = [column for column in columns if column not in frame]
     if missing:
         raise DataError(
-            f"expected the columns {', '.join(columns)} in {file}, got "
-            f"{listed(list(map(str, frame.columns)), 20)}: {missing[0]} is not there"
+            f"the columns {', '.join(columns)} in {file}",
+            listed(list(map(str, frame.columns)), 20),
+            f"{missing[0]} is not there",
         )
     return frame
 
@@ -61,29 +62,29 @@ def read_sheet(file: Path, header: bool = True, encoding: str = "utf-8-sig") -> 
     """
     kind = file.suffix.lower()
     if kind not in SHEETS:
-        raise DataError(f"expected a table that ends in {', '.join(SHEETS)}, got {file}")
+        raise DataError(f"a table that ends in {', '.join(SHEETS)}", file)
     try:
         size = file.stat().st_size
         most = MAX_JSON_BYTES if kind in (".json", ".jsonl") and size <= MAX_BYTES else MAX_BYTES
         if size > most:
-            raise DataError(f"expected a table of at most {most} bytes, got {file}")
+            raise DataError(f"a table of at most {most} bytes", file)
         frame = SHEETS[kind](file, header, encoding)
     except DataError:
         raise
     except _TwiceError as error:
-        raise DataError(f"expected each column once in {file}, got {str(error)!r} twice") from error
+        raise DataError(f"each column once in {file}", f"{str(error)!r} twice") from error
     except OSError as error:
-        raise DataError(f"expected a table at {file}, got: {error.strerror or error}") from error
+        raise DataError(f"a table at {file}", reason=error.strerror or error) from error
     except Exception as error:  # parsers raise anything on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         wanted = f"a {encoding.removesuffix('-sig').upper()} " if kind in (".csv", ".tsv") else "a "
-        raise DataError(f"expected {wanted}{KINDS[kind]} table at {file}, got: {reason}") from error
+        raise DataError(f"{wanted}{KINDS[kind]} table at {file}", reason=reason) from error
     if frame.empty:
-        raise DataError(f"expected at least one row in {file}, got none")
+        raise DataError(f"at least one row in {file}", "none")
     frame.columns = [" ".join(str(column).split()) for column in frame.columns]
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
-        raise DataError(f"expected each column once in {file}, got {doubled[0]!r} twice")
+        raise DataError(f"each column once in {file}", f"{doubled[0]!r} twice")
     return frame
 
 
@@ -98,18 +99,16 @@ def _read_text(file: Path, header: bool, encoding: str) -> pd.DataFrame:
             cells += len(row)
             if cells > MAX_CELLS or len(row) > MAX_COLUMNS:
                 raise DataError(
-                    f"expected at most {MAX_CELLS} cells and {MAX_COLUMNS} columns in {file}, "
-                    "got more"
+                    f"at most {MAX_CELLS} cells and {MAX_COLUMNS} columns in {file}", "more"
                 )
             if rows and len(row) > len(rows[0]):
                 raise DataError(
-                    f"expected as many cells as columns in every row of {file}, got more in line "
-                    f"{reader.line_num}: quote cells that hold commas"
+                    f"as many cells as columns in every row of {file}",
+                    f"more in line {reader.line_num}",
+                    "quote cells that hold commas",
                 )
             if not rows and sum(map(len, row)) > MAX_HEADER_BYTES:
-                raise DataError(
-                    f"expected a header of at most {MAX_HEADER_BYTES} bytes in {file}, got more"
-                )
+                raise DataError(f"a header of at most {MAX_HEADER_BYTES} bytes in {file}", "more")
             if row:
                 rows.append(row + [""] * (len(rows[0]) - len(row)) if rows else row)
     if not rows:
@@ -143,10 +142,10 @@ def _check_once(names: Sequence[str]) -> None:
 
 def _of_records(records: list[Any], file: Path) -> pd.DataFrame:
     if not all(isinstance(record, dict) for record in records):
-        raise DataError(f"expected an object per row in {file}, got something else")
+        raise DataError(f"an object per row in {file}", "something else")
     names = list(dict.fromkeys(name for record in records for name in record))
     if len(names) * len(records) > MAX_CELLS:
-        raise DataError(f"expected at most {MAX_CELLS} cells in {file}, got more")
+        raise DataError(f"at most {MAX_CELLS} cells in {file}", "more")
     cells = [[_as_text(record.get(name)) for name in names] for record in records]
     return pd.DataFrame(cells, columns=names, dtype=str)
 
@@ -161,7 +160,7 @@ def _read_jsonl(file: Path, header: bool, encoding: str) -> pd.DataFrame:
 def _read_json(file: Path, header: bool, encoding: str) -> pd.DataFrame:
     records = json.loads(file.read_text(encoding=encoding), object_pairs_hook=_once)
     if not isinstance(records, list):
-        raise DataError(f"expected a list of objects in {file}, got {type(records).__name__}")
+        raise DataError(f"a list of objects in {file}", type(records).__name__)
     return _of_records(records, file)
 
 
@@ -175,8 +174,8 @@ def _read_parquet(file: Path, header: bool, encoding: str) -> pd.DataFrame:
         unpacked = sum(group.total_byte_size for group in groups)
         if unpacked > MAX_BYTES or about.num_rows * about.num_columns > MAX_CELLS:
             raise DataError(
-                f"expected a table that unpacks to at most {MAX_BYTES} bytes and {MAX_CELLS} "
-                f"cells, got more in {file}"
+                f"a table that unpacks to at most {MAX_BYTES} bytes and {MAX_CELLS} cells",
+                f"more in {file}",
             )
         names = parquet.schema_arrow.names
         _check_once(names)
@@ -186,8 +185,8 @@ def _read_parquet(file: Path, header: bool, encoding: str) -> pd.DataFrame:
             taken += batch.nbytes + sum(map(_shared_bytes, batch.columns))
             if taken > MAX_BYTES:
                 raise DataError(
-                    f"expected a table that unpacks to at most {MAX_BYTES} bytes and {MAX_CELLS} "
-                    f"cells, got more in {file}"
+                    f"a table that unpacks to at most {MAX_BYTES} bytes and {MAX_CELLS} cells",
+                    f"more in {file}",
                 )
             for column, values in zip(columns, batch.columns, strict=True):
                 column.extend(_as_text(cell) for cell in values.to_pylist())
@@ -214,7 +213,7 @@ def _refuse_entities(archive: zipfile.ZipFile, name: str, file: Path) -> None:
         while chunk := part.read(2**20):
             # UTF-16 would hide it; no program writes sheets in that.
             if b"<!DOCTYPE" in before + chunk or (not before and b"\0" in chunk[:64]):
-                raise DataError(f"expected no document type in {name} of {file}, got one")
+                raise DataError(f"no document type in {name} of {file}", "one")
             before = chunk[-16:]
 
 
@@ -224,7 +223,7 @@ def _read_xlsx(file: Path, header: bool, encoding: str) -> pd.DataFrame:
 
     with zipfile.ZipFile(file) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
-            raise DataError(f"expected a sheet that unpacks to at most {MAX_BYTES} bytes: {file}")
+            raise DataError(f"a sheet that unpacks to at most {MAX_BYTES} bytes", f"more in {file}")
         for entry in archive.infolist():
             if entry.filename.endswith((".xml", ".rels")):
                 _refuse_entities(archive, entry.filename, file)
@@ -236,15 +235,15 @@ def _read_xlsx(file: Path, header: bool, encoding: str) -> pd.DataFrame:
     for number, row in enumerate(sheet.iter_rows(values_only=True)):
         cells += len(row) + 1
         if cells > MAX_CELLS or number > 1_048_576:
-            raise DataError(f"expected at most {MAX_CELLS} cells in {file}, got more")
+            raise DataError(f"at most {MAX_CELLS} cells in {file}", "more")
         if any(cell is not None for cell in row):
             rows.append([_as_text(cell) for cell in row])
             size += sum(map(len, rows[-1]))
             widest = max(widest, len(row))
         if len(rows) * widest > MAX_CELLS:
-            raise DataError(f"expected at most {MAX_CELLS} cells in {file}, got more")
+            raise DataError(f"at most {MAX_CELLS} cells in {file}", "more")
         if size > MAX_BYTES:
-            raise DataError(f"expected a sheet that unpacks to at most {MAX_BYTES} bytes: {file}")
+            raise DataError(f"a sheet that unpacks to at most {MAX_BYTES} bytes", f"more in {file}")
     width = max(map(len, rows), default=0)
     rows = [row + [""] * (width - len(row)) for row in rows]
     names = rows.pop(0) if header and rows else [str(i) for i in range(width)]
@@ -282,22 +281,22 @@ def read_mat(file: Path, variable: str, count: int) -> np.ndarray:
     wanted = f"a MATLAB file with the variable {variable}, {count} x 1 numbers, at {file}"
     try:
         if file.stat().st_size > MAX_MAT_BYTES:
-            raise DataError(f"expected {wanted}, got more than {MAX_MAT_BYTES} bytes")
+            raise DataError(wanted, f"more than {MAX_MAT_BYTES} bytes")
         found = {name: (shape, kind) for name, shape, kind in matlab.whosmat(str(file))}
         if variable not in found:
-            raise DataError(f"expected {wanted}, got {', '.join(found) or 'nothing'}")
+            raise DataError(wanted, ", ".join(found) or "nothing")
         shape, kind = found[variable]
         if kind not in ("double", "single") or sorted(shape) != sorted((count, 1)):
             sizes = " x ".join(map(str, shape))
-            raise DataError(f"expected {wanted}, got {kind} of {sizes}")
+            raise DataError(wanted, f"{kind} of {sizes}")
         values = matlab.loadmat(str(file), variable_names=[variable])[variable]
         if np.iscomplexobj(values):
-            raise DataError(f"expected {wanted}, got complex ones")
+            raise DataError(wanted, "complex ones")
     except DataError:
         raise
     except Exception as error:  # the parser raises anything on damaged files
         sizes = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"expected {wanted}, got: {sizes}") from error
+        raise DataError(wanted, reason=sizes) from error
     numbers: np.ndarray = np.asarray(values, dtype=np.float64).ravel()
     return numbers
 
@@ -307,11 +306,11 @@ def read_numbers(file: Path, count: int) -> np.ndarray:
     wanted = f"{count} lines that end in a number at {file}"
     try:
         if file.stat().st_size > MAX_NUMBERS_BYTES:
-            raise DataError(f"expected {wanted}, got more than {MAX_NUMBERS_BYTES} bytes")
+            raise DataError(wanted, f"more than {MAX_NUMBERS_BYTES} bytes")
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         values = [float(line.replace(",", " ").split()[-1]) for line in lines if line.strip()]
     except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"expected {wanted}, got: {str(error)[:200]}") from error
+        raise DataError(wanted, reason=f"{str(error)[:200]}") from error
     if len(values) != count:
-        raise DataError(f"expected {wanted}, got {len(values)}")
+        raise DataError(wanted, len(values))
     return np.array(values)

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
     image, prompt = (_column([*frame.columns], known) for known in (IMAGE_COLUMNS, PROMPT_COLUMNS))
     if image is None:
         raise DataError(
-            f"expected a column of images in {file} ({', '.join(IMAGE_COLUMNS)}), got "
-            f"{', '.join(map(str, frame.columns))}"
+            f"a column of images in {file} ({', '.join(IMAGE_COLUMNS)})",
+            ", ".join(map(str, frame.columns)),
         )
     prompts = frame[prompt] if prompt else [""] * len(frame)
     for name, text in zip(frame[image], prompts, strict=True):
@@ -82,8 +83,7 @@ def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], lis
     frame = read_sheet(file)
     if not {"image", "prompt"} <= {*frame.columns}:
         raise DataError(
-            f"expected the columns image and prompt in {file}, got "
-            f"{', '.join(map(str, frame.columns))}"
+            f"the columns image and prompt in {file}", ", ".join(map(str, frame.columns))
         )
     by_path = {os.path.abspath(image): image for image in images}
     by_name: dict[str, list[str]] = {}
@@ -97,13 +97,12 @@ def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], lis
         named = [exact] if exact else by_name.get(os.path.basename(row), [])
         if len(named) > 1:
             raise DataError(
-                f"expected {row} in {file} to name one image, it fits {named[0]} and "
-                f"{named[1]}: write its path"
+                f"{row} in {file} to name one image", f"{named[0]} and {named[1]}", "write its path"
             )
         if not named:
             strange.append(row)
         elif prompts.setdefault(named[0], prompt) != prompt:
-            raise DataError(f"expected one prompt for {row} in {file}, got two different ones")
+            raise DataError(f"one prompt for {row} in {file}", "two different ones")
     return prompts, strange
 
 
@@ -129,7 +128,7 @@ class Source:
     path: str = ""
     member: str | None = None
     prompt: str = ""
-    fault: str = ""
+    fault: DataError | None = None
     note: str = ""
     content: bytes | None = field(default=None, repr=False)
     given: Any = field(default=NOTHING, repr=False)
@@ -138,7 +137,7 @@ class Source:
     def read(self) -> DecodedImage:
         """Decode the image; raises :class:`DataError` with the reason where that fails."""
         if self.fault:
-            raise DataError(self.fault)
+            raise self.fault
         if self.content is not None:
             return decode_bytes(self.content, self.name)
         if self.given is not NOTHING:
@@ -152,7 +151,7 @@ class Source:
     def file_content(self) -> bytes:
         """The bytes of the file; raises :class:`DataError`."""
         if self.fault:
-            raise DataError(self.fault)
+            raise self.fault
         if self.member is None:
             return read_file(self.path)
         with Archives() as archives:
@@ -172,7 +171,7 @@ def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
     seen: set[tuple[str, str | None]] = set()
     for path in paths:
         if not path:
-            raise UsageError("expected the path of images, got an empty one")
+            raise UsageError("the path of images", "an empty one")
         kind = _kind(path)
         for entry in _entries_of(path, kind, sidecar):
             place = os.path.abspath(entry.path), entry.member
@@ -198,7 +197,9 @@ def _kind(path: str) -> str:
 def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
     if kind == "list":
         for place, prompt in read_list(Path(path)):
-            fault = "" if place else f"expected an image in every row of {path}, got an empty cell"
+            fault = (
+                None if place else DataError(f"an image in every row of {path}", "an empty cell")
+            )
             yield Source(place or path, place or path, prompt=prompt, fault=fault)
     elif kind == "archive":
         yield from _of_archive(path, sidecar)
@@ -216,7 +217,7 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
 def _some(entries: Iterator[Source], path: str) -> Iterator[Source]:
     first = next(entries, None)
     if first is None:
-        raise UsageError(f"expected images in {path}, found none: name a folder with some")
+        raise UsageError(f"images in {path}", "none", "name a folder with some")
     yield first
     yield from entries
 
@@ -232,7 +233,7 @@ def _of_folder(path: str, sidecar: bool) -> Iterator[Source]:
     ]
     yield from (_of_file(name, sidecar) for name in sorted(found, key=Path))
     for error in closed:
-        fault = f"expected a folder that can be read at {error.filename}, got: {error.strerror}"
+        fault = DataError(f"a folder that can be read at {error.filename}", reason=error.strerror)
         yield Source(str(error.filename), str(error.filename), fault=fault)
 
 
@@ -274,7 +275,7 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
     prompts: dict[str, str] = {}
     notes: dict[str, str] = {}
     entries: list[Source] = []
-    fault = ""
+    fault = None
     try:
         with Archives() as archives:
             for name in archives.members(path):
@@ -291,13 +292,13 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
                     except DataError:  # a text that cannot be read is no prompt
                         continue
     except DataError as error:
-        fault = str(error)
+        fault = copy(error)  # without the frames that it came from
     for entry in entries:
         stem = os.path.splitext(entry.member or "")[0]
         prompt = prompts.get(stem, "")
         yield replace(entry, prompt=prompt, note="" if prompt else notes.get(stem, ""))
     if fault or not entries:
-        reason = fault or f"expected images in {path}, found none"
+        reason = fault or DataError(f"images in {path}", "none")
         yield Source(path, path, fault=reason)
 
 
@@ -314,7 +315,7 @@ def with_content(sources: Iterable[Source], metadata: bool = False) -> Iterator[
                     content = archives.read(source.path, source.member)
                     source = replace(source, content=content)
                 except DataError as error:
-                    source = replace(source, fault=str(error))
+                    source = replace(source, fault=copy(error))
             yield source
 
 

@@ -90,13 +90,14 @@ class Split:
         strange, absent = sorted(set(names) - known), sorted(known - set(names))
         if strange or absent:
             raise DataError(
-                f"expected just the {len(known)} images of the split in {table.name}, got "
-                f"{len(strange)} others and {len(absent)} fewer, "
-                f"{(strange or absent)[0]} among them: the data changed since the split was made"
+                f"just the {len(known)} images of the split in {table.name}",
+                f"{len(strange)} others and {len(absent)} fewer, {(strange or absent)[0]} among "
+                "them",
+                "the data changed since the split was made",
             )
         chosen = table.select(names.isin(getattr(self, part)))
         if not len(chosen):
-            raise DataError(f"expected rows in the {part} part of {table.name}, found none")
+            raise DataError(f"rows in the {part} part of {table.name}", "none")
         return chosen
 
     def train_part(self, table: ImageTable) -> TrainPart:
@@ -128,7 +129,7 @@ class Split:
 
         split, same = read_plain(path, "a split", build)
         if not same:
-            raise RunError(f"expected the split its digest names at {path}, got a changed one")
+            raise RunError(f"the split its digest names at {path}", "a changed one")
         return split
 
 
@@ -160,8 +161,9 @@ def _dealt(units: np.ndarray, val: np.ndarray, test: np.ndarray) -> dict[str, np
 def _enough(count: int, table: ImageTable) -> int:
     if count < FOLDS:
         raise DataError(
-            f"expected at least {FOLDS} different prompts in {table.name} to split into training, "
-            f"validation and test, got {count}"
+            f"at least {FOLDS} different prompts in {table.name} to split into training, "
+            "validation and test",
+            count,
         )
     return count
 
@@ -209,8 +211,9 @@ def _own_parts(table: ImageTable) -> dict[str, np.ndarray]:
     masks = {part: (table.frame["part"] == part).to_numpy() & judged for part in PARTS}
     if not masks["train"].any() or not masks["test"].any():
         raise UsageError(
-            f"expected a split of {table.name}'s own with opinions on training and test, "
-            "found none in this copy: choose another --protocol"
+            f"a split of {table.name}'s own with opinions on training and test",
+            "none in this copy",
+            "choose another --protocol",
         )
     return masks
 
@@ -239,8 +242,9 @@ def _official_disjoint(table: ImageTable, units: np.ndarray, repeat: int) -> dic
     masks["train"] &= ~np.isin(units, units[masks["val"]])
     if not masks["train"].any():
         raise UsageError(
-            f"expected prompts in {table.name} that its own test part has not, found none: "
-            "choose another --protocol"
+            f"prompts in {table.name} that its own test part has not",
+            "none",
+            "choose another --protocol",
         )
     return masks
 

@@ -30,8 +30,7 @@ class MosScale:
             object.__setattr__(self, end, float(getattr(self, end)))
         if not self.low < self.high:
             raise DataError(
-                f"expected a MOS scale whose low end is below its high end, "
-                f"got {self.low:g} {self.high:g}"
+                "a MOS scale whose low end is below its high end", f"{self.low:g} {self.high:g}"
             )
 
 
@@ -125,13 +124,11 @@ def image_table(
     same = frame["image"].map(os.path.normpath).duplicated()
     doubled = [repr(name)[1:-1] for name in frame["image"][same & ~empty].unique()]
     if len(doubled):
-        raise DataError(
-            f"expected each image once in {source}, got {listed(list(doubled))} more than once"
-        )
+        raise DataError(f"each image once in {source}", f"{listed(list(doubled))} more than once")
     if empty.any():
         raise DataError(
-            f"expected the name of an image in every row of {source}, got none in row "
-            f"{int(empty.argmax()) + 1}"
+            f"the name of an image in every row of {source}",
+            f"none in row {int(empty.argmax()) + 1}",
         )
     out = pd.DataFrame({"image": [_place(folders, image) for image in frame["image"]]})
     out["name"] = frame["image"].to_numpy()
@@ -148,7 +145,7 @@ def image_table(
         spread = MosScale(0, scale.high - scale.low)
         out[std] = opinions(frame[std], spread, source, declared) if std in frame else np.nan
     if out[[f"mos_{target}" for target in targets]].isna().all(axis=None):
-        raise DataError(f"expected opinions in {source}, got none: every MOS cell is empty")
+        raise DataError(f"opinions in {source}", "none", "every MOS cell is empty")
     left_out = [
         f"no target is read from the column {column}: expected mos_ and small letters, digits or "
         "_ that name nothing else in tables of scores"
@@ -175,10 +172,10 @@ def opinions(
     if bad.any():
         row = int(bad.to_numpy().argmax())
         raise DataError(
-            f"expected {cells.name} between {scale.low:g} and {scale.high:g} in {source}, "
-            f"got {cells.iloc[row][:200]!r} in line {row + 2} ({int(bad.sum())} such): "
+            f"{cells.name} between {scale.low:g} and {scale.high:g} in {source}",
+            f"{cells.iloc[row][:200]!r} in line {row + 2} ({int(bad.sum())} such)",
             "mend the cell"
-            + (" or declare the scale with --mos-scale LOW HIGH" if declared else "")
+            + (" or declare the scale with --mos-scale LOW HIGH" if declared else ""),
         )
     return values.to_numpy(float)
 

@@ -69,8 +69,8 @@ def our_rows(folder: Path) -> pd.DataFrame:
         read, file = _of_run, found
     else:
         raise RunError(
-            f"expected results in {folder}, found neither metrics.json (dcmpl evaluate RUN) "
-            f"nor {SUMMARY} (dcmpl benchmark --out ...)"
+            f"results in {folder}",
+            f"neither metrics.json (dcmpl evaluate RUN) nor {SUMMARY} (dcmpl benchmark --out ...)",
         )
     rows = read_plain(file, "results", lambda record: read(record, folder), MAX_BYTES)
     return pd.DataFrame(rows, columns=COLUMNS).assign(ours=True)

@@ -85,7 +85,7 @@ def summarise(trials: pd.DataFrame) -> pd.DataFrame:
     the repeats of two protocols are different splits. Raises :class:`DataError` for no rows.
     """
     if trials.empty:
-        raise DataError("expected results to sum up, got none")
+        raise DataError("results to sum up", "none")
     trials = trials.drop_duplicates([*KEYS, "repeat"])  # baselines stand beside every variant
     first = next(v for v in trials["variant"] if not v.startswith(BASELINE))
     groups = {key: part.set_index("repeat") for key, part in trials.groupby(KEYS, sort=False)}

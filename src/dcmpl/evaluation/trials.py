@@ -70,17 +70,17 @@ def read_grid(file: Path, recipe: TrainConfig, settings: Sequence[str] = ()) -> 
     """
     try:
         if file.stat().st_size > MAX_GRID_BYTES:
-            raise UsageError(f"expected a grid of at most {MAX_GRID_BYTES} bytes, got {file}")
+            raise UsageError(f"a grid of at most {MAX_GRID_BYTES} bytes", file)
         grid = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"expected a YAML grid at {file}, got: {reason}") from error
+        raise UsageError(f"a YAML grid at {file}", reason=reason) from error
     common, variants = _mapping(grid, "", {"train", "variants"}, file), []
     for name, entry in _mapping(common.get("variants"), "variants", None, file).items():
         entry = _mapping(entry or {}, str(name), {"preset", "model", "train"}, file)
         preset = entry.get("preset", "dcmpl")
         if preset not in PRESETS:
-            raise UsageError(f"expected a preset for {name} in {file}, got {preset!r}")
+            raise UsageError(f"a preset for {name} in {file}", f"{preset!r}")
         fields = _mapping(entry.get("model") or {}, f"{name}: model", None, file)
         own = [_setting("model", *pair) for pair in fields.items()]
         recipes = [*(common.get("train") or {}).items(), *(entry.get("train") or {}).items()]
@@ -89,10 +89,10 @@ def read_grid(file: Path, recipe: TrainConfig, settings: Sequence[str] = ()) -> 
             train = with_settings(recipe, of_train, "train")
             model = with_settings(PRESETS[preset].model, own)
         except UsageError as error:
-            raise UsageError(f"expected settings that fit for {name} in {file}: {error}") from error
+            raise UsageError(f"settings that fit for {name} in {file}", reason=error) from error
         variants.append(Variant(str(name), preset, model, train))
     if not variants:
-        raise UsageError(f"expected at least one entry under variants in {file}, got none")
+        raise UsageError(f"at least one entry under variants in {file}", "none")
     return variants
 
 
@@ -100,9 +100,7 @@ def _mapping(value: Any, what: str, keys: set[str] | None, file: Path) -> dict[s
     if not isinstance(value, dict) or (keys is not None and set(value) - keys):
         wanted = f"a mapping with {', '.join(sorted(keys))}" if keys else "a mapping"
         got = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-        raise UsageError(
-            f"expected {wanted} {f'under {what} ' if what else ''}in {file}, got {got}"
-        )
+        raise UsageError(f"{wanted} {f'under {what} ' if what else ''}in {file}", got)
     return value
 
 
@@ -214,8 +212,9 @@ def read_result(folder: Path, run: Run) -> dict[str, Any]:
     found, name = read_plain(folder / RESULT, "results", lambda record: (record, record["run"]))
     if name != run.identity:
         raise RunError(
-            f"expected results of these settings, data and backbone in {folder}, "
-            "got those of others: choose another --out"
+            f"results of these settings, data and backbone in {folder}",
+            "those of others",
+            "choose another --out",
         )
     return found
 
@@ -279,8 +278,9 @@ def run_transfer(trial: Trial, context: TrialContext, other: TrialContext) -> di
         if leaks := find_leaks(known, other.table, {**context.facts, **other.facts}):
             pairs = [f"{leak.tested} and {leak.known} ({leak.kind})" for leak in leaks]
             raise DataError(
-                f"expected nothing of {other.table.name} in the training of "
-                f"{context.table.name}, got {listed(pairs, 5)}: take the rows out of one"
+                f"nothing of {other.table.name} in the training of {context.table.name}",
+                listed(pairs, 5),
+                "take the rows out of one",
             )
         run = read_run(trial.folder)
         model = _built(run, context)

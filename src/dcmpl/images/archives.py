@@ -54,7 +54,7 @@ class Archives(ExitStack):
                 # tarfile takes a damaged header for the end, which is a block of zeros.
                 archive.fileobj.seek(archive.offset)
                 if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                    raise DataError(f"expected a whole archive at {path}, got a damaged header")
+                    raise DataError(f"a whole archive at {path}", "a damaged header")
 
     def read(self, path: str, member: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
         """Bytes of a member; raises :class:`DataError`, also for too large a member."""
@@ -67,14 +67,14 @@ class Archives(ExitStack):
             with file:
                 content: bytes = file.read(limit + 1)
         if len(content) > limit:
-            raise TooLargeError(f"expected at most {limit} bytes at {path}/{member}, got more")
+            raise TooLargeError(f"at most {limit} bytes at {path}/{member}", "more")
         return content
 
     def _in_tar(self, archive: Any, member: str) -> tarfile.TarInfo:
         """Member of a tar, found without reading to its end, where the damage may be."""
         while member not in self._seen:
             if self._known == len(archive.members) and archive.next() is None:
-                raise DataError(f"expected {member} in {self._path}, found none")
+                raise DataError(f"{member} in {self._path}", "none")
             new = archive.members[self._known :]
             self._seen |= {info.name: info for info in new}
             self._known += len(new)
@@ -110,7 +110,7 @@ def _damage_is_an_error(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"expected a whole file at {what}, got: {reason}") from error
+        raise DataError(f"a whole file at {what}", reason=reason) from error
 
 
 def read_file(path: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
@@ -118,5 +118,5 @@ def read_file(path: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
     with _damage_is_an_error(path), Path(path).open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise DataError(f"expected at most {limit} bytes at {path}, got more")
+        raise DataError(f"at most {limit} bytes at {path}", "more")
     return content

@@ -118,25 +118,25 @@ def _unreadable_is_an_error(what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"expected an image at {what}, found no file") from None
+        raise DataError(f"an image at {what}", "no file") from None
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on damaged files
         reason = str(error).replace("\n", " ").rstrip(".") or type(error).__name__
-        raise DataError(f"expected an image that can be decoded, got {what}: {reason}") from error
+        raise DataError("an image that can be decoded", what, reason) from error
 
 
 def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
     with _unreadable_is_an_error(what):
         if not isinstance(source, io.BytesIO) and not stat.S_ISREG(Path(source).stat().st_mode):
-            raise DataError(f"expected a file at {what}, found something else")
+            raise DataError(f"a file at {what}", "something else")
         image: Image.Image
         try:
             image = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError:
             if not _is_heif(source):  # Pillow's sentence may hold an address, no row may
-                reason = f"expected an image that can be decoded, got {what}"
-                raise DataError(f"{reason}: cannot identify image file") from None
+                wanted, reason = "an image that can be decoded", "cannot identify image file"
+                raise DataError(wanted, what, reason) from None
             image = _open_heif(source, what)
         with image:
             return _decoded(image, what)
@@ -156,8 +156,7 @@ def _open_heif(source: str | Path | io.BytesIO, what: str) -> Image.Image:
         from pillow_heif import open_heif
     except ImportError:
         raise DataError(
-            f"expected pillow-heif for {what}, found it not installed: "
-            "pip install 'dcmpl-agiqa[heif]'"
+            f"pillow-heif for {what}", "it not installed", "pip install 'dcmpl-agiqa[heif]'"
         ) from None
     found = open_heif(source, convert_hdr_to_8bit=True)
     _check_size(found.size, what)
@@ -168,8 +167,9 @@ def _open_heif(source: str | Path | io.BytesIO, what: str) -> Image.Image:
 def _check_size(size: tuple[int, int], what: str) -> None:
     if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
         raise DataError(
-            f"expected at most {MAX_PIXELS} pixels and sides of at most {MAX_SIDE}, "
-            f"got {size[0]} x {size[1]} in {what}: scale it down first"
+            f"at most {MAX_PIXELS} pixels and sides of at most {MAX_SIDE}",
+            f"{size[0]} x {size[1]} in {what}",
+            "scale it down first",
         )
 
 
@@ -184,7 +184,7 @@ def _decoded(image: Image.Image, what: str) -> DecodedImage:
     if image.getexif().get(ORIENTATION, 1) != 1:  # a copy of a large image is not made for fun
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise DataError(f"expected whole numbers for pixels, got fractions in {what}: save as PNG")
+        raise DataError("whole numbers for pixels", f"fractions in {what}", "save as PNG")
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float32)
         image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
@@ -238,13 +238,10 @@ def read_input(image: Input) -> DecodedImage:
 
 def _of_array(image: Any) -> np.ndarray:
     if not isinstance(image, np.ndarray):
-        raise DataError(
-            f"expected a path, a Pillow image, an array or a tensor, got {type(image).__name__}"
-        )
+        raise DataError("a path, a Pillow image, an array or a tensor", type(image).__name__)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(
-            "expected an array of uint8 RGB, (height, width, 3), got "
-            f"{image.dtype} of shape {image.shape}"
+            "an array of uint8 RGB, (height, width, 3)", f"{image.dtype} of shape {image.shape}"
         )
     return image
 
@@ -254,13 +251,12 @@ def _of_tensor(image: Any) -> np.ndarray:
     shape = tuple(image.shape)
     if not image.is_floating_point() or len(shape) != 3 or shape[0] != 3 or not image.numel():
         raise DataError(
-            "expected a tensor of floats in [0, 1], (3, height, width), got "
-            f"{image.dtype} of shape {shape}"
+            "a tensor of floats in [0, 1], (3, height, width)", f"{image.dtype} of shape {shape}"
         )
     values = image.detach().float().cpu().numpy()
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
-        raise DataError(f"expected a tensor of floats in [0, 1], got {low:g} to {high:g}")
+        raise DataError("a tensor of floats in [0, 1]", f"{low:g} to {high:g}")
     return np.ascontiguousarray(np.rint(values * 255).astype(np.uint8).transpose(1, 2, 0))
 
 

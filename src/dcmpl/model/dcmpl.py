@@ -55,9 +55,7 @@ class Scores:
 
     def __getitem__(self, task: str) -> Float[Tensor, " batch"]:
         if task not in self.tasks:
-            raise UsageError(
-                f"expected one of this model's tasks ({', '.join(self.tasks)}), got {task}"
-            )
+            raise UsageError(f"one of this model's tasks ({', '.join(self.tasks)})", task)
         return self.values[self.tasks.index(task)]
 
     @property

@@ -222,9 +222,7 @@ class Folded(nn.Module):
         """Fold ``model`` for ``tasks``; raises :class:`UsageError` for tasks it does not have."""
         super().__init__()
         if unknown := [task for task in tasks if task not in model.config.tasks]:
-            raise UsageError(
-                f"expected tasks of this model ({', '.join(model.config.tasks)}), got {unknown[0]}"
-            )
+            raise UsageError(f"tasks of this model ({', '.join(model.config.tasks)})", unknown[0])
         condition = model.condition()
         visual, clip = model.clip.visual, model.clip
         self.start: Tensor

@@ -105,7 +105,7 @@ class Tokenizer:
             else:
                 self._pairs = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exceptions
-            raise WeightsError(f"expected a readable tokenizer at {path}, got: {error}") from error
+            raise WeightsError(f"a readable tokenizer at {path}", reason=error) from error
         # A stored setting to pad or cut would act before the end token is placed.
         self._pairs.no_padding()
         self._pairs.no_truncation()
@@ -116,7 +116,7 @@ class Tokenizer:
     def _special(self, token: str, path: Path) -> int:
         found = self._pairs.token_to_id(token)
         if found is None:
-            raise WeightsError(f"expected the token {token} in {path}, found none")
+            raise WeightsError(f"the token {token} in {path}", "none")
         return int(found)
 
     def __call__(self, texts: Sequence[str], n_context: int = 0) -> Tokens:
@@ -137,9 +137,7 @@ class Tokenizer:
         """
         room = self.context_length - 2 - n_context
         if room < 0:
-            raise UsageError(
-                f"expected at most {self.context_length - 2} prompt tokens, got {n_context}"
-            )
+            raise UsageError(f"at most {self.context_length - 2} prompt tokens", n_context)
         readable = text.encode("utf-8", "replace").decode()  # a file name may be no text
         readable = " ".join(readable.split())  # as CLIP cleans texts, whatever the file says
         words = tuple(self._pairs.encode(readable, add_special_tokens=False).ids)
@@ -147,8 +145,9 @@ class Tokenizer:
             return Parts((words,), 0, len(words))
         if long == "error":
             raise UsageError(
-                f"expected a prompt of at most {room} tokens, got {len(words)}: shorten it, or "
-                "take --long-prompts truncate or window"
+                f"a prompt of at most {room} tokens",
+                len(words),
+                "shorten it, or take --long-prompts truncate or window",
             )
         if long == "truncate" or not room:
             return Parts((words[:room],), len(words) - room, len(words))

@@ -132,9 +132,7 @@ class Meaning:
         """Percentile among training images, of all generators or of one, in [0, 100]."""
         known = self.population if generator is None else self.generators.get(generator)
         if known is None:
-            raise UsageError(
-                f"expected a generator of {', '.join(self.generators) or 'none'}, got {generator}"
-            )
+            raise UsageError(f"a generator of {', '.join(self.generators) or 'none'}", generator)
         # Of equal scores none is lower: each counts with the first.
         values, first = np.unique(known, return_index=True)
         percent = first * (100 / (len(known) - 1))
@@ -323,7 +321,8 @@ def read_calibration(folder: Path, weights_sha256: str) -> Calibration | None:
     found = read_record(path, "a calibration", of_record)
     if found.weights_sha256 != weights_sha256:
         raise RunError(
-            f"expected the calibration of the run beside {path}, got that of another: remove it "
-            "and run dcmpl train --resume"
+            f"the calibration of the run beside {path}",
+            "that of another",
+            "remove it and run dcmpl train --resume",
         )
     return found

@@ -133,14 +133,14 @@ class Exported:
         ]
 
     def lack(self, engine: str, precision: str) -> str:
-        """Reason why no variant fits, as the end of a sentence."""
+        """Reason why no variant fits, or an empty text."""
         asked = [name for name in ENGINES if name in MODULES and engine in ("auto", name)]
         if missing := [name for name in asked if not find_spec(MODULES[name])]:
             extras = ",".join(missing)
-            return f", which takes what is not installed: pip install 'dcmpl-agiqa[{extras}]'"
+            return f"it takes what is not installed: pip install 'dcmpl-agiqa[{extras}]'"
         left_out = self.record.get("left_out", {})
         why = [left_out[key] for name in asked if (key := f"{name} {precision}") in left_out]
-        return f": {'; '.join(map(str, why))}" if why else ""
+        return "; ".join(map(str, why))
 
 
 def read_export(folder: Path) -> Exported:
@@ -265,7 +265,9 @@ def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Eng
     except Exception as error:  # each runtime has exceptions of its own
         reason = str(error).strip().splitlines()[0]
         raise RunError(
-            f"expected a model that {variant['engine']} runs at {path}, got: {reason}: export again"
+            f"a model that {variant['engine']} runs at {path}",
+            hint="export again",
+            reason=reason,
         ) from error
 
 
@@ -273,11 +275,12 @@ def _check_unchanged(path: Path, digest: str) -> None:
     try:
         found = sha256_of(path)
     except OSError as error:
-        raise RunError(f"expected an exported model at {path}, got: {error.strerror}") from error
+        raise RunError(f"an exported model at {path}", reason=error.strerror) from error
     if found != digest:
         raise RunError(
-            f"expected {path} as dcmpl export wrote it, {EXPORT} names another SHA-256: "
-            "the file was changed, export again"
+            f"{path} as dcmpl export wrote it",
+            f"one of another SHA-256 than {EXPORT} names",
+            "the file was changed, export again",
         )
 
 
@@ -289,10 +292,8 @@ def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> 
     variants = exported.variants(engine, precision)
     if not variants:
         known = [f"{v['engine']} {v['precision']}" for v in exported.record["variants"]]
-        wanted = (
-            f"expected one of {', '.join(known)} from {exported.folder}, got {engine} {precision}"
-        )
-        raise UsageError(wanted + exported.lack(engine, precision))
+        wanted = f"one of {', '.join(known)} from {exported.folder}"
+        raise UsageError(wanted, f"{engine} {precision}", exported.lack(engine, precision))
     order = list(MODULES)
     return open_variant(exported, min(variants, key=lambda v: order.index(v["engine"])), lanes)
 

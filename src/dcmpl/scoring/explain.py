@@ -192,7 +192,10 @@ def patch_map(network: Folded, calibration: Calibration, image: Image) -> Values
     places.
     """
     if calibration.patches is None:
-        raise UsageError("expected a calibrated run whose model can be folded for a map of patches")
+        raise UsageError(
+            "a run whose model can be folded for a map of patches",
+            "a run without one",
+        )
     size, cells = network.size, round(len(network.positions) ** 0.5)
     edge = -(-size // cells // GRID)
     sides = ((edge * GRID, edge * GRID),) * 2

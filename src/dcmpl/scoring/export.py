@@ -69,9 +69,7 @@ def write_export(
     installed, :class:`RunError` where an export does not give PyTorch's scores.
     """
     if lack := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]:
-        raise UsageError(
-            f"expected {', '.join(lack)} to export, found none: pip install 'dcmpl-agiqa[onnx]'"
-        )
+        raise UsageError(f"{', '.join(lack)} to export", "none", "pip install 'dcmpl-agiqa[onnx]'")
     views = run.train.views
     shown = list(images) or [_noise(engine.size, seed) for seed in range(4)]
     wanted = all_scores(engine, shown, "center")
@@ -168,7 +166,7 @@ def _write_onnx(network: nn.Module, path: Path, size: int) -> Path:
             verbose=False,
         )
         if program is None:
-            raise RunError(f"expected an ONNX model for {path}, the exporter made none")
+            raise RunError(f"an ONNX model for {path}", "none from the exporter")
         _tidy(program.model)
         program.save(path, external_data=False)
     return path
@@ -253,8 +251,9 @@ def _why_left_out(variant: dict[str, Any], drift: dict[str, Any], on_images: boo
     most = drift["most"]
     if variant["precision"] == "fp32" and not most <= FP32_DRIFT:
         raise RunError(
-            f"expected {variant['engine']} to give torch's scores to {FP32_DRIFT:g}, they drift "
-            f"by {most:.1e}: the export is not to be used"
+            f"{variant['engine']} to give torch's scores to {FP32_DRIFT:g}",
+            f"a drift of {most:.1e}",
+            "the export is not to be used",
         )
     if variant["precision"] == "bf16" and not most <= BF16_DRIFT:
         return f"a drift of at most {BF16_DRIFT:g} is asked for"

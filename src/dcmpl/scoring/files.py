@@ -111,7 +111,7 @@ def _read_manifest(out: Path) -> dict[str, Any]:
 
     record, same = read_record(manifest_of(out), f"the manifest of the scores {out}", build)
     if not same:
-        raise RunError(f"expected {out} as dcmpl score wrote it, it was changed since")
+        raise RunError(f"{out} as dcmpl score wrote it", "one that was changed since")
     return record
 
 
@@ -166,7 +166,7 @@ def read_scores(path: Path) -> Iterator[Row]:
     except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise RunError(
-            f"expected scores that dcmpl wrote at {path}, got: {reason or type(error).__name__}"
+            f"scores that dcmpl wrote at {path}", reason=reason or type(error).__name__
         ) from error
 
 
@@ -249,14 +249,14 @@ def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str], list[
     for path, job in zip(paths, jobs, strict=True):
         if names := [n for n in jobs[0] if n not in PER_SHARD and job.get(n) != jobs[0][n]]:
             raise RunError(
-                f"expected shards of one job, {path} and {paths[0]} differ in {', '.join(names)}"
+                "shards of one job", f"{path} and {paths[0]}, which differ in {', '.join(names)}"
             )
     total = shards[0].partition("/")[2]
     wanted = [f"{i}/{total}" for i in range(1, int(total) + 1)] if total.isdigit() else []
     if sorted(shards) != sorted(wanted):
         raise RunError(
-            f"expected all shards of a job, each once ({', '.join(wanted) or '1/n to n/n'}), "
-            f"got {', '.join(shards)}"
+            f"all shards of a job, each once ({', '.join(wanted) or '1/n to n/n'})",
+            ", ".join(shards),
         )
     order = [shards.index(shard) for shard in wanted]
     whole = {**jobs[0], "shard": None, "count": sum(int(job["count"]) for job in jobs)}

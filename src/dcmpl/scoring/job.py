@@ -76,7 +76,7 @@ class Journal:
                 file.seek(self._offsets[index])
                 row = _row_in(file.readline(), self._columns)
                 if row is None:
-                    raise RunError(f"expected whole rows in {self.path}, row {index} was changed")
+                    raise RunError(f"whole rows in {self.path}", f"a changed row {index}")
                 yield row
 
 
@@ -96,16 +96,18 @@ def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) ->
         lock.acquire()
     except Timeout:
         raise RunError(
-            f"expected to be the only one that writes {out}, another dcmpl does: "
-            "wait for it, or choose another -o"
+            f"to be the only one that writes {out}",
+            "another dcmpl that does",
+            "wait for it, or choose another -o",
         ) from None
     except OSError as error:
-        raise RunError(f"expected to write {out}, got: {error.strerror or error}") from error
+        raise RunError(f"to write {out}", reason=error.strerror or error) from error
     try:
         if path.exists() and not resume:
             raise RunError(
-                f"expected no {path}, found the rows of a scoring that was broken off: "
-                "add --resume to go on with it, or delete it"
+                f"no {path}",
+                "the rows of a scoring that was broken off",
+                "add --resume to go on with it, or delete it",
             )
         with _opened(path, job, chunk) as journal:
             yield journal
@@ -114,12 +116,12 @@ def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) ->
         raise KeyboardInterrupt(_kept(path)) from None
     except OSError as error:
         reason = error.strerror or error
-        raise RunError(f"expected to write {out}, got: {reason}; {_kept(path)}") from error
+        raise RunError(f"to write {out}", hint=_kept(path), reason=reason) from error
     except DcmplError:
         raise
     except Exception as error:  # engines raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RunError(f"expected to score all images, got {reason}; {_kept(path)}") from error
+        raise RunError("to score all images", reason, _kept(path)) from error
     finally:
         with suppress(OSError):
             Path(lock.lock_file).unlink()
@@ -156,8 +158,9 @@ def _complete_rows(file: BinaryIO, head: bytes, path: Path, columns: Sequence[st
         return ends
     if found != head:
         raise RunError(
-            f"expected the rows of this job in {path}, got those of one that differs in "
-            f"{_difference(found, head)}: score as it was started, or delete it"
+            f"the rows of this job in {path}",
+            f"those of one that differs in {_difference(found, head)}",
+            "score as it was started, or delete it",
         )
     for line in file:
         if (
@@ -224,7 +227,9 @@ class Job:
         """Everything that determines the rows; resuming and merging require equality."""
         digest = hashlib.sha256()
         for source in self.sources:
-            digest.update(json.dumps((source.name, source.prompt, source.fault)).encode())
+            digest.update(
+                json.dumps((source.name, source.prompt, str(source.fault or ""))).encode()
+            )
         scorer, options = self.scorer, self.scorer.options
         packages = ["numpy", "pillow", *PACKAGES[scorer.engine.name]]
         more = [*scorer.row_of.columns, *(RANKED if self.rank_by else ())]

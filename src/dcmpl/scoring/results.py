@@ -50,7 +50,7 @@ class Score:
             return getattr(self, name)
         if name not in self.more:
             known = ", ".join([*TARGETS, *self.more])
-            raise UsageError(f"expected one of {known}, got {name}")
+            raise UsageError(f"one of {known}", name)
         return self.more[name]
 
     def __getattr__(self, name: str) -> Any:

@@ -71,20 +71,19 @@ class ScoringOptions:
     def __post_init__(self) -> None:
         if self.engine not in ("auto", *ENGINES) or self.precision not in PRECISIONS:
             raise UsageError(
-                f"expected an engine of auto, {', '.join(ENGINES)} and a precision of "
-                f"{', '.join(PRECISIONS)}, got {self.engine} and {self.precision}"
+                f"an engine of auto, {', '.join(ENGINES)} and a precision of "
+                f"{', '.join(PRECISIONS)}",
+                f"{self.engine} and {self.precision}",
             )
         if self.views not in (None, "auto"):
             check_views(str(self.views))
         if self.long_prompts not in LONG_PROMPTS:
-            raise UsageError(
-                f"expected long_prompts of {', '.join(LONG_PROMPTS)}, got {self.long_prompts!r}"
-            )
+            raise UsageError(f"long_prompts of {', '.join(LONG_PROMPTS)}", f"{self.long_prompts!r}")
         workers = 1 if self.workers is None else self.workers
         if workers < 1 or self.batch_size < 1 or self.targets == ():
             raise UsageError(
-                "expected at least one worker, one window in a batch and one target, got "
-                f"{self.workers}, {self.batch_size} and {self.targets}"
+                "at least one worker, one window in a batch and one target",
+                f"{self.workers}, {self.batch_size} and {self.targets}",
             )
 
     def changed(self, **changes: Any) -> "ScoringOptions":
@@ -93,7 +92,7 @@ class ScoringOptions:
         for name in changes:
             if name not in known:
                 hint = nearest(name, known, f"they are {', '.join(known)}")
-                raise UsageError(f"expected an option of the scorer, got {name}: {hint}")
+                raise UsageError("an option of the scorer", name, hint)
         if changes.get("targets") is not None:
             changes["targets"] = tuple(changes["targets"])
         return replace(self, **changes)
@@ -183,9 +182,7 @@ def chosen_targets(
     if not targets:
         return tuple(known)
     if unknown := [target for target in targets if target not in known]:
-        raise UsageError(
-            f"expected targets that {folder} predicts ({', '.join(known)}), got {unknown[0]}"
-        )
+        raise UsageError(f"targets that {folder} predicts ({', '.join(known)})", unknown[0])
     return tuple(targets)
 
 
@@ -240,8 +237,9 @@ class Scorer:
     def _of_export(cls, folder: Path, options: ScoringOptions) -> "Scorer":
         if options.device not in ("auto", "cpu"):
             raise UsageError(
-                f"expected the device cpu for an exported model, got {options.device}: score with "
-                "the run itself, or leave the device out"
+                "the device cpu for an exported model",
+                options.device,
+                "score with the run itself, or leave the device out",
             )
         exported = read_export(folder)
         chosen_targets(options.targets, exported.tasks, folder)
@@ -263,8 +261,9 @@ class Scorer:
 
         if options.engine not in ("auto", "torch") and (folder / RECORD).is_file():
             raise UsageError(
-                f"expected an exported model for the engine {options.engine}, got the run "
-                f"{folder}: dcmpl export {folder} -o DIR, then --model DIR"
+                f"an exported model for the engine {options.engine}",
+                f"the run {folder}",
+                f"dcmpl export {folder} -o DIR, then --model DIR",
             )
         from dcmpl.scoring.torch_engine import TorchEngine, load_model
 
@@ -296,22 +295,18 @@ class Scorer:
         """
         is_batch = isinstance(images, np.ndarray) and images.ndim == 4
         if isinstance(images, (str, Path, Image.Image, np.ndarray)) and not is_batch:
-            raise UsageError(
-                f"expected a list of images, got one {type(images).__name__}: put it in a list"
-            )
+            raise UsageError("a list of images", f"one {type(images).__name__}", "put it in a list")
         if is_tensor(images) and len(getattr(images, "shape", ())) != 4:
             raise UsageError(
-                "expected a list of images or a tensor (N, 3, height, width), got one of shape "
-                f"{tuple(getattr(images, 'shape', ()))}"
+                "a list of images or a tensor (N, 3, height, width)",
+                f"one of shape {tuple(getattr(images, 'shape', ()))}",
             )
         if not is_tensor(images):
             images = list(cast(Sequence[Input], images))
         if prompts is None or isinstance(prompts, str):
             prompts = [prompts or ""] * len(images)
         if len(prompts) != len(images):
-            raise UsageError(
-                f"expected one prompt for each of {len(images)} images, got {len(prompts)}"
-            )
+            raise UsageError(f"one prompt for each of {len(images)} images", len(prompts))
         return Scores(self.stream(zip(images, prompts, strict=True)))
 
     def rank(
@@ -397,22 +392,20 @@ class Scorer:
             return
         model = self.about.get("model", "the model")
         if target in kinds and self.calibration is None:
-            raise UsageError(
-                f"expected a calibrated model for {target}, got {model}: {self.uncalibrated}"
-            )
+            raise UsageError(f"a calibrated model for {target}", model, self.uncalibrated)
         chosen_targets([target], self.targets, Path(model))
 
     def _check_against(self, generator: str) -> None:
         if self.calibration is None:
             raise UsageError(
-                f"expected a calibrated model for percentiles, got "
-                f"{self.about.get('model', 'another')}: {self.uncalibrated}"
+                "a calibrated model for percentiles",
+                self.about.get("model", "another"),
+                self.uncalibrated,
             )
         known = dict.fromkeys(g for m in self.calibration.targets.values() for g in m.generators)
         if generator not in known:
             raise UsageError(
-                f"expected a generator of the training images ({', '.join(known) or 'none'}), "
-                f"got {generator}"
+                f"a generator of the training images ({', '.join(known) or 'none'})", generator
             )
 
     def as_loss(self, target: str = "quality") -> "ScoreLoss":
@@ -423,16 +416,12 @@ class Scorer:
         from dcmpl.scoring.torch_engine import ScoreLoss, TorchEngine
 
         if not isinstance(self.engine, TorchEngine):
-            raise UsageError("expected a run folder for a loss, got an exported model")
+            raise UsageError("a run folder for a loss", "an exported model")
         self.check_target(target)
         if target not in self.engine.tasks:
-            raise UsageError(
-                f"expected one of {', '.join(self.engine.tasks)} for a loss, got {target}"
-            )
+            raise UsageError(f"one of {', '.join(self.engine.tasks)} for a loss", target)
         if target == self.engine.reads:
-            raise UsageError(
-                f"expected a target that no prompt is read for, got {target}: take quality"
-            )
+            raise UsageError("a target that no prompt is read for", target, "take quality")
         return ScoreLoss(self.engine, target, self.views)
 
 
@@ -442,7 +431,8 @@ def _views(asked: str | None, measured: str, calibration: Calibration | None, fo
         return asked or measured
     if calibration is None or calibration.enough_views is None:
         raise UsageError(
-            f"expected a model that knows how few views are enough for --views auto, {folder} "
-            "does not: name --views"
+            "a model that knows how few views are enough for --views auto",
+            f"{folder}, which does not",
+            "name --views",
         )
     return calibration.enough_views

@@ -52,8 +52,9 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UsageError(
-            f"expected a device that torch can use here (auto, cpu, cuda, cuda:N, mps), got "
-            f"{name}: {reason}"
+            "a device that torch can use here (auto, cpu, cuda, cuda:N, mps)",
+            name,
+            reason,
         ) from error
 
 
@@ -167,8 +168,9 @@ class TorchEngine(ModelEngine):
     def __init__(self, model: DCMPL, tasks: Sequence[str], precision: str = "fp32") -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(
-                f"expected --precision fp32 or bf16 with the engine torch, got {precision}: "
-                "dcmpl export makes models of int8"
+                "--precision fp32 or bf16 with the engine torch",
+                precision,
+                "dcmpl export makes models of int8",
             )
         super().__init__(model, tasks)
         self.precision = precision
@@ -218,14 +220,14 @@ class ScoreLoss(nn.Module):
     def forward(self, images: Tensor) -> Float[Tensor, " batch"]:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise UsageError(
-                "expected floats of shape (N, 3, height, width), got "
-                f"{images.dtype} of shape {tuple(images.shape)}"
+                "floats of shape (N, 3, height, width)",
+                f"{images.dtype} of shape {tuple(images.shape)}",
             )
         if not len(images):
             return images.new_zeros(0)
         low, high = (float(value) for value in images.detach().aminmax())
         if not (low >= 0 and high <= 1):
-            raise UsageError(f"expected images in [0, 1], got {low:g} to {high:g}: clamp them")
+            raise UsageError("images in [0, 1]", f"{low:g} to {high:g}", "clamp them")
         cut = self._windows(images.float())
         windows = (torch.cat(cut).permute(0, 2, 3, 1) * 255).to(self.device)
         scores: Tensor = self.network(windows)[:, self.column].unflatten(0, (len(cut), -1))
@@ -241,6 +243,6 @@ class ScoreLoss(nn.Module):
             scaled = F.interpolate(square, shape, mode="bicubic", antialias=True)
             return [scaled.clamp(0, 1)]
         if side < size:
-            raise UsageError(f"expected images of at least {size} x {size}, got {height} x {width}")
+            raise UsageError(f"images of at least {size} x {size}", f"{height} x {width}")
         corners = window_corners(height, width, size, self.views)
         return [images[..., t : t + size, x : x + size] for t, x in corners]

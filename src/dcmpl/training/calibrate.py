@@ -142,8 +142,7 @@ def fit_meaning(
     """
     if len(known) < FEWEST:
         raise DataError(
-            f"expected at least {FEWEST} validation images with opinions to calibrate on, got "
-            f"{len(known)}"
+            f"at least {FEWEST} validation images with opinions to calibrate on", len(known)
         )
     plain = Meaning(float(scale.low), float(scale.high), _curve(known), validation=len(known))
     out_of_fold = _out_of_fold(known, plain)
@@ -154,7 +153,7 @@ def fit_meaning(
     apart = np.abs(errors) / plain.deviation(known.scores, known.spread)
     rows = np.isfinite(population)  # not judged without a prompt
     if not rows.any():
-        raise DataError("expected training images with a prompt to rank among, got none")
+        raise DataError("training images with a prompt to rank among", "none")
     population, generators = population[rows], np.array(generators, dtype=str)[rows].tolist()
     by_generator = {
         str(name): _percentiles(population[np.array(generators) == name])

@@ -187,8 +187,10 @@ def processes_of(device: torch.device) -> PartialState:
     except (ValueError, RuntimeError) as error:  # the latter: the first process is not reached
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            "expected RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of processes that "
-            f"train together, got: {reason}: start them with torchrun, or unset these variables"
+            "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of processes that "
+            "train together",
+            hint="start them with torchrun, or unset these variables",
+            reason=reason,
         ) from error
 
 
@@ -232,8 +234,9 @@ def _save_epoch(model: DCMPL, run: Run, folder: Path, adam: dict[str, Tensor]) -
 def _check_finite(loss: float, epoch: int, folder: Path) -> None:
     if not math.isfinite(loss):
         raise RunError(
-            f"expected a finite loss, got {loss} in epoch {epoch}: lower --lr; "
-            f"the epochs before it are kept in {folder}"
+            "a finite loss",
+            f"{loss} in epoch {epoch}",
+            f"lower --lr; the epochs before it are kept in {folder}",
         )
 
 
@@ -250,9 +253,9 @@ def _check_targets(model: DCMPL, training: ImageTable, validation: ImageTable) -
     )
     if here != there or not here:
         raise DataError(
-            f"expected opinions on the same of this model's tasks in training and validation, got "
-            f"{' and '.join(here) or 'none'} and {' and '.join(there) or 'none'}: "
-            "take another --seed, more prompts or another --preset"
+            "opinions on the same of this model's tasks in training and validation",
+            f"{' and '.join(here) or 'none'} and {' and '.join(there) or 'none'}",
+            "take another --seed, more prompts or another --preset",
         )
 
 
@@ -360,8 +363,9 @@ def _restore_adam(
     )
     if not whole or any(shapes.get(key) != value.shape for key, value in state.items()):
         raise RunError(
-            f"expected Adam's state of the {len(parameters)} learned tensors in {path}, got "
-            "another: begin anew with another --out"
+            f"Adam's state of the {len(parameters)} learned tensors in {path}",
+            "another",
+            "begin anew with another --out",
         )
     for key, value in state.items():
         name, _, entry = key.rpartition("/")

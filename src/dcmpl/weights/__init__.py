@@ -21,8 +21,9 @@ def check_backbone(name: str) -> str:
     is_file = Path(name).suffix in (".pt", ".pth") and Path(name).is_file()
     if not (name in EMBEDDED or is_id or Path(name).is_dir() or is_file):
         raise UsageError(
-            f"expected a backbone ({', '.join(EMBEDDED)}), a folder, a .pt file of OpenAI's or a "
-            f"Hugging Face id such as openai/clip-vit-base-patch32, got {name!r}"
+            f"a backbone ({', '.join(EMBEDDED)}), a folder, a .pt file of OpenAI's or a "
+            "Hugging Face id such as openai/clip-vit-base-patch32",
+            f"{name!r}",
         )
     return name
 

@@ -74,8 +74,9 @@ def load_backbone(name: str) -> Backbone:
     tokenizer = Tokenizer(place / words, config.context_length)
     if tokenizer.size > config.vocab_size:
         raise WeightsError(
-            f"expected a tokenizer of at most {config.vocab_size} entries in {place}, got "
-            f"{tokenizer.size}: {words} belongs to another backbone"
+            f"a tokenizer of at most {config.vocab_size} entries in {place}",
+            tokenizer.size,
+            f"{words} belongs to another backbone",
         )
     with torch.random.fork_rng(devices=[]):  # what it is filled with is overwritten
         clip = Clip(config)
@@ -92,9 +93,7 @@ def _lasting(name: str) -> str:
 
 def _check_present(folder: Path, file: str) -> None:
     if not (folder / file).is_file():
-        raise WeightsError(
-            f"expected a CLIP backbone in {folder} ({', '.join(FILES)}), {file} is missing"
-        )
+        raise WeightsError(f"a CLIP backbone in {folder} ({', '.join(FILES)})", f"no {file}")
 
 
 def _find(name: str) -> Path:
@@ -124,8 +123,9 @@ def _find(name: str) -> Path:
     except Exception as error:  # network, hub and cache raise a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"expected to find the backbone {name} in the local cache or on the hub, got: "
-            f"{reason}: download it once or give the path of its folder"
+            f"to find the backbone {name} in the local cache or on the hub",
+            hint="download it once or give the path of its folder",
+            reason=reason,
         ) from error
     return folder
 
@@ -150,12 +150,10 @@ def read_tensors(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Te
             # Sizes first: a file that does not fit is refused before it is read.
             total = sum(torch.Size(file.get_slice(n).get_shape()).numel() for n in names)
             if total > 2 * sum(shape.numel() for shape in expected.values()):
-                raise WeightsError(f"expected the weights config.json describes, {path} has more")
+                raise WeightsError("the weights config.json describes", f"more in {path}")
             state = ours({name: file.get_tensor(name) for name in names})
     except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"expected a readable safetensors file at {path}, got: {error}"
-        ) from error
+        raise WeightsError(f"a readable safetensors file at {path}", reason=error) from error
     return _fitting(state, expected, path)
 
 
@@ -166,13 +164,13 @@ def _fitting(
     missing, extra = sorted(expected.keys() - state), sorted(state.keys() - expected)
     if missing or extra:
         raise WeightsError(
-            f"expected the tensors of a CLIP in {path}, "
-            f"{len(missing)} are missing ({', '.join(missing[:3])}) and "
-            f"{len(extra)} are unknown ({', '.join(extra[:3])})"
+            f"the tensors of a CLIP in {path}",
+            f"{len(missing)} missing ({', '.join(missing[:3])}) and "
+            f"{len(extra)} unknown ({', '.join(extra[:3])})",
         )
     for name, shape in expected.items():
         if state[name].shape != shape:
             raise WeightsError(
-                f"expected {name} of shape {tuple(shape)} in {path}, got {tuple(state[name].shape)}"
+                f"{name} of shape {tuple(shape)} in {path}", tuple(state[name].shape)
             )
     return {name: tensor.float() for name, tensor in state.items()}

@@ -45,7 +45,7 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
     learned = _learned(auxiliary)
     prompts = learned.get("text.0")
     if prompts is None or prompts.ndim != 2 or not 0 < len(prompts) < clip.config.context_length:
-        raise RunError(f"expected the prompts of CLIP-AGIQA in {auxiliary}, ctx is none")
+        raise RunError(f"the prompts of CLIP-AGIQA in {auxiliary}", "no ctx")
     config = PRESETS["clip-agiqa" if main else "ivlp"].model
     if main is None:
         config = replace(config, words={"alignment": CLIP_AGIQA_WORDS["alignment"]})
@@ -53,7 +53,7 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
     try:
         model = DCMPL(clip, tokenizer, config, seed=0)
     except UsageError as error:  # prompts that the context has no room for
-        raise RunError(f"expected prompts for this backbone in {auxiliary}: {error}") from error
+        raise RunError(f"prompts for this backbone in {auxiliary}", reason=error) from error
     found = {f"{'auxiliary' if main else 'main'}.{name}": t for name, t in learned.items()}
     _check_tokens(auxiliary, found, "alignment", model, tokenizer)
     if main is not None:
@@ -70,9 +70,10 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
     if wrong:
         files = " and ".join(str(file) for file in (auxiliary, main) if file)
         raise RunError(
-            f"expected text and visual prompts of {clip.config.text.layers} and "
-            f"{clip.config.vision.layers} layers for this backbone in {files}; "
-            f"{len(wrong)} tensors differ, {wrong[0]} among them: give the backbone they are of"
+            f"text and visual prompts of {clip.config.text.layers} and "
+            f"{clip.config.vision.layers} layers for this backbone in {files}",
+            f"{len(wrong)} tensors that differ, {wrong[0]} among them",
+            "give the backbone they are of",
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -83,9 +84,9 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
 def _learned(file: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint under our names; token vectors keep theirs."""
     if not file.is_file():
-        raise RunError(f"expected a checkpoint of CLIP-AGIQA at {file}, found no file")
+        raise RunError(f"a checkpoint of CLIP-AGIQA at {file}", "no file")
     if file.stat().st_size > MAX_BYTES:
-        raise RunError(f"expected a checkpoint of at most {MAX_BYTES} bytes, got {file}")
+        raise RunError(f"a checkpoint of at most {MAX_BYTES} bytes", file)
     found = {}
     for name, tensor in read_torch(file).items():
         for pattern, ours in NAMES:
@@ -94,7 +95,7 @@ def _learned(file: Path) -> dict[str, Tensor]:
                 following = int(first) + 1 if first.isdigit() else ""
                 name = ours.format(next=following, same=first, last=last)
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise RunError(f"expected finite numbers in {file}, {name} has others")
+            raise RunError(f"finite numbers in {file}", f"others in {name}")
         found[name] = tensor.float()
     return found
 
@@ -113,8 +114,8 @@ def _check_tokens(
         wide = model.clip.config.text.width
         if tensor.ndim != 3 or len(tensor) != len(pair) or tensor.shape[-1] != wide:
             raise RunError(
-                f"expected {name} of {len(pair)} texts, {wide} wide as the backbone's tokens, in "
-                f"{file}, got {tuple(tensor.shape) if key else 'none'}"
+                f"{name} of {len(pair)} texts, {wide} wide as the backbone's tokens, in {file}",
+                tuple(tensor.shape) if key else "none",
             )
         stored.append(tensor)
     with torch.no_grad():
@@ -124,6 +125,7 @@ def _check_tokens(
         theirs = torch.cat([stored[0][row], stored[1][row, : end - n]])
         if theirs.shape != ours.shape or (theirs - ours).abs().max() > TOLERANCE:
             raise RunError(
-                f"expected the token vectors of {pair[row]!r} in {file} to be the backbone's, they "
-                "are others: give the backbone the prompts were learned on"
+                f"the token vectors of {pair[row]!r} in {file} to be the backbone's",
+                "others",
+                "give the backbone the prompts were learned on",
             )

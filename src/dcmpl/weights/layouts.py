@@ -40,15 +40,16 @@ def read_config(path: Path) -> ClipConfig:
             stem=stem,
         )
     except UNREADABLE as error:
-        raise WeightsError(
-            f"expected the configuration of a CLIP at {path}, got: {error}"
-        ) from error
+        raise WeightsError(f"the configuration of a CLIP at {path}", reason=error) from error
     if config.image_size % config.patch_size:
-        raise WeightsError(f"expected patch_size to divide image_size in {path}")
+        raise WeightsError(
+            f"patch_size to divide image_size in {path}",
+            f"{config.patch_size} and {config.image_size}",
+        )
     if config.stem == "statistics" and (config.patch_size % 8 or config.image_size < 128):
         raise WeightsError(
-            f"expected cells of a multiple of 8 pixels and windows of at least 128 in {path}, "
-            f"got {config.patch_size} and {config.image_size}"
+            f"cells of a multiple of 8 pixels and windows of at least 128 in {path}",
+            f"{config.patch_size} and {config.image_size}",
         )
     return config
 
@@ -118,7 +119,7 @@ def read_open_clip_config(path: Path) -> ClipConfig:
         )
     except UNREADABLE as error:
         raise WeightsError(
-            f"expected the configuration of an open_clip ViT at {path}, got: {error}"
+            f"the configuration of an open_clip ViT at {path}", reason=error
         ) from error
 
 
@@ -158,7 +159,7 @@ def sizes_of(state: Mapping[str, Tensor], path: Path) -> ClipConfig:
         )
     except UNREADABLE as error:
         raise WeightsError(
-            f"expected the tensors of a ViT CLIP of OpenAI's in {path}, got others: {error}"
+            f"the tensors of a ViT CLIP of OpenAI's in {path}", reason=error
         ) from error
 
 
@@ -215,8 +216,8 @@ def _from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
             fitting = [p for p in parts if p is not None and p.ndim and p.shape == tensor.shape]
             if len(fitting) < 3:
                 raise WeightsError(
-                    f"expected q, k and v projections of shape {tuple(tensor.shape)} beside "
-                    f"{name}, one is missing or differs"
+                    f"q, k and v projections of shape {tuple(tensor.shape)} beside {name}",
+                    "one that is missing or differs",
                 )
             tensor = torch.cat(fitting)
             name = f"{name[: match.start()]}.attn.in_proj_{match[1]}"

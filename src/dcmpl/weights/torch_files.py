@@ -90,8 +90,9 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         reason = str(error) if is_ours else "a file that is damaged"
         reason = "".join(letter for letter in reason[:200] if letter.isprintable())
     raise WeightsError(
-        f"expected a file that PyTorch 1.6 or later saved, tensors and nothing else, at {path}, "
-        f"got: {reason}; save the state dict alone, with safetensors.torch.save_file or torch.save"
+        f"a file that PyTorch 1.6 or later saved, tensors and nothing else, at {path}",
+        hint="save the state dict alone, with safetensors.torch.save_file or torch.save",
+        reason=reason,
     )
 
 
@@ -210,9 +211,10 @@ def _is_call(before: Sequence[str], last: _Frame) -> bool:
 def _read_program(path: Path) -> dict[str, Tensor]:
     if sha256_of(path) not in OPENAI:
         raise WeightsError(
-            f"expected a file of tensors at {path}, got a program (TorchScript) that is none of "
-            f"OpenAI's ({', '.join(OPENAI.values())}), and strangers' programs are not run: save "
-            "its state_dict() with safetensors.torch.save_file"
+            f"a file of tensors at {path}",
+            "a program (TorchScript) that is none of OpenAI's "
+            f"({', '.join(OPENAI.values())}), and strangers' programs are not run",
+            "save its state_dict() with safetensors.torch.save_file",
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch recommends another format
