@@ -20,6 +20,7 @@ UNREADABLE = (
 Record = TypeVar("Record")
 
 __all__ = [
+    "MADE_BY",
     "UNREADABLE",
     "as_json",
     "check_sealed",
@@ -31,6 +32,9 @@ __all__ = [
     "write_atomically",
     "write_whole",
 ]
+
+MADE_BY = "made by dcmpl-agiqa"
+"""Mark in pages and plots, which a later one may replace."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

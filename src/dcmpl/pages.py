@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from dcmpl.files import MADE_BY
+
 __all__ = [
     "embedded",
     "figure_png",
@@ -45,7 +47,7 @@ def figure_png(figure: Any) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": MADE_BY})
     return file.getvalue()
 
 
@@ -89,6 +91,7 @@ def html_page(title: str, parts: Sequence[str]) -> bytes:
     """Self-contained HTML page of ``parts``, which are HTML."""
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="generator" content="{MADE_BY}">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'\">"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"

@@ -272,12 +272,70 @@ def test_image_without_texts_has_none(tmp_path: Path, suffix: str) -> None:
     assert decode(tmp_path / f"a.{suffix}").texts == {}
 
 
-def test_texts_that_unfold_without_end_are_one_sentence(tmp_path: Path) -> None:
-    info = PngInfo()
-    info.add_text("bomb", "b" * 2**21, zip=True)
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
-    with pytest.raises(DataError, match="expected an image that can be decoded, got "):
-        decode(tmp_path / "a.png")
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt"])
+def test_text_that_is_too_large_costs_neither_pixels_nor_other_texts(
+    tmp_path: Path, kind: str
+) -> None:
+    info, large = PngInfo(), "b" * 2**21
+    info.add_text("parameters", "a red fox")
+    if kind == "iTXt":
+        info.add_itxt("workflow", large, zip=True)
+    else:
+        info.add_text("workflow", large, zip=kind == "zTXt")
+    drawn = Image.effect_noise((9, 7), 50).convert("RGB")
+    drawn.save(tmp_path / "a.png", pnginfo=info)
+    found = decode(tmp_path / "a.png")
+    assert np.array_equal(found.pixels, np.asarray(drawn))
+    assert found.texts["parameters"] == "a red fox"
+    is_read = "workflow" in found.texts
+    assert found.notes == (() if is_read else ("texts or profile too large to read",))
+
+
+def test_profile_that_unfolds_without_end_costs_no_pixels(tmp_path: Path) -> None:
+    drawn = Image.effect_noise((9, 7), 50).convert("RGB")
+    drawn.save(tmp_path / "a.png", icc_profile=b"\0" * 2**21)
+    found = decode(tmp_path / "a.png")
+    assert np.array_equal(found.pixels, np.asarray(drawn))
+    assert found.notes == ("texts or profile too large to read",)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+RAW = b"Raw profile type exif\0\nexif\n  4\nzzzz\n"
+NO_EXIF = "EXIF not read, nor an orientation in it"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        chunk(b"eXIf", b"b'Exif\\x00\\x00II*'"),
+        chunk(b"tEXt", RAW),
+        chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        chunk(b"tIME", b"x") + chunk(b"pHYs", b"") + chunk(b"sBIT", b"yyyyyyyyy"),
+        chunk(b"iCCP", b"no name") + chunk(b"cHRM", b"1") + chunk(b"gAMA", b""),
+    ],
+    ids=["a literal", "raw profile", "offset beyond the end", "short chunks", "colour chunks"],
+)
+def test_broken_metadata_costs_no_pixels(tmp_path: Path, added: bytes) -> None:
+    drawn = Image.effect_noise((9, 7), 50).convert("RGB")
+    drawn.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    found = decode_bytes(content[:33] + added + content[33:], "a.png")
+    assert np.array_equal(found.pixels, np.asarray(drawn))
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "JPEG"])
+def test_exif_that_cannot_be_read_is_noted_where_pillow_tells(tmp_path: Path, kind: str) -> None:
+    drawn = Image.effect_noise((9, 7), 50).convert("RGB")
+    more = {"lossless": True} if kind == "WEBP" else {}
+    drawn.save(tmp_path / "a", kind, exif=b"Exif\0\0garbage", **more)
+    drawn.save(tmp_path / "b", kind, **more)
+    found = decode(tmp_path / "a")
+    assert np.array_equal(found.pixels, decode(tmp_path / "b").pixels)
+    assert kind == "JPEG" or found.notes == (NO_EXIF,)
 
 
 def test_bytes_are_read_as_the_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dcmpl.cli.options import (
     check_not_read,
     check_protocols,
     check_repeats,
+    check_replaces,
     check_table,
     columns_of,
     mos_scale,
@@ -63,6 +64,7 @@ def show(arguments: Arguments) -> int:
     if Path(arguments.out).is_dir():
         raise UsageError(f"a file at -o {arguments.out}", "a folder")
     check_not_read(arguments.out, [arguments.PATH])
+    check_replaces(arguments.out)
     from dcmpl.data.leaks import survey
     from dcmpl.data.report import data_page
 

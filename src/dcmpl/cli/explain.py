@@ -9,6 +9,7 @@ from dcmpl.cli.options import (
     Command,
     Flag,
     check_device,
+    check_replaces,
     check_run,
 )
 from dcmpl.errors import UsageError
@@ -71,6 +72,7 @@ def _check(arguments: Arguments) -> None:
         raise UsageError("-o to be a file that ends in .png", out)
     if out.exists() and out.samefile(arguments.IMAGE):
         raise UsageError("-o beside the image", f"the image itself, {out}")
+    check_replaces(arguments.out)
 
 
 EXPLAIN = Command(

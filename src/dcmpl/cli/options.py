@@ -323,6 +323,28 @@ def check_not_read(out: str, inputs: Iterable[str]) -> None:
             raise UsageError("a new file at -o", f"{out}, which is to be read")
 
 
+def check_replaces(out: str, flag: str = "-o") -> None:
+    """Check that a page or plot replaces nothing but one that dcmpl made."""
+    from dcmpl.files import MADE_BY
+
+    if Path(out).is_file():
+        with Path(out).open("rb") as file:
+            if MADE_BY.encode() in file.read(MARK_BYTES):
+                return
+        raise UsageError(f"a new file at {flag} {out}", "one that dcmpl did not make", NEW_PLACE)
+
+
+def check_scores_replace(out: str) -> None:
+    """Check that scores replace nothing but scores: their manifest is beside them."""
+    from dcmpl.scoring.files import manifest_of
+
+    if Path(out).is_file() and not manifest_of(Path(out)).is_file():
+        raise UsageError(f"a new file at -o {out}", "one that dcmpl score did not write", NEW_PLACE)
+
+
+MARK_BYTES, NEW_PLACE = 2**12, "choose another -o, or delete it"
+
+
 def read_data(arguments: Arguments, path: str) -> "ImageTable":
     """The table at ``path``; its irregularities are printed."""
     from dcmpl.data.datasets import load_table

@@ -14,6 +14,7 @@ from dcmpl.cli.options import (
     Flag,
     check_device,
     check_not_read,
+    check_scores_replace,
     check_targets,
 )
 from dcmpl.config import TARGETS, check_views
@@ -195,10 +196,8 @@ def _check_destination(arguments: Arguments) -> None:
     for path in (*arguments.PATH, arguments.prompts):
         if path and os.path.abspath(path) == os.path.abspath(arguments.out):
             raise UsageError("a new file at -o", f"{path}, which is to be read")
-    if arguments.rank and arguments.prompts:
-        raise UsageError(
-            "--rank with one --prompt", "--prompts", "dcmpl select sorts images of several"
-        )
+    if arguments.out != "-":
+        check_scores_replace(arguments.out)
 
 
 def _shard(arguments: Arguments) -> tuple[int, int] | None:
@@ -264,6 +263,7 @@ def merge(arguments: Arguments) -> int:
         if Path(path).suffix.lower() not in FORMATS:
             raise UsageError(f"scores that end in {', '.join(FORMATS)}", path)
     check_not_read(arguments.out, arguments.FILE)
+    check_scores_replace(arguments.out)
     from dcmpl.scoring.files import merged, read_scores, write_scores
 
     job, made_with, paths = merged([Path(path) for path in arguments.FILE])

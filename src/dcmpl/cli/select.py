@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from dcmpl.cli.options import Arguments, Command, Flag, check_not_read
+from dcmpl.cli.options import Arguments, Command, Flag, check_not_read, check_scores_replace
 from dcmpl.errors import DataError, RunError, UsageError, nearest
 from dcmpl.files import put_in_place, write_whole
 from dcmpl.progress import say
@@ -88,6 +88,7 @@ def _check(arguments: Arguments) -> None:
         if out.suffix.lower() not in FORMATS or out.is_dir():
             raise UsageError(f"-o to be a file that ends in {', '.join(FORMATS)}", out)
         check_not_read(arguments.out, [arguments.SCORES])
+        check_scores_replace(arguments.out)
 
 
 def _check_column(by: str, rows: Sequence[Row]) -> None:
@@ -209,7 +210,12 @@ def _in_archive(image: str) -> tuple[str, str | None]:
 
 
 def _move(source: str, place: Path) -> None:
-    """Move a file, between disks by an atomic copy."""
+    """Move a file, between disks by an atomic copy; a relative link still leads to its file."""
+    if os.path.islink(source) and not os.path.isabs(target := os.readlink(source)):
+        beside = os.path.join(os.path.dirname(os.path.abspath(source)), target)
+        os.symlink(os.path.relpath(os.path.realpath(beside), os.path.realpath(place.parent)), place)
+        os.unlink(source)
+        return
     try:
         os.rename(source, place)
     except OSError as error:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dcmpl.config import COLUMNS, target_of
 from dcmpl.data.aigciqa2023 import MODELS, PER_MODEL, SCALE, read_aigciqa2023, tells_aigciqa2023
-from dcmpl.data.sheets import SHEETS, first_file, need, read_sheet
+from dcmpl.data.sheets import SHEETS, check_cells, first_file, need, read_sheet
 from dcmpl.data.table import ImageTable, MosScale, as_group, image_table, listed, opinions
 from dcmpl.errors import DataError, UsageError
 
@@ -255,6 +255,15 @@ def load_table(
     )
 
 
+def _mapped(frame: "pd.DataFrame", columns: Mapping[str, str], file: Path) -> "pd.DataFrame":
+    """Table under our names; one column may serve for several of ours."""
+    named = frame.drop(columns={*columns, *columns.values()}, errors="ignore")
+    named = named.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
+    used = [name for name in named if name in COLUMNS or target_of(str(name)) is not None]
+    check_cells(frame, [columns.get(str(name), str(name)) for name in used], file)
+    return named
+
+
 def _read_own(
     name: str, file: Path, mos_scale: MosScale | None, columns: Mapping[str, str]
 ) -> ImageTable:
@@ -267,8 +276,7 @@ def _read_own(
             f"({', '.join(frame.columns)})",
             ", ".join(unknown or absent),
         )
-    frame = frame.drop(columns=set(columns) - set(columns.values()), errors="ignore")
-    frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
+    frame = _mapped(frame, columns, file)
     missing = [column for column in ("image", "prompt") if column not in frame]
     if not any(target_of(str(column), ("mos",)) for column in frame):
         missing.append("mos_quality")

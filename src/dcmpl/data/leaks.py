@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,14 @@ LOOK_BYTES = FREQUENCIES**2 // 8
 ALIKE_BITS = 28
 """Of 255 bits: images that differ in no more are near-duplicates."""
 
+THUMB = 16
+"""Side of the small copies, (16, 16, 3), whose differences tie smooth images: those have little
+but a slope or an outline, and most bits of their look are noise."""
+
+ALIKE_LEVELS, ALIKE_SHARE = 1.5, 0.05
+"""Small copies that differ by no more levels of 256, and by no more of their own deviation, in
+the root of the mean square, are of near-duplicates."""
+
 
 @dataclass(frozen=True)
 class ImageFacts:
@@ -58,6 +67,7 @@ class ImageFacts:
     fault: DataError | None = None
     sha256: str = ""
     look: bytes = b""
+    thumb: bytes = field(default=b"", repr=False)
     flat: bool = False
     width: int = 0
     height: int = 0
@@ -77,6 +87,13 @@ def look_of(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return np.packbits(values > np.median(values)).tobytes()
 
 
+def thumb_of(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Small copy of an image: the means of 16 x 16 cells, (16, 16, 3) uint8."""
+    planes = torch.from_numpy(image).permute(2, 0, 1).contiguous().float()[None]
+    cells: np.ndarray = F.adaptive_avg_pool2d(planes, THUMB)[0].permute(1, 2, 0).round().numpy()
+    return cells.astype(np.uint8).tobytes()
+
+
 def _facts(path: str) -> ImageFacts:
     try:
         image = decode(path).pixels
@@ -87,7 +104,7 @@ def _facts(path: str) -> ImageFacts:
         return ImageFacts(fault=DataError(f"an image at {path}", reason=error.strerror or error))
     flat = float(grey_of(image).std(correction=0)) < FLAT
     height, width = image.shape[:2]
-    return ImageFacts(None, sha256, look_of(image), flat, width, height)
+    return ImageFacts(None, sha256, look_of(image), thumb_of(image), flat, width, height)
 
 
 def survey(paths: Iterable[str], what: str = "checking images") -> dict[str, ImageFacts]:
@@ -146,28 +163,53 @@ class Leak:
     tested: str
 
 
-def _looks(table: ImageTable, facts: Facts) -> tuple[np.ndarray, np.ndarray]:
-    """Perceptual hashes (rows, bits) of all images but flat ones, and their row numbers."""
-    rows = [i for i, path in enumerate(table.frame["image"]) if not facts[path].flat]
-    packed = b"".join(facts[table.frame["image"].iloc[i]].look for i in rows)
-    bytes_ = np.frombuffer(packed, np.uint8).reshape(-1, LOOK_BYTES)
-    return np.unpackbits(bytes_, axis=1).astype(np.float32), np.array(rows, dtype=int)
+class _Looks(NamedTuple):
+    """Of all images but flat ones: row numbers, hashes (rows, bits), small copies (rows, 768),
+    and the most squared difference of a copy's near-duplicates."""
+
+    rows: np.ndarray
+    bits: np.ndarray
+    thumbs: np.ndarray
+    most: np.ndarray
+
+
+def _looks(table: ImageTable, facts: Facts) -> _Looks:
+    paths = table.frame["image"].tolist()
+    rows = [i for i, path in enumerate(paths) if not facts[path].flat]
+    bits = np.frombuffer(b"".join(facts[paths[i]].look for i in rows), np.uint8)
+    cells = np.frombuffer(b"".join(facts[paths[i]].thumb for i in rows), np.uint8)
+    thumbs = cells.reshape(len(rows), -1).astype(np.float32)
+    thumbs = thumbs - 128  # small numbers: differences of large squares would be rounded
+    most = np.minimum(ALIKE_LEVELS, ALIKE_SHARE * thumbs.std(1)) ** 2 * thumbs.shape[1]
+    return _Looks(
+        np.array(rows, dtype=int),
+        np.unpackbits(bits.reshape(-1, LOOK_BYTES), axis=1).astype(np.float32),
+        thumbs,
+        most,
+    )
 
 
 def _alike(
     ours: ImageTable, theirs: ImageTable, facts: Facts
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows whose images are near-duplicates, block by block."""
-    (bits, rows), (others, columns) = _looks(ours, facts), _looks(theirs, facts)
-    if not len(rows) or not len(columns):
+    here, there = _looks(ours, facts), _looks(theirs, facts)
+    if not len(here.rows) or not len(there.rows):
         return
-    ones = others.sum(1)
-    for start in range(0, len(rows), ROWS):
-        block = bits[start : start + ROWS]
-        # Bits that differ: those set in either less those set in both, twice.
-        differ = block.sum(1)[:, None] + ones - 2 * (block @ others.T)
-        near, far = np.nonzero(differ <= ALIKE_BITS)
-        yield rows[start + near], columns[far]
+    for start in range(0, len(here.rows), ROWS):
+        block = slice(start, start + ROWS)
+        # Bits are 0 and 1, so that the squared distance counts those that differ.
+        alike = _distances(here.bits[block], there.bits) <= ALIKE_BITS
+        most = np.minimum(here.most[block][:, None], there.most)
+        alike |= _distances(here.thumbs[block], there.thumbs) <= most
+        near, far = np.nonzero(alike)
+        yield here.rows[start + near], there.rows[far]
+
+
+def _distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Squared distances of all rows to all rows."""
+    found: np.ndarray = (ours**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * (ours @ theirs.T)
+    return found
 
 
 def _codes(table: ImageTable, facts: Facts) -> Iterator[tuple[str, list[str]]]:

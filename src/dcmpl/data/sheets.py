@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from dcmpl.data.table import listed
+from dcmpl.data.texts import encoding_of
 from dcmpl.errors import DataError
 
-__all__ = ["SHEETS", "first_file", "need", "read_mat", "read_numbers", "read_sheet"]
+__all__ = ["SHEETS", "check_cells", "first_file", "need", "read_mat", "read_numbers", "read_sheet"]
 
 MAX_BYTES = 256 * 2**20
 """Of a file, and of what a compressed one unpacks to."""
@@ -51,7 +52,17 @@ def need(frame: pd.DataFrame, columns: Sequence[str], file: Path) -> pd.DataFram
             listed(list(map(str, frame.columns)), 20),
             f"{missing[0]} is not there",
         )
+    check_cells(frame, columns, file)
     return frame
+
+
+def check_cells(frame: pd.DataFrame, columns: Iterable[str], file: Path) -> None:
+    """Raise :class:`DataError` where a cell of ``columns`` was neither text nor number."""
+    strange: Mapping[str, tuple[int, str]] = frame.attrs.get(STRANGE, {})
+    for column in columns:
+        if column in strange:
+            row, kind = strange[column]
+            raise DataError(f"text or numbers in {column} of {file}", f"a {kind} in row {row}")
 
 
 def read_sheet(file: Path, header: bool = True, encoding: str = "utf-8-sig") -> pd.DataFrame:
@@ -82,6 +93,8 @@ def read_sheet(file: Path, header: bool = True, encoding: str = "utf-8-sig") -> 
     if frame.empty:
         raise DataError(f"at least one row in {file}", "none")
     frame.columns = [" ".join(str(column).split()) for column in frame.columns]
+    if kind not in (".csv", ".tsv"):
+        frame.attrs[STRANGE] = dict(_emptied(frame))
     doubled = frame.columns[frame.columns.duplicated()]
     if len(doubled):
         raise DataError(f"each column once in {file}", f"{doubled[0]!r} twice")
@@ -93,6 +106,9 @@ def _read_text(file: Path, header: bool, encoding: str) -> pd.DataFrame:
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
     rows: list[list[str]] = []
     cells = 0
+    if encoding == "utf-8-sig":
+        with file.open("rb") as binary:
+            encoding = encoding_of(binary.read(4), encoding)
     with file.open(encoding=encoding, newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         for row in reader:
@@ -117,12 +133,27 @@ def _read_text(file: Path, header: bool, encoding: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names, dtype=str)
 
 
+NO_TEXT, STRANGE = "\0no text: ", "cells that are neither text nor number"
+"""Beginning of a cell that is neither, and the name under which a table's are kept: columns that
+nobody asks for may hold anything."""
+
+
 def _as_text(cell: Any) -> str:
     if cell is None or (isinstance(cell, float) and np.isnan(cell)):
         return ""
     if isinstance(cell, (str, int, float)):
         return str(cell)
-    raise TypeError(f"a cell of {type(cell).__name__}, which is neither text nor number")
+    return NO_TEXT + type(cell).__name__
+
+
+def _emptied(frame: pd.DataFrame) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Empty the cells that are neither text nor number; the first of each column, by name."""
+    for place, column in enumerate(frame.columns):
+        odd = frame.iloc[:, place].str.startswith(NO_TEXT).to_numpy(dtype=bool)
+        if odd.any():
+            row = int(odd.argmax())
+            yield column, (row + 1, str(frame.iat[row, place]).removeprefix(NO_TEXT))
+            frame.isetitem(place, frame.iloc[:, place].mask(odd, "").to_list())
 
 
 class _TwiceError(ValueError):

@@ -7,12 +7,13 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dcmpl.data.matching import match_prompts
+from dcmpl.data.texts import decode_text
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.archives import Archives, TooLargeError, kind_of, read_file
 from dcmpl.images.decode import (
@@ -23,7 +24,8 @@ from dcmpl.images.decode import (
     is_image,
     read_input,
 )
-from dcmpl.images.metadata import prompt_in, whole_text
+from dcmpl.images.metadata import find_prompt, infotext_prompt, plain_prompt, whole_text
+from dcmpl.progress import say
 
 __all__ = [
     "LISTS",
@@ -57,7 +59,7 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
 
     Raises :class:`DataError` where it is no table or has no column of images.
     """
-    from dcmpl.data.sheets import read_sheet  # imports pandas
+    from dcmpl.data.sheets import check_cells, read_sheet  # imports pandas
 
     frame = read_sheet(file)
     image, prompt = (_column([*frame.columns], known) for known in (IMAGE_COLUMNS, PROMPT_COLUMNS))
@@ -66,44 +68,50 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
             f"a column of images in {file} ({', '.join(IMAGE_COLUMNS)})",
             ", ".join(map(str, frame.columns)),
         )
+    check_cells(frame, [image, *([prompt] if prompt else [])], file)
     prompts = frame[prompt] if prompt else [""] * len(frame)
     for name, text in zip(frame[image], prompts, strict=True):
-        yield os.path.join(file.parent, name) if name else "", text
+        yield _place(file, name) if name else "", text
+
+
+def _place(file: Path, name: str) -> str:
+    """Path of a list's row: beside the list, or as it is where only that is there.
+
+    The second is what ``score`` writes, whose paths are as they were given to it.
+    """
+    beside = os.path.join(file.parent, name)
+    return name if not _is_there(beside) and _is_there(name) else beside
+
+
+def _is_there(path: str) -> bool:
+    return os.path.lexists(path) or _in_archive(path) is not None
+
+
+def _in_archive(path: str) -> tuple[str, str] | None:
+    """Archive and member that a path names, as in photos.zip/a.png; None where it names none."""
+    at = 0
+    while (at := path.find("/", at + 1)) > 0:
+        if kind_of(path[:at]) and os.path.isfile(path[:at]):
+            return path[:at], path[at + 1 :]
+    return None
 
 
 def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Image -> prompt from a table with the columns image and prompt.
 
-    A row means the image of that path (as it is, or beside the table) or else of that file
-    name. Returns the prompts and the rows' images that are none of ``images``. Raises
-    :class:`DataError` where the file is no such table, or a row fits several images.
+    Returns the prompts and the rows' images that are none of ``images``, as in
+    :func:`match_prompts`. Raises :class:`DataError` where the file is no such table too.
     """
-    from dcmpl.data.sheets import read_sheet  # imports pandas
+    from dcmpl.data.sheets import check_cells, read_sheet  # imports pandas
 
     frame = read_sheet(file)
     if not {"image", "prompt"} <= {*frame.columns}:
         raise DataError(
             f"the columns image and prompt in {file}", ", ".join(map(str, frame.columns))
         )
-    by_path = {os.path.abspath(image): image for image in images}
-    by_name: dict[str, list[str]] = {}
-    for image in by_path.values():  # each once
-        by_name.setdefault(os.path.basename(image), []).append(image)
-    prompts: dict[str, str] = {}
-    strange = []
-    for row, prompt in zip(frame["image"], frame["prompt"], strict=True):
-        beside = by_path.get(os.path.abspath(file.parent / row))
-        exact = by_path.get(os.path.abspath(row)) or beside
-        named = [exact] if exact else by_name.get(os.path.basename(row), [])
-        if len(named) > 1:
-            raise DataError(
-                f"{row} in {file} to name one image", f"{named[0]} and {named[1]}", "write its path"
-            )
-        if not named:
-            strange.append(row)
-        elif prompts.setdefault(named[0], prompt) != prompt:
-            raise DataError(f"one prompt for {row} in {file}", "two different ones")
-    return prompts, strange
+    check_cells(frame, ("image", "prompt"), file)
+    rows = list(zip(frame["image"], frame["prompt"], strict=True))
+    return match_prompts(rows, images, file)
 
 
 MAX_SIDECAR_BYTES = 64 * 2**10
@@ -144,9 +152,17 @@ class Source:
             return read_input(self.given)
         return decode(self.path)
 
-    def prompt_of(self, image: DecodedImage) -> str:
-        """Prompt of ``image``: the source's own, or from the metadata of the decoded image."""
-        return prompt_in(image.texts) if self.in_metadata else self.prompt
+    def prompt_of(self, image: DecodedImage) -> tuple[str, str, str]:
+        """Prompt of ``image`` as it was written, its words for a model, and a note.
+
+        It is the source's own, or from the metadata of the decoded image.
+        """
+        if not self.in_metadata:
+            return self.prompt, self.prompt, ""
+        prompt, reason = find_prompt(image.texts)
+        words = plain_prompt(prompt)
+        note = "prompt read without its weights" if words != prompt else ""
+        return prompt, words, note if prompt else f"no prompt read from metadata: {reason}"
 
     def file_content(self) -> bytes:
         """The bytes of the file; raises :class:`DataError`."""
@@ -200,7 +216,9 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
             fault = (
                 None if place else DataError(f"an image in every row of {path}", "an empty cell")
             )
-            yield Source(place or path, place or path, prompt=prompt, fault=fault)
+            archive = None if os.path.lexists(place) else _in_archive(place)
+            file, member = archive or (place or path, None)
+            yield Source(place or path, file, member, prompt=prompt, fault=fault)
     elif kind == "archive":
         yield from _of_archive(path, sidecar)
     elif kind == "folder":
@@ -225,55 +243,93 @@ def _some(entries: Iterator[Source], path: str) -> Iterator[Source]:
 def _of_folder(path: str, sidecar: bool) -> Iterator[Source]:
     """Images below a folder, by name; an unreadable folder is one entry with a fault."""
     closed: list[OSError] = []
-    found = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path, onerror=closed.append)
-        for name in names
-        if is_image(Path(folder, name))
-    ]
+    found, others = list[str](), list[str]()
+    for folder, names in _walk(path, closed):
+        for name in names:
+            if is_image(Path(folder, name)):
+                found.append(os.path.join(folder, name))
+            elif not name.startswith(".") and not name.lower().endswith((*SIDECARS, *LISTS)):
+                others.append(os.path.join(folder, name))
+    if others:
+        named = ", ".join(sorted(others)[:3]) + (", ..." if len(others) > 3 else "")
+        say(f"note: {len(others)} files in {path} are left out, no images by their names: {named}")
     yield from (_of_file(name, sidecar) for name in sorted(found, key=Path))
     for error in closed:
         fault = DataError(f"a folder that can be read at {error.filename}", reason=error.strerror)
         yield Source(str(error.filename), str(error.filename), fault=fault)
 
 
+def _walk(path: str, closed: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+    """Folders below ``path`` with the names in them; each once, links to folders last."""
+    seen: set[tuple[int, int]] = set()
+    links = [path]
+    while links:
+        top = links.pop(0)
+        for folder, folders, names in os.walk(top, onerror=closed.append):
+            try:
+                about = os.stat(folder)
+            except OSError:  # gone since
+                folders.clear()
+                continue
+            if (about.st_dev, about.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            linked = sorted(n for n in folders if os.path.islink(os.path.join(folder, n)))
+            links += [os.path.join(folder, name) for name in linked]
+            yield folder, names
+
+
+SIDECARS = (".txt", ".caption", ".json")
+"""Endings of the files beside an image that may hold its prompt; the first that is there counts."""
+
+
 def _of_file(path: str, sidecar: bool) -> Source:
-    prompt, note = "", ""
-    if sidecar:
-        beside = os.path.splitext(path)[0] + ".txt"
-        with suppress(OSError):
-            if os.path.isfile(beside):  # and no pipe
-                with open(beside, "rb") as file:
-                    content = file.read(MAX_SIDECAR_BYTES + 1)
-                if len(content) > MAX_SIDECAR_BYTES:
-                    note = too_long(beside)
-                else:
-                    prompt = _as_prompt(beside, content)
-    return Source(path, path, prompt=prompt, note=note)
+    prompt, notes = "", list[str]()
+    stem = os.path.splitext(path)[0]
+    beside = [stem + ending for ending in SIDECARS if sidecar and os.path.isfile(stem + ending)]
+    for file in beside:
+        try:
+            with open(file, "rb") as opened:
+                found, note = prompt_of_sidecar(file, opened.read(MAX_SIDECAR_BYTES + 1))
+        except OSError as error:
+            found, note = "", f"no prompt read: {file}: {error.strerror}"
+        if note:
+            notes.append(note)
+        if found and prompt and found != prompt:
+            notes.append(f"the prompt in {file} is another")
+        prompt = prompt or found
+    return Source(path, path, prompt=prompt, note="; ".join(notes))
 
 
-def too_long(sidecar: str) -> str:
-    """Note of a row whose sidecar is too long to be a prompt."""
-    return f"no prompt read: {sidecar} has more than {MAX_SIDECAR_BYTES} bytes"
+def prompt_of_sidecar(name: str, content: bytes) -> tuple[str, str]:
+    """Prompt in a sidecar, and a note where it could not be read as it is.
 
-
-def _as_prompt(name: str, content: bytes) -> str:
-    """Prompt in a sidecar; of a JSON sidecar its "prompt" or "caption"."""
-    text = content.decode("utf-8-sig", "replace").strip()
-    if not name.endswith(".json"):
-        return text
+    A text may be A1111's, with its settings behind the prompt; JSON has its prompt under one of
+    ``PROMPT_COLUMNS``, or in the form of an image generator.
+    """
+    if len(content) > MAX_SIDECAR_BYTES:
+        return "", f"no prompt read: {name} has more than {MAX_SIDECAR_BYTES} bytes"
+    try:
+        text, note = decode_text(content)
+    except ValueError as error:
+        return "", f"no prompt read: {name} holds {error}"
+    note = note and f"{name} {note}"
+    if not name.lower().endswith(".json"):
+        return infotext_prompt(text.strip()), note
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
-        return ""
+        return "", f"no prompt read: {name} is no JSON"
     found = [record.get(name) for name in PROMPT_COLUMNS] if isinstance(record, dict) else []
-    return whole_text(next((value.strip() for value in found if isinstance(value, str)), ""))
+    prompt = next((value.strip() for value in found if isinstance(value, str)), "")
+    prompt = prompt or find_prompt({"parameters": text}).prompt
+    return whole_text(prompt), note if prompt else f"no prompt read: {name} has none"
 
 
 def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
     """Images of an archive, in its order; a damaged archive ends in one entry with a fault."""
-    prompts: dict[str, str] = {}
-    notes: dict[str, str] = {}
+    kept: dict[str, tuple[str, str]] = {}
     entries: list[Source] = []
     fault = None
     try:
@@ -282,24 +338,31 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
                 stem, suffix = os.path.splitext(name)
                 if is_called_image(name):
                     entries.append(Source(f"{path}/{name}", path, name))
-                elif sidecar and suffix in (".txt", ".json"):
-                    try:
-                        content = archives.read(path, name, MAX_SIDECAR_BYTES)
-                        if prompt := _as_prompt(name, content):
-                            prompts.setdefault(stem, prompt)
-                    except TooLargeError:
-                        notes.setdefault(stem, too_long(f"{path}/{name}"))
-                    except DataError:  # a text that cannot be read is no prompt
-                        continue
+                elif sidecar and suffix.lower() in SIDECARS:
+                    kept[name] = _read_sidecar(archives, path, name)
     except DataError as error:
         fault = copy(error)  # without the frames that it came from
     for entry in entries:
         stem = os.path.splitext(entry.member or "")[0]
-        prompt = prompts.get(stem, "")
-        yield replace(entry, prompt=prompt, note="" if prompt else notes.get(stem, ""))
+        beside = [kept[stem + ending] for ending in SIDECARS if stem + ending in kept]
+        prompt = next((text for text, _ in beside if text), "")
+        notes = [note for text, note in beside if note and (text or not prompt)]
+        notes += ["its sidecars differ"] if len({text for text, _ in beside if text}) > 1 else []
+        yield replace(entry, prompt=prompt, note="; ".join(notes))
     if fault or not entries:
         reason = fault or DataError(f"images in {path}", "none")
         yield Source(path, path, fault=reason)
+
+
+def _read_sidecar(archives: Archives, path: str, name: str) -> tuple[str, str]:
+    """Prompt and note of a sidecar in an archive; one that cannot be read is a note."""
+    try:
+        content = archives.read(path, name, MAX_SIDECAR_BYTES)
+    except TooLargeError:
+        return "", f"no prompt read: {path}/{name} has more than {MAX_SIDECAR_BYTES} bytes"
+    except DataError as error:
+        return "", f"no prompt read: {error}"
+    return prompt_of_sidecar(f"{path}/{name}", content)
 
 
 def with_content(sources: Iterable[Source], metadata: bool = False) -> Iterator[Source]:

@@ -17,6 +17,7 @@ import numpy as np
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.files import read_plain
+from dcmpl.progress import say
 
 __all__ = [
     "PARTS",
@@ -176,7 +177,47 @@ def _clean(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.nd
     count = _counted(units, table)
     order = _shuffled(count, repeat)
     n_test, n_val = max(1, round(TEST * count)), max(1, round(VAL * count))
-    return _dealt(units, order[n_test : n_test + n_val], order[:n_test])
+    masks = _dealt(units, order[n_test : n_test + n_val], order[:n_test])
+    return masks if _is_near(masks) else _by_images(table, units, order)
+
+
+LARGE = 0.1
+"""Share of all images from which on a unit belongs to training, where units differ much."""
+
+
+def _is_near(masks: dict[str, np.ndarray], factor: float = 2.5) -> bool:
+    """Whether validation and test have about their shares of the images."""
+    wanted = {"val": VAL, "test": TEST}
+    return all(
+        wanted[part] * len(masks[part]) / factor - 1
+        <= masks[part].sum()
+        <= wanted[part] * len(masks[part]) * factor + 1
+        for part in wanted
+    )
+
+
+def _by_images(table: ImageTable, units: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
+    """Parts of about 70, 10 and 20 % of the images: large units are training's."""
+    sizes, size = np.bincount(units), len(units)
+    small = [unit for unit in order if sizes[unit] <= LARGE * size]
+    left = sizes[small].sum()
+    test_size, val_size = min(TEST * size, left * 2 / 3), min(VAL * size, left / 3)
+    before = np.cumsum([0, *sizes[small]])[:-1]
+    test = [unit for unit, count in zip(small, before, strict=True) if count < test_size]
+    rest = small[len(test) :]
+    after = np.cumsum([0, *sizes[rest]])[:-1]
+    val = [unit for unit, count in zip(rest, after, strict=True) if count < val_size]
+    masks = _dealt(units, np.array(val, int), np.array(test, int))
+    shares = ", ".join(f"{part} {masks[part].sum()}" for part in PARTS)
+    largest = f"one prompt, or what hangs together by images, has {sizes.max()} of {size} images"
+    if not _is_near(masks, factor=3):
+        raise DataError(
+            f"parts of about 70, 10 and 20 % of the images of {table.name}",
+            f"{shares}, since {largest}",
+            "take more prompts, a split of your own with --split, or --protocol image-level",
+        )
+    say(f"note: {largest}; such go to training: {shares}")
+    return masks
 
 
 def _folds(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
@@ -285,6 +326,23 @@ PROTOCOLS: dict[str, Protocol] = {
 """By name; ``clean`` is what is meant where none is said."""
 
 
+LEAST_SPREAD = 0.01
+"""Share of the MOS scale within which opinions teach nothing."""
+
+
+def _check_opinions(table: ImageTable) -> None:
+    """Check that the opinions on every target differ; raises :class:`DataError`."""
+    scale = table.scale.high - table.scale.low
+    for target in table.judged:
+        known = table.frame[f"mos_{target}"].dropna().to_numpy(np.float64)
+        if len(known) > 1 and np.ptp(known) < LEAST_SPREAD * scale:
+            raise DataError(
+                f"opinions on {target} in {table.name} that differ",
+                f"{known.min():g} to {known.max():g} for {len(known)} images",
+                "there is nothing to learn, leave its column out, or mend it",
+            )
+
+
 def draw_split(name: str, table: ImageTable, units: np.ndarray, repeat: int) -> Split:
     """The split of one repeat (from 0), the same for the same table, name and repeat.
 
@@ -294,6 +352,7 @@ def draw_split(name: str, table: ImageTable, units: np.ndarray, repeat: int) -> 
     there are too few prompts, :class:`UsageError` for a split that the data set has not.
     """
     # In the order of names, so that a table whose rows were moved is split as before.
+    _check_opinions(table)
     order = np.argsort(table.frame["name"].to_numpy(str))
     table = ImageTable(table.name, table.scale, table.frame.iloc[order].reset_index(drop=True))
     _, first, units = np.unique(units[order], return_index=True, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Decode files and Pillow images to upright RGB pixels, the same way everywhere.
+"""Decode files and Pillow images to upright sRGB pixels, the same way everywhere.
 
 An image is uint8 RGB, (height, width, 3). Files come from strangers: sizes are checked before
 anything is decoded, and whatever a decoder stumbles over is one sentence.
@@ -11,16 +11,20 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
-from dcmpl.errors import DataError
+from dcmpl.errors import DataError, UsageError
+from dcmpl.images.archives import read_file
+from dcmpl.images.chunks import without_large_chunks
+from dcmpl.images.colour import raw_mode, to_srgb
+from dcmpl.images.metadata import texts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,9 +63,6 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 
 ORIENTATION = 0x0112
 """The EXIF tag."""
-
-BACKGROUND = (255, 255, 255)
-"""Transparent images are laid on this colour."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,44 @@ def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
     with _unreadable_is_an_error(what):
         if not isinstance(source, io.BytesIO) and not stat.S_ISREG(Path(source).stat().st_mode):
             raise DataError(f"a file at {what}", "something else")
-        image: Image.Image
         try:
-            image = Image.open(source, formats=FORMATS)
-        except UnidentifiedImageError:
-            if not _is_heif(source):  # Pillow's sentence may hold an address, no row may
+            return _read(what, source)
+        except DataError:
+            raise
+        except Exception as error:
+            for bare in (False, True):
+                if (again := _again(what, source, bare)) is not None:
+                    return again
+            if isinstance(error, UnidentifiedImageError):  # Pillow's sentence may hold an address
                 wanted, reason = "an image that can be decoded", "cannot identify image file"
                 raise DataError(wanted, what, reason) from None
-            image = _open_heif(source, what)
-        with image:
-            return _decoded(image, what)
+            raise
+
+
+def _again(what: str, source: str | Path | io.BytesIO, bare: bool) -> DecodedImage | None:
+    """Decode a PNG without what keeps Pillow from its pixels; None where that does not help."""
+    content = source.getvalue() if isinstance(source, io.BytesIO) else read_file(str(source))
+    less = without_large_chunks(content, bare)
+    if less is None:
+        return None
+    try:
+        found = _read(what, io.BytesIO(less))
+    except Exception:
+        return None
+    lost = "texts, profile and EXIF not read" if bare else "texts or profile too large to read"
+    return replace(found, notes=(lost, *found.notes))
+
+
+def _read(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
+    image: Image.Image
+    try:
+        image = Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not _is_heif(source):
+            raise
+        image = _open_heif(source, what)
+    with image:
+        return _decoded(image, what)
 
 
 def _is_heif(source: str | Path | io.BytesIO) -> bool:
@@ -174,29 +203,46 @@ def _check_size(size: tuple[int, int], what: str) -> None:
 
 
 def _decoded(image: Image.Image, what: str) -> DecodedImage:
-    """Convert to upright RGB: 16 bit scaled to 8, transparency laid on white."""
+    """Convert to upright sRGB, with notes on what was changed."""
     _check_size(image.size, what)
-    notes = []
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        notes.append(f"the first of {frames} frames")
+    notes = _frame(image)
+    raw = raw_mode(image)
     image.load()
-    texts = {k: v for k, v in getattr(image, "text", {}).items() if isinstance(v, str)}
-    if image.getexif().get(ORIENTATION, 1) != 1:  # a copy of a large image is not made for fun
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise DataError("whole numbers for pixels", f"fractions in {what}", "save as PNG")
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
-        notes.append("16 bit scaled to 8")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if np.asarray(image.getchannel("A")).min() < 255:
-            notes.append("transparent parts laid on white")
-            canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-            image = Image.alpha_composite(canvas, image)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return DecodedImage(np.array(rgb), tuple(notes), texts)
+    try:
+        exif = image.getexif()
+        turn = TURNS.get(exif.get(ORIENTATION, 1))
+        texts = texts_of(image, exif)
+    except Exception:  # broken metadata is no reason to refuse pixels
+        turn, texts = None, texts_of(image, Image.Exif())
+        notes.append("EXIF not read, nor an orientation in it")
+    if turn is not None:  # a copy of a large image is not made for fun
+        image = image.transpose(turn)
+    rgb, changed = to_srgb(image, raw, what)
+    return DecodedImage(np.array(rgb), (*notes, *changed), texts)
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation in EXIF -> what makes the image upright."""
+
+
+def _frame(image: Image.Image) -> list[str]:
+    """Note on which frame of several is decoded: the one the image stands at."""
+    try:
+        frames, frame = getattr(image, "n_frames", 1), image.tell()
+    except Exception:  # of a frame behind this one
+        image.seek(0)
+        return ["the first of several frames, of which others cannot be read"]
+    if frames < 2:
+        return []
+    return [f"the first of {frames} frames" if not frame else f"frame {frame + 1} of {frames}"]
 
 
 Input = Union[str, Path, Image.Image, np.ndarray, "Tensor"]
@@ -209,10 +255,15 @@ def name_of(image: Input) -> str:
 
 
 def text_of(prompt: object) -> str:
-    """Text of a prompt; empty for a table's missing ones (None, NaN or pandas' NA)."""
+    """Text of a prompt; empty for a table's missing ones (None, NaN or pandas' NA).
+
+    Raises :class:`UsageError` for bytes, numbers and anything else that is no text.
+    """
     if isinstance(prompt, str):
         return prompt
-    return "" if prompt is None or str(prompt) in ("nan", "<NA>", "NaT") else str(prompt)
+    if prompt is None or str(prompt) in ("nan", "<NA>", "NaT"):
+        return ""
+    raise UsageError("a prompt as a text", type(prompt).__name__, "decode it, or take str of it")
 
 
 def is_tensor(image: Any) -> bool:
@@ -262,8 +313,9 @@ def _of_tensor(image: Any) -> np.ndarray:
 
 IMAGES = frozenset(
     (
-        *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"),
-        *(".avif", ".heic", ".heif"),
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"),
+        *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+        *(".avif", ".avifs", ".heic", ".heif", ".hif"),
     )
 )
 

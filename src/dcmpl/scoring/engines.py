@@ -23,6 +23,7 @@ from dcmpl.files import read_record, sha256_of
 from dcmpl.images.decode import cores
 from dcmpl.images.windows import windows
 from dcmpl.model.tokenizer import Ids, Parts
+from dcmpl.progress import say
 from dcmpl.scoring.batching import keyed_outputs, lanes
 from dcmpl.scoring.calibration import Calibration, of_record
 
@@ -295,7 +296,16 @@ def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> 
         wanted = f"one of {', '.join(known)} from {exported.folder}"
         raise UsageError(wanted, f"{engine} {precision}", exported.lack(engine, precision))
     order = list(MODULES)
-    return open_variant(exported, min(variants, key=lambda v: order.index(v["engine"])), lanes)
+    *others, last = sorted(variants, key=lambda v: order.index(v["engine"]), reverse=True)
+    while others:
+        try:
+            return open_variant(exported, last, lanes)
+        except RunError as error:
+            if engine != "auto" or not error.reason:  # a file that was changed is not passed over
+                raise
+            say(f"note: {error}; taking {others[-1]['engine']} instead")
+            last = others.pop()
+    return open_variant(exported, last, lanes)
 
 
 class Question(NamedTuple):

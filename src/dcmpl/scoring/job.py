@@ -298,20 +298,32 @@ class Job:
         return {**row, **score.more, **(dict.fromkeys(RANKED) if self.rank_by else {})}
 
     def _ranked(self, journal: Journal) -> Iterator[Row]:
-        """Rows best first with their ranks; prints the call on the first."""
+        """Rows best first within each prompt, with their ranks; prints the call on the first.
+
+        People compare images of one prompt, and so do the chances that a calibration knows.
+        """
         by = str(self.rank_by)
         target = self.scorer.target_of(by)
-        order = best_first([row[by] for row in journal.rows()])
-        pairs = [(row[target], row.get(f"{target}_spread")) for row in journal.rows(order)]
-        scores, spreads = ([pair[i] for pair in pairs] for i in (0, 1))
-        places = list(self.scorer.places(scores, spreads, target))
-        for place, row in enumerate(journal.rows(order)):
-            if place == 0 and (chance := places[0]["better_than_next"]) is not None:
+        values, pairs = list[float | None](), list[tuple[float | None, float | None]]()
+        of_prompt: dict[str, list[int]] = {}
+        for index, row in enumerate(journal.rows()):
+            values.append(row[by])
+            pairs.append((row[target], row.get(f"{target}_spread")))
+            of_prompt.setdefault(row["prompt"] or "", []).append(index)
+        if len(of_prompt) > 1:
+            say(f"{len(of_prompt)} prompts: images are ranked within each")
+        for indices in of_prompt.values():
+            order = [indices[i] for i in best_first([values[index] for index in indices])]
+            scores, spreads = ([pairs[index][i] for index in order] for i in (0, 1))
+            places = list(self.scorer.places(scores, spreads, target))
+            if len(of_prompt) == 1 and (chance := places[0]["better_than_next"]) is not None:
+                (first,) = journal.rows(order[:1])
                 say(
-                    f"{row['image']} is ranked first; the chance that people prefer it to the "
+                    f"{first['image']} is ranked first; the chance that people prefer it to the "
                     f"next is {chance:.0%}: {places[0]['call']}"
                 )
-            yield {**row, **places[place]}
+            for place, row in zip(places, journal.rows(order), strict=True):
+                yield {**row, **place}
 
     def print(self) -> int:
         """Print rows as JSON lines as they come; returns the number of failed images.

@@ -370,11 +370,11 @@ class Scorer:
         prompt, notes, parts = source.prompt, [source.note], Parts(((),))
         try:
             image = source.read()
-            prompt = source.prompt_of(image)
-            notes += image.notes
+            prompt, words, note = source.prompt_of(image)
+            notes += [*image.notes, note]
             if self.row_of.reads is not None:
-                parts = self.engine.parts(prompt, self.options.long_prompts)
-                notes += of_prompt(prompt, parts, self.row_of.reads)
+                parts = self.engine.parts(words, self.options.long_prompts)
+                notes += of_prompt(words, parts, self.row_of.reads)
         except (DataError, UsageError) as error:
             note = "; ".join(filter(None, notes))
             return Read(source.name, prompt, str(error), note, 0), NO_IMAGE
