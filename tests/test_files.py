@@ -37,7 +37,7 @@ def test_full_disk_leaves_the_old_file_whole_and_nothing_else(
     with pytest.raises(RunError) as caught:
         write_atomically(path, b"new content")
     assert str(caught.value) == (
-        f"expected to write {path}, got: No space left on device; what stood there before "
+        f"expected to write {path}, got: No space left on device: what stood there before "
         "is whole, make room and start again"
     )
     assert path.read_bytes() == b"old"
@@ -103,7 +103,7 @@ def test_sealed_record_comes_back_without_its_seal(record: dict[str, object]) ->
 def test_further_entry_of_a_sealed_record_is_told(record: dict[str, object], name: str) -> None:
     found = json.loads(sealed(record))
     found[name] = [found.get(name)]
-    with pytest.raises(RunError, match="its digest says that it was changed since"):
+    with pytest.raises(RunError, match="got one that its digest says was changed since"):
         check_sealed(found, PATH)
 
 

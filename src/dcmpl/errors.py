@@ -17,7 +17,7 @@ class DcmplError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is the command's.
 
     ``expected`` is what was asked for, ``got`` what came, ``reason`` the words of the system or
-    of a library in its place, ``hint`` what to do. The error as a text is one sentence of them.
+    of a library for it, ``hint`` what to do. The error as a text is one sentence of them.
     """
 
     exit_code = 1
@@ -29,9 +29,9 @@ class DcmplError(Exception):
         self.expected, self.got, self.hint, self.reason = expected, str(got), hint, str(reason)
 
     def __str__(self) -> str:
-        came = f"got: {self.reason}" if self.reason else f"got {self.got}"
-        sentence = f"expected {self.expected}, {came}"
-        return f"{sentence}: {self.hint}" if self.hint else sentence
+        came = f"got {self.got}" if self.got else "got"
+        more = [text for text in (self.reason, self.hint) if text]
+        return ": ".join([f"expected {self.expected}, {came}", *more])
 
 
 class UsageError(DcmplError):

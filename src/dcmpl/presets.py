@@ -136,7 +136,7 @@ def with_settings(config: Config, settings: Sequence[str], section: str = "model
         if not given or name not in known:
             raise UsageError(
                 f"--set {section}.FIELD=VALUE, as in model.mpa.form=joint",
-                setting,
+                setting or "nothing",
                 nearest(name, known, "dcmpl presets lists the fields"),
             )
         try:

@@ -20,14 +20,23 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["progress_bar", "say", "track"]
+__all__ = ["progress_bar", "say", "shown", "track"]
 
 T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """Print one line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Print text on standard error, with what would steer a terminal written out."""
+    print(shown(text), file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> str:
+    """``text`` with letters that a terminal obeys, or does not show, as their escapes.
+
+    >>> shown("a" + chr(27) + "b") == "a" + repr(chr(27))[1:-1] + "b"
+    True
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class _Rate(ProgressColumn):

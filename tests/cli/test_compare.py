@@ -58,7 +58,7 @@ def test_compare_refuses_a_folder_without_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", str(tmp_path)]) == 1
-    assert "found neither metrics.json (dcmpl evaluate RUN) nor summary.json" in said(capsys)
+    assert "got neither metrics.json (dcmpl evaluate RUN) nor summary.json" in said(capsys)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": 3}', "[" * 100_000])

@@ -182,7 +182,7 @@ def test_check_of_a_copy_without_images_says_how_many_more(
         image.unlink()
     assert main(["data", "check", str(data), *SCALE]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert sum("found no file" in line for line in lines) == 5
+    assert sum("got no file" in line for line in lines) == 5
     assert lines[-2:] == [
         "  wrong: and 43 more",
         "0 of 48 images decode; 48 things are wrong",

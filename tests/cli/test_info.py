@@ -259,7 +259,7 @@ def test_file_in_place_of_a_run_is_wrong_usage(capsys: Capture, calibrated_run: 
 def test_changed_record_of_a_run_is_refused(capsys: Capture, copied: Path) -> None:
     record = json.loads((copied / "run.json").read_text())
     (copied / "run.json").write_text(json.dumps({**record, "best_epoch": 9}))
-    assert "it was changed since" in refused(capsys, 1, "info", copied)
+    assert "got one that its digest says was changed since" in refused(capsys, 1, "info", copied)
 
 
 def test_calibration_that_is_a_folder_is_none(capsys: Capture, copied: Path) -> None:

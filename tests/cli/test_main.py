@@ -89,7 +89,7 @@ def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str])
 def test_missing_argument_is_named(capsys: Capture, words: list[str], missing: str) -> None:
     command, *others = words
     told = refused(capsys, 2, *command.split(), *others)
-    assert told == (f"expected {missing} for dcmpl {command}, got none; see dcmpl {command} --help")
+    assert told == (f"expected {missing} for dcmpl {command}, got none: see dcmpl {command} --help")
 
 
 def test_missing_data_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_missing_data_is_wrong_usage(capsys: Capture, tmp_path: Path) -> None:
 def test_count_of_values_is_told(
     capsys: Capture, train: list[str], words: list[str], told: str
 ) -> None:
-    assert refused(capsys, 2, *train, *words) == f"{told}; see dcmpl train --help"
+    assert refused(capsys, 2, *train, *words) == f"{told}: see dcmpl train --help"
 
 
 def test_two_sources_of_prompts_are_wrong_usage(capsys: Capture) -> None:

@@ -238,7 +238,7 @@ def test_choice_that_makes_no_sense_is_wrong_usage(
 
 def test_places_that_cannot_be_are_wrong_usage(one: Path, capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "found a file at" in refused(capsys, 2, "select", one, "--copy", tmp_path / "file")
+    assert "got a file at" in refused(capsys, 2, "select", one, "--copy", tmp_path / "file")
     assert "which is to be read" in refused(capsys, 2, "select", one, "-o", one)
     assert "expected a file of scores" in refused(capsys, 2, "select", tmp_path / "no.csv")
 

@@ -281,7 +281,7 @@ def test_opinions_of_other_ends_are_told_with_the_layout(
 def test_absent_mat_is_named_with_the_layout(tmp_path: Path, absent: int) -> None:
     mats(tmp_path)
     (tmp_path / f"DATA/MOS/mosz{absent}.mat").unlink()
-    assert told(tmp_path) == f"expected {LAYOUT} in {tmp_path}, mosz{absent}.mat is not there"
+    assert told(tmp_path) == f"expected {LAYOUT} in {tmp_path}, got no mosz{absent}.mat"
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

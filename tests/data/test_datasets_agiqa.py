@@ -62,7 +62,7 @@ def test_renamed_column_of_agiqa_3k_is_told(tmp_path: Path) -> None:
 
 
 def test_agiqa_3k_in_a_wrong_encoding_is_told(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_bytes(f"{THREE}\r\n{THREE_ROWS[0]}\r\n".encode("utf-16"))
+    (tmp_path / "data.csv").write_bytes(f"{THREE}\r\n{THREE_ROWS[0]}\r\n".encode() + b"\xff")
     assert told(tmp_path).startswith(f"expected a UTF-8 CSV table at {tmp_path / 'data.csv'}, got")
 
 

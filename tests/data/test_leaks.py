@@ -114,7 +114,7 @@ def recipes(draw: st.DrawFn, parts: tuple[str, ...] = ("",), least: int = 2) -> 
     bases, shared, flat = column(numbers), column(numbers), column(st.integers(0, 9))
     images = [
         ImageFacts(
-            "",
+            None,
             # One file has one look, as in life.
             f"{base} {turned}" if common_file % 3 else f"copy {i}",
             look(base, turned),
@@ -192,7 +192,7 @@ def test_official_disjoint_split_shares_nothing_and_keeps_the_test_part(
     val = of_part["val"] - of_part["test"]
     left = of_part["train"] - of_part["test"] - val
     if len(left) < (1 if val else 2):  # too little to train on, or to train and validate on
-        with pytest.raises(UsageError, match="found none: choose another --protocol"):
+        with pytest.raises(UsageError, match="got none: choose another --protocol"):
             draw_split("official-disjoint", some[0], units, repeat)
         return
     split = draw_split("official-disjoint", some[0], units, repeat)
@@ -277,7 +277,7 @@ def test_flat_images_without_prompts_are_units_of_their_own() -> None:
 
 @pytest.mark.parametrize("count", [3, 4, 32])
 def test_units_of_an_unreadable_image_are_a_data_error(count: int) -> None:
-    bad = ImageFacts(fault="expected an image at /made/0.png, got no file")
+    bad = ImageFacts(fault=DataError("an image at /made/0.png", "no file"))
     with pytest.raises(DataError, match=r"/made/0\.png"):
         tied_units(*made([bad, *map(image, range(1, count))]))
 
@@ -303,7 +303,7 @@ def test_leak_that_no_protocol_names_is_an_error_with_both_images(
     with pytest.raises(DataError) as caught:
         check_leaks(SPLITS[pair], *BOTH[kind](), frozenset(TOLD) - {kind})
     assert str(caught.value) == (
-        f"expected no leak between {pair[0]} and {pair[1]}, but 1 of 1 {pair[1]} images "
+        f"expected no leak between {pair[0]} and {pair[1]}, got 1 of 1 {pair[1]} images "
         f"{TOLD[kind]} with one of {pair[0]} (2.png and 0.png): mend the split, or name a "
         "protocol that commits it"
     )

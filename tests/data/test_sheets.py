@@ -180,15 +180,20 @@ def test_other_endings_are_told_which_there_are(tmp_path: Path) -> None:
 def test_cell_that_is_no_text_or_number_names_the_file(
     tmp_path: Path, kind: str, cell: object
 ) -> None:
-    file = write(tmp_path / f"a{kind}", ["image", "b"], [["a.png", cell]])
-    message = told(lambda: read_sheet(file))
-    assert str(file) in message
-    assert type(cell).__name__ in message
+    file = write(tmp_path / f"a{kind}", ["image", "b"], [["a.png", cell], ["b.png", cell]])
+    frame = read_sheet(file)
+    assert need(frame, ["image"], file)["image"].tolist() == ["a.png", "b.png"]
+    assert told(lambda: need(frame, ["image", "b"], file)) == (
+        f"expected text or numbers in b of {file}, got a {type(cell).__name__} in row 1"
+    )
 
 
-def test_date_in_a_sheet_names_the_file(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.xlsx", ["image", "day"], [["a.png", datetime.date(2024, 1, 2)]])
-    assert str(file) in told(lambda: read_sheet(file))
+@pytest.mark.parametrize("kind", [".xlsx", ".parquet"])
+def test_date_costs_a_table_only_where_its_column_is_needed(tmp_path: Path, kind: str) -> None:
+    file = write(tmp_path / f"a{kind}", ["image", "day"], [["a.png", datetime.date(2024, 1, 2)]])
+    frame = read_sheet(file)
+    assert need(frame, ["image"], file)["image"].tolist() == ["a.png"]
+    assert "in day of" in told(lambda: need(frame, ["day"], file))
 
 
 @pytest.mark.parametrize("kind", [".csv", ".tsv"])

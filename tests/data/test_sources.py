@@ -149,9 +149,11 @@ def test_folder_beside_an_image_is_no_prompt(pair: Path) -> None:
     assert prompts(found_in(pair, sidecar=True)) == ["a red fox", ""]
 
 
-def test_prompt_of_other_bytes_raises_nothing(pair: Path) -> None:
+def test_prompt_of_other_bytes_is_read_with_a_note(pair: Path) -> None:
     (pair / "a.txt").write_bytes(b"caf\xe9")
-    assert prompts(found_in(pair / "a.png", sidecar=True)) == ["caf\N{REPLACEMENT CHARACTER}"]
+    (found,) = found_in(pair / "a.png", sidecar=True)
+    assert found.prompt == "café"
+    assert found.note == f"{pair / 'a.txt'} is no UTF-8 and was read as Windows-1252"
 
 
 def test_prompt_is_read_so_far_and_no_further(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +192,8 @@ def test_empty_cell_of_a_list_is_a_row_with_a_fault(tmp_path: Path) -> None:
     path.write_text("image,prompt\n,a fox\nb.png,an ox\n")
     first, second = found_in(path)
     assert (first.name, first.prompt) == (str(path), "a fox")
-    assert first.fault == f"expected an image in every row of {path}, got an empty cell"
-    assert (second.name, second.fault) == (str(tmp_path / "b.png"), "")
+    assert str(first.fault) == f"expected an image in every row of {path}, got an empty cell"
+    assert (second.name, second.fault) == (str(tmp_path / "b.png"), None)
     with pytest.raises(DataError, match="got an empty cell"):
         next(with_content([first])).read()
 
@@ -244,7 +246,7 @@ def test_prompt_is_found_in_the_image_where_asked_for(pair: Path) -> None:
     entries = found_in(pair)
     for metadata, wanted in ((False, ["", ""]), (True, ["a red fox", ""])):
         found = list(with_content(entries, metadata))
-        assert [source.prompt_of(source.read()) for source in found] == wanted
+        assert [source.prompt_of(source.read())[0] for source in found] == wanted
 
 
 def test_content_of_an_entry_is_that_of_the_file(pair: Path) -> None:

@@ -125,8 +125,8 @@ Prompts = Callable[..., Path]
 @pytest.mark.parametrize("suffix", LISTS)
 def test_prompts_are_read_from_any_kind_of_table(tmp_path: Path, suffix: str) -> None:
     file = written(tmp_path, suffix, ROWS[:2])
-    found = read_prompts(file, ["/x/a.png", "/x/b.png"])
-    assert found == ({"/x/a.png": "a red fox", "/x/b.png": "狐, 'quoted'"}, [])
+    found = read_prompts(file, ["/x/a.png", "/x/sub/b.png"])
+    assert found == ({"/x/a.png": "a red fox", "/x/sub/b.png": "狐, 'quoted'"}, [])
 
 
 def test_prompt_is_found_by_the_full_path(prompts: Prompts) -> None:
@@ -151,7 +151,7 @@ def test_prompt_is_found_beside_the_table(prompts: Prompts, tmp_path: Path) -> N
 
 
 def test_prompt_is_found_by_the_file_name(prompts: Prompts) -> None:
-    file = prompts("image,prompt", "elsewhere/a.png,a fox")
+    file = prompts("image,prompt", "a.png,a fox")
     assert read_prompts(file, ["/x/a.png"]) == ({"/x/a.png": "a fox"}, [])
 
 
@@ -165,7 +165,7 @@ def test_name_of_two_images_is_refused(prompts: Prompts) -> None:
     with pytest.raises(DataError) as caught:
         read_prompts(file, ["/x/a.png", "/y/a.png"])
     assert str(caught.value) == (
-        f"expected a.png in {file} to name one image, it fits /x/a.png and /y/a.png: write its path"
+        f"expected a.png in {file} to name one image, got /x/a.png and /y/a.png: write its path"
     )
 
 

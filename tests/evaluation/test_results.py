@@ -259,7 +259,7 @@ def test_own_table_that_changed_is_refused(
     (run / "run.json").write_bytes(sealed(record))
     moved.write_text(moved.read_text().replace("prompt 3", "prompt three"))
     assert main(["evaluate", str(run)]) == 1
-    assert "its scale or rows have changed" in capsys.readouterr().err
+    assert "got another scale or other rows: add --data" in capsys.readouterr().err
 
 
 def test_plot_of_earlier_results_does_not_stay(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_finished_scores_count_for_their_words_and_as_they_were_written(
     assert "is finished" not in capsys.readouterr().err
     out.write_text(out.read_text().replace("ok", "so"))
     assert refused(capsys, 1, *words, "--resume") == (
-        f"expected {out} as dcmpl score wrote it, it was changed since"
+        f"expected {out} as dcmpl score wrote it, got one that was changed since"
     )
 
 
@@ -186,7 +186,7 @@ def test_folder_in_place_of_the_manifest_costs_no_rows(
     manifest_of(out).mkdir()
     assert main(words) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"dcmpl: expected to write {out}, got: {manifest_of(out)} is a folder; the rows scored so "
+        f"dcmpl: expected to write {out}, got: {manifest_of(out)} is a folder: the rows scored so "
         f"far are in {journal_of(out)}, --resume goes on with them"
     )
     assert not out.exists()
@@ -225,7 +225,7 @@ def test_engine_that_fails_in_the_middle_is_told_with_where_the_rows_are(
         fail_at(patch, TorchEngine, "__call__", 2, RuntimeError("out of\nmemory"))
         assert main(words) == 1
     assert capsys.readouterr().err == (
-        "dcmpl: expected to score all images, got RuntimeError: out of memory; the rows scored "
+        "dcmpl: expected to score all images, got RuntimeError: out of memory: the rows scored "
         f"so far are in {journal_of(out)}, --resume goes on with them\n"
     )
     assert main([*words, "--resume"]) == 0
@@ -251,7 +251,9 @@ def test_empty_path_is_wrong_usage(words: Words, capsys: Capture) -> None:
     assert refused(capsys, 2, *words) == "expected the path of images, got an empty one"
 
 
-GRAPH = json.dumps({"1": {"inputs": {"text": "a fox \ud83d"}}})  # half of an emoji
+GRAPH = json.dumps(
+    {"1": {"inputs": {"text": "a fox \ud83d"}}, "2": {"inputs": {"positive": ["1", 0]}}}
+)  # half of an emoji
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

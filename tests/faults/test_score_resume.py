@@ -249,7 +249,7 @@ def test_rows_of_a_job_that_was_broken_off_are_kept_without_resume(
         (["--views", "resize"], "views"),
         (["--targets", "quality"], "targets"),
         (["--precision", "bf16"], "precision"),
-        (["--prompt", "a dog"], "images_sha256"),
+        (["--prompt", "a dog"], "list_sha256"),
         (["--rank"], "columns, rank"),
         (["--shard", "1/1"], "shard"),
     ],
@@ -314,7 +314,7 @@ def test_second_process_is_refused_and_the_first_goes_on(
     try:
         for flag in ([], ["--resume"]):
             assert refused(capsys, 1, *words, *flag) == (
-                f"expected to be the only one that writes {out}, another dcmpl does: "
+                f"expected to be the only one that writes {out}, got another dcmpl that does: "
                 "wait for it, or choose another -o"
             )
     finally:
@@ -327,8 +327,8 @@ def test_second_process_is_refused_and_the_first_goes_on(
 
 def test_rows_are_in_the_file_as_they_come(out: Path) -> None:
     row = dict.fromkeys(["image", "prompt", "quality", "alignment", "authenticity"], "x")
-    row |= dict.fromkeys(["status", "reason", "note"], "y")
-    with open_journal(out, {"count": 2}, False, CHUNK) as part:
+    row |= dict.fromkeys(["status", "reason", "note", "file"], "y")
+    with open_journal(out, {"count": 2}, False, CHUNK, lambda index, file: True) as part:
         for count in (1, 2):
             part.write(row)
             assert rows_in(out) == count
@@ -362,7 +362,7 @@ def test_full_disk_ends_in_one_sentence_and_loses_no_row(
         make_room(len(whole["part"]) + 8192)
     assert main([*words, "-o", str(out)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"dcmpl: expected to write {out}, got: No space left on device; the rows scored so far "
+        f"dcmpl: expected to write {out}, got: No space left on device: the rows scored so far "
         f"are in {journal_of(out)}, --resume goes on with them"
     )
     assert (rows_in(out) == COUNT) == (room != "for some rows")

@@ -177,7 +177,7 @@ def test_workbook_that_unpacks_to_too_much_is_refused(
     file = xlsx(tmp_path / "a.xlsx", [row(text("a")), " " * 10**5, row(text("b"))])
     assert file.stat().st_size < 10**4
     assert told(lambda: read_sheet(file)) == (
-        f"expected a sheet that unpacks to at most 100000 bytes: {file}"
+        f"expected a sheet that unpacks to at most 100000 bytes, got more in {file}"
     )
 
 

@@ -76,5 +76,5 @@ def test_heif_without_its_package_says_what_to_install(
     with pytest.raises(DataError) as caught:
         read_image(heic)
     assert str(caught.value) == (
-        f"expected pillow-heif for {heic}, got it not installed: pip install 'dcmpl-agiqa[heif]'"
+        f"expected pillow-heif for {heic}, got none: pip install 'dcmpl-agiqa[heif]'"
     )

@@ -309,7 +309,7 @@ def refusal(folder: Path, content: bytes) -> str:
 
 def test_changed_number_is_refused(folder: Path) -> None:
     content = (folder / CALIBRATION).read_bytes()
-    assert "it was changed since" in refusal(
+    assert "got one that its digest says was changed since" in refusal(
         folder, content.replace(b'"high": 5.0', b'"high": 6.0')
     )
 

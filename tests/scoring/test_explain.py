@@ -273,7 +273,6 @@ def test_image_is_the_same_for_the_same_input(
     capsys: Capture, image: Path, reading_run: Path
 ) -> None:
     out = image.with_name("why.png")
-    out.write_bytes(b"what stood there before")
     first = shown(capsys, image, reading_run, "--prompt", "red circle"), out.read_bytes()
     assert (
         shown(capsys, image, reading_run, "--prompt", "red circle"),

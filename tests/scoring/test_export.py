@@ -236,7 +236,7 @@ def test_export_that_does_not_give_the_scores_of_torch_is_refused(
     assert main(["export", str(trained_run), "-o", str(tmp_path / "export")]) == 1
     told = capsys.readouterr()
     last = told.err.splitlines()[-1]
-    assert last.startswith("dcmpl: expected onnx to give torch's scores to -1, they drift by ")
+    assert last.startswith("dcmpl: expected onnx to give torch's scores to -1, got a drift of ")
     assert told.out == ""
     assert not (tmp_path / "export" / "export.json").exists()
 
@@ -261,8 +261,8 @@ def test_model_of_which_a_byte_was_changed_is_refused(
         with pytest.raises(RunError) as caught:
             Scorer.from_pretrained(folder, engine=engine, precision=precision)
         assert str(caught.value) == (
-            f"expected {folder / name} as dcmpl export wrote it, export.json names another "
-            "SHA-256: the file was changed, export again"
+            f"expected {folder / name} as dcmpl export wrote it, got one of another SHA-256 "
+            "than export.json names: the file was changed, export again"
         )
         (folder / name).unlink()
         with pytest.raises(RunError, match=f"expected an exported model at .*{name}, got: "):

@@ -198,7 +198,7 @@ def test_folder_made_at_the_place_of_the_scores_meanwhile_costs_no_rows(
         patched.setattr(Journal, "write", meanwhile)
         assert score(*words[1:]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"dcmpl: expected to write {out}, got: {out} is a folder; "
+        f"dcmpl: expected to write {out}, got: {out} is a folder: "
         f"the rows scored so far are in {out}.part, --resume goes on with them"
     )
     out.rmdir()
@@ -304,8 +304,11 @@ REFUSALS: dict[str, tuple[Callable[[list[Path]], list[Path]], str]] = {
     "missing": (_without_one, "got 1/3, 2/3"),
     "doubled": (_one_twice, "got 1/3, 2/3, 3/3, 1/3"),
     "in place of another": (_one_in_place_of_another, "got 1/3, 1/3, 2/3"),
-    "a byte changed": (_with_a_byte_changed, "it was changed since"),
-    "manifest changed": (_with_the_manifest_changed, "it was changed since"),
+    "a byte changed": (_with_a_byte_changed, "got one that was changed since"),
+    "manifest changed": (
+        _with_the_manifest_changed,
+        "one that its digest says was changed since",
+    ),
     "no manifest": (_without_a_manifest, "No such file or directory"),
 }
 
@@ -336,7 +339,9 @@ def test_shards_of_another_job_are_refused(
     score(*words, "-o", files[1], "--shard", "2/2", *flags.split())
     capsys.readouterr()
     told = refused(capsys, 1, "merge", *files, "-o", tmp_path / "merged.csv")
-    assert told.startswith(f"expected shards of one job, {files[1]} and {files[0]} differ in ")
+    assert told.startswith(
+        f"expected shards of one job, got {files[1]} and {files[0]}, which differ in "
+    )
 
 
 @pytest.mark.parametrize("flag", ["--rank", "--by=quality"])

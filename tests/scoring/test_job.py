@@ -429,15 +429,31 @@ def test_one_image_is_the_first_of_one(
     assert not row["call"]
 
 
-@pytest.mark.parametrize("flags", [["--shard", "1/2"], ["--prompts", "{list}"]])
-def test_ranking_of_parts_or_of_several_prompts_is_wrong_usage(
-    capsys: Capture, calibrated_run: Path, listed: Path, out: Path, flags: list[str]
+def test_ranking_of_parts_is_wrong_usage(
+    capsys: Capture, calibrated_run: Path, listed: Path, out: Path
 ) -> None:
-    words = [flag.format(list=listed) for flag in flags]
-    told = refused(
-        capsys, 2, "score", listed, "--model", calibrated_run, "-o", out, "--rank", *words
-    )
-    assert "--rank" in told
+    words = ["score", listed, "--model", calibrated_run, "-o", out, "--rank", "--shard", "1/2"]
+    assert "--rank" in refused(capsys, 2, *words)
+
+
+@pytest.mark.parametrize("way", ["list", "--prompts"])
+def test_images_are_ranked_within_their_prompt(
+    calibrated_run: Path, ranks: Path, out: Path, way: str
+) -> None:
+    good = [row["image"] for row in rows_of(ranks)[:3]]
+    rows = zip(good, ["a fox", "a dog", "a fox"], strict=False)
+    table = out.with_name("prompts.csv")
+    table.write_text("image,prompt\n" + "".join(f"{image},{text}\n" for image, text in rows))
+    inputs = [table] if way == "list" else [*good[:3], "--prompts", table]
+    assert score(*inputs, "--model", calibrated_run, "-o", out, "--rank") == 0
+    found = rows_of(out)
+    assert [(row["prompt"], row["rank"]) for row in found] == [
+        ("a fox", 1),
+        ("a fox", 2),
+        ("a dog", 1),
+    ]
+    assert float(found[0]["quality"]) >= float(found[1]["quality"])
+    assert [row["better_than_next"] is not None for row in found] == [True, False, False]
 
 
 # The scorer
@@ -682,7 +698,7 @@ def test_changed_calibration_of_an_export_is_refused(
     record = exported / "export.json"
     record.write_text(record.read_text().replace('"pairs": ', '"pairs": 1'))
     words = [judged_data.parent / "000.png", "--model", exported, "-o", out]
-    assert "it was changed since" in refused(capsys, 1, "score", *words)
+    assert "got one that its digest says was changed since" in refused(capsys, 1, "score", *words)
 
 
 def test_job_is_what_decides_the_rows_and_not_where_it_ran(

@@ -446,9 +446,13 @@ def test_sorted_by_alignment_rows_without_a_prompt_come_last(
     out = tmp_path / "scores.csv"
     words = [listed, "--model", prompted_run, "-o", out, "--rank", "--by", "alignment"]
     assert score(*words) == 0
-    found = [row["alignment"] for row in rows_of(out)]
-    assert found[4:] == ["", ""]
-    assert [float(value) for value in found[:4]] == sorted(map(float, found[:4]), reverse=True)
+    by_prompt: dict[str, list[str]] = {}
+    for row in rows_of(out):
+        by_prompt.setdefault(row["prompt"], []).append(row["alignment"])
+    blank = [found for prompt, found in by_prompt.items() if not prompt.strip()]
+    assert [value for found in blank for value in found] == ["", ""]
+    for found in (found for found in by_prompt.values() if found not in blank):
+        assert [float(value) for value in found] == sorted(map(float, found), reverse=True)
 
 
 COUNT = 140

@@ -203,8 +203,8 @@ def test_views_that_were_never_measured_are_refused_in_one_sentence(
     words = ["score", image, "--model", copied, "--views", "auto", "-o", out]
     told = refused(capsys, 2, *words)
     assert told == (
-        f"expected a model that knows how few views are enough for --views auto, {copied} does "
-        "not: name --views"
+        f"expected a model that knows how few views are enough for --views auto, got {copied}, "
+        "which does not: name --views"
     )
     assert not out.exists()
 

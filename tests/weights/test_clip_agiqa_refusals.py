@@ -157,4 +157,4 @@ def test_what_is_no_checkpoint_is_refused_and_executes_nothing(
         refused()
     assert not (tmp_path / "sprung").exists()
     files[which].unlink()
-    assert "found no file" in refused(code=2)
+    assert "got no file" in refused(code=2)

@@ -124,7 +124,7 @@ def test_the_place_of_a_file_is_recorded_in_full(
 def test_a_file_of_openai_needs_a_tokenizer_beside_it(folder: Path, openai: State) -> None:
     torch.save(openai, folder / "ViT.pt")
     (folder / "tokenizer.json").unlink()
-    assert "tokenizer.json is missing" in refused_backbone(folder / "ViT.pt")
+    assert "got no tokenizer.json" in refused_backbone(folder / "ViT.pt")
 
 
 def test_a_tokenizer_of_another_backbone_is_refused(folder: Path, openai: State) -> None:
@@ -169,7 +169,7 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_refused(
 
 def test_an_extra_tensor_is_named(folder: Path, openai: State) -> None:
     torch.save(openai | {"surplus": torch.zeros(2)}, folder / "ViT.pt")
-    assert "1 are unknown (surplus)" in refused_backbone(folder / "ViT.pt")
+    assert "1 unknown (surplus)" in refused_backbone(folder / "ViT.pt")
 
 
 def test_a_width_that_heads_of_64_do_not_divide_is_refused(
@@ -319,4 +319,4 @@ def test_an_open_clip_of_another_build_or_size_is_refused(
 @pytest.mark.parametrize("open_clip", ["gelu"], indirect=True)
 def test_an_open_clip_without_weights_is_refused(open_clip: Path) -> None:
     (open_clip / "open_clip_model.safetensors").unlink()
-    assert "model.safetensors is missing" in refused_backbone(open_clip)
+    assert "got no model.safetensors" in refused_backbone(open_clip)

@@ -19,6 +19,7 @@ import yaml
 from dcmpl import __version__
 from dcmpl.cli.options import COMMON, Arguments, Command, Flag
 from dcmpl.errors import DcmplError, UsageError, nearest
+from dcmpl.progress import say
 
 __all__ = ["COMMANDS", "command_of", "main", "overview", "parse", "parser_of"]
 
@@ -215,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DcmplError as error:
         if "--debug" in words:
             traceback.print_exc()
-        print(f"dcmpl: {error}", file=sys.stderr)
+        say(f"dcmpl: {error}")
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         reason = str(interrupt) or "what was written so far is whole"
@@ -225,9 +226,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             traceback.print_exc()
         reason = " ".join(str(error).split()) or "no message"
-        print(
-            f"dcmpl: unexpected {type(error).__name__}: {reason}; "
-            "run again with --debug for the traceback",
-            file=sys.stderr,
-        )
+        kind = type(error).__name__
+        say(f"dcmpl: unexpected {kind}: {reason}; run again with --debug for the traceback")
         return 1

@@ -111,11 +111,13 @@ def _check_ranges(numbers: dict[str, np.ndarray], file: Path) -> None:
             name for name, known in RANGES.items() if np.allclose(ends, known, atol=0.02, rtol=0)
         ]
         if near != [target]:
-            hint = f", which are those of {near[0]}: the columns are swapped" if near else ""
+            which = f", which are those of {near[0]}" if near else ""
+            hint = "the columns are swapped" if near else ""
             low, high = RANGES[target]
             raise DataError(
                 f"{target} from {low:g} to {high:g} in {file.parent} ({LAYOUT})",
-                f"{ends[0]:.2f} to {ends[1]:.2f}{hint}",
+                f"{ends[0]:.2f} to {ends[1]:.2f}{which}",
+                hint,
             )
 
 

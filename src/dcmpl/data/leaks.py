@@ -67,10 +67,10 @@ class ImageFacts:
     fault: DataError | None = None
     sha256: str = ""
     look: bytes = b""
-    thumb: bytes = field(default=b"", repr=False)
     flat: bool = False
     width: int = 0
     height: int = 0
+    thumb: bytes = field(default=bytes(THUMB**2 * 3), repr=False)
 
 
 def grey_of(image: UInt8[np.ndarray, "h w 3"]) -> Tensor:
@@ -104,7 +104,7 @@ def _facts(path: str) -> ImageFacts:
         return ImageFacts(fault=DataError(f"an image at {path}", reason=error.strerror or error))
     flat = float(grey_of(image).std(correction=0)) < FLAT
     height, width = image.shape[:2]
-    return ImageFacts(None, sha256, look_of(image), thumb_of(image), flat, width, height)
+    return ImageFacts(None, sha256, look_of(image), flat, width, height, thumb_of(image))
 
 
 def survey(paths: Iterable[str], what: str = "checking images") -> dict[str, ImageFacts]:
@@ -164,8 +164,11 @@ class Leak:
 
 
 class _Looks(NamedTuple):
-    """Of all images but flat ones: row numbers, hashes (rows, bits), small copies (rows, 768),
-    and the most squared difference of a copy's near-duplicates."""
+    """Hashes and small copies of all images but flat ones.
+
+    Row numbers, hashes (rows, bits), copies (rows, 768), and the most squared difference that
+    near-duplicates of a copy have; none have those of a table without copies.
+    """
 
     rows: np.ndarray
     bits: np.ndarray
@@ -178,7 +181,7 @@ def _looks(table: ImageTable, facts: Facts) -> _Looks:
     rows = [i for i, path in enumerate(paths) if not facts[path].flat]
     bits = np.frombuffer(b"".join(facts[paths[i]].look for i in rows), np.uint8)
     cells = np.frombuffer(b"".join(facts[paths[i]].thumb for i in rows), np.uint8)
-    thumbs = cells.reshape(len(rows), -1).astype(np.float32)
+    thumbs = cells.reshape(-1, THUMB**2 * 3).astype(np.float32)
     thumbs = thumbs - 128  # small numbers: differences of large squares would be rounded
     most = np.minimum(ALIKE_LEVELS, ALIKE_SHARE * thumbs.std(1)) ** 2 * thumbs.shape[1]
     return _Looks(
@@ -201,7 +204,7 @@ def _alike(
         # Bits are 0 and 1, so that the squared distance counts those that differ.
         alike = _distances(here.bits[block], there.bits) <= ALIKE_BITS
         most = np.minimum(here.most[block][:, None], there.most)
-        alike |= _distances(here.thumbs[block], there.thumbs) <= most
+        alike |= _distances(here.thumbs[block], there.thumbs) < most
         near, far = np.nonzero(alike)
         yield here.rows[start + near], there.rows[far]
 
@@ -228,7 +231,7 @@ def tied_units(table: ImageTable, facts: Facts) -> np.ndarray:
     """
     size = len(table)
     if fault := next((f for f in (facts[p].fault for p in table.frame["image"]) if f), None):
-        raise fault
+        raise copy(fault)
     ones, others = [np.arange(size)], [np.arange(size)]
     for _, codes in _codes(table, facts):
         first: dict[str, int] = {}

@@ -4,8 +4,10 @@ Nothing is unpacked to disk. What cannot be read stays in the list, to get its r
 """
 
 import glob
+import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -13,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dcmpl.data.matching import match_prompts
-from dcmpl.data.texts import decode_text
+from dcmpl.data.texts import decode_text, of_cell
 from dcmpl.errors import DataError, UsageError
+from dcmpl.files import sha256_of
 from dcmpl.images.archives import Archives, TooLargeError, kind_of, read_file
 from dcmpl.images.decode import (
     DecodedImage,
@@ -70,7 +73,9 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
         )
     check_cells(frame, [image, *([prompt] if prompt else [])], file)
     prompts = frame[prompt] if prompt else [""] * len(frame)
+    is_ours = os.path.isfile(f"{file}.manifest.json")  # written by score, formulas as texts
     for name, text in zip(frame[image], prompts, strict=True):
+        name, text = (of_cell(name), of_cell(text)) if is_ours else (name, text)
         yield _place(file, name) if name else "", text
 
 
@@ -129,7 +134,7 @@ class Source:
     memory already. ``given``: the image itself, in a form a program has it. ``fault`` says why
     there is nothing to read, as for a damaged archive; ``note`` what the row should say, as of
     a sidecar that was too long to be a prompt. ``in_metadata``: the prompt is the one that an
-    image generator wrote into the file.
+    image generator wrote into the file. ``is_job``: its row will say which file it is of.
     """
 
     name: str
@@ -141,11 +146,12 @@ class Source:
     content: bytes | None = field(default=None, repr=False)
     given: Any = field(default=NOTHING, repr=False)
     in_metadata: bool = False
+    is_job: bool = False
 
     def read(self) -> DecodedImage:
         """Decode the image; raises :class:`DataError` with the reason where that fails."""
         if self.fault:
-            raise self.fault
+            raise copy(self.fault)
         if self.content is not None:
             return decode_bytes(self.content, self.name)
         if self.given is not NOTHING:
@@ -164,10 +170,30 @@ class Source:
         note = "prompt read without its weights" if words != prompt else ""
         return prompt, words, note if prompt else f"no prompt read from metadata: {reason}"
 
+    def stat(self) -> str:
+        """Size and time of the file, or of the archive; empty where there is none."""
+        try:
+            about = os.stat(self.path)
+        except (OSError, ValueError):
+            return ""
+        return f"{about.st_size} {about.st_mtime_ns}" if stat.S_ISREG(about.st_mode) else ""
+
+    def file(self) -> str:
+        """Size and time of the file, and the SHA-256 of its content; empty where there is none."""
+        if not (about := self.stat()):
+            return ""
+        try:
+            if self.member is None:
+                return f"{about} {sha256_of(Path(self.path))}"
+            content = self.file_content() if self.content is None else self.content
+        except (OSError, DataError):
+            return ""
+        return f"{about} {hashlib.sha256(content).hexdigest()}"
+
     def file_content(self) -> bytes:
         """The bytes of the file; raises :class:`DataError`."""
         if self.fault:
-            raise self.fault
+            raise copy(self.fault)
         if self.member is None:
             return read_file(self.path)
         with Archives() as archives:
@@ -255,7 +281,9 @@ def _of_folder(path: str, sidecar: bool) -> Iterator[Source]:
         say(f"note: {len(others)} files in {path} are left out, no images by their names: {named}")
     yield from (_of_file(name, sidecar) for name in sorted(found, key=Path))
     for error in closed:
-        fault = DataError(f"a folder that can be read at {error.filename}", reason=error.strerror)
+        fault = DataError(
+            f"a folder that can be read at {error.filename}", reason=error.strerror or error
+        )
         yield Source(str(error.filename), str(error.filename), fault=fault)
 
 
@@ -365,14 +393,17 @@ def _read_sidecar(archives: Archives, path: str, name: str) -> tuple[str, str]:
     return prompt_of_sidecar(f"{path}/{name}", content)
 
 
-def with_content(sources: Iterable[Source], metadata: bool = False) -> Iterator[Source]:
+def with_content(
+    sources: Iterable[Source], metadata: bool = False, is_job: bool = False
+) -> Iterator[Source]:
     """The sources, members of archives with their bytes: archives are read once, in order.
 
-    ``metadata``: prompts are those that image generators wrote into the files.
+    ``metadata``: prompts are those that image generators wrote into the files. ``is_job``: rows
+    are to say which file they are of.
     """
     with Archives() as archives:
         for source in sources:
-            source = replace(source, in_metadata=metadata)
+            source = replace(source, in_metadata=metadata, is_job=is_job)
             if source.member is not None and not source.fault:
                 try:
                     content = archives.read(source.path, source.member)

@@ -178,8 +178,11 @@ def _clean(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.nd
     order = _shuffled(count, repeat)
     n_test, n_val = max(1, round(TEST * count)), max(1, round(VAL * count))
     masks = _dealt(units, order[n_test : n_test + n_val], order[:n_test])
-    return masks if _is_near(masks) else _by_images(table, units, order)
+    return masks if _is_near(masks) or len(units) < FEW else _by_images(table, units, order)
 
+
+FEW = 30
+"""Images of a table below which shares of them mean little."""
 
 LARGE = 0.1
 """Share of all images from which on a unit belongs to training, where units differ much."""
@@ -187,12 +190,11 @@ LARGE = 0.1
 
 def _is_near(masks: dict[str, np.ndarray], factor: float = 2.5) -> bool:
     """Whether validation and test have about their shares of the images."""
-    wanted = {"val": VAL, "test": TEST}
+    size = len(masks["test"])
+    wanted = {"val": VAL * size, "test": TEST * size}
     return all(
-        wanted[part] * len(masks[part]) / factor - 1
-        <= masks[part].sum()
-        <= wanted[part] * len(masks[part]) * factor + 1
-        for part in wanted
+        int(share / factor) <= masks[part].sum() <= share * factor + 1
+        for part, share in wanted.items()
     )
 
 
@@ -203,10 +205,10 @@ def _by_images(table: ImageTable, units: np.ndarray, order: np.ndarray) -> dict[
     left = sizes[small].sum()
     test_size, val_size = min(TEST * size, left * 2 / 3), min(VAL * size, left / 3)
     before = np.cumsum([0, *sizes[small]])[:-1]
-    test = [unit for unit, count in zip(small, before, strict=True) if count < test_size]
+    test = [unit for unit, count in zip(small, before, strict=True) if count < test_size - 0.5]
     rest = small[len(test) :]
     after = np.cumsum([0, *sizes[rest]])[:-1]
-    val = [unit for unit, count in zip(rest, after, strict=True) if count < val_size]
+    val = [unit for unit, count in zip(rest, after, strict=True) if count < val_size - 0.5]
     masks = _dealt(units, np.array(val, int), np.array(test, int))
     shares = ", ".join(f"{part} {masks[part].sum()}" for part in PARTS)
     largest = f"one prompt, or what hangs together by images, has {sizes.max()} of {size} images"
@@ -326,23 +328,6 @@ PROTOCOLS: dict[str, Protocol] = {
 """By name; ``clean`` is what is meant where none is said."""
 
 
-LEAST_SPREAD = 0.01
-"""Share of the MOS scale within which opinions teach nothing."""
-
-
-def _check_opinions(table: ImageTable) -> None:
-    """Check that the opinions on every target differ; raises :class:`DataError`."""
-    scale = table.scale.high - table.scale.low
-    for target in table.judged:
-        known = table.frame[f"mos_{target}"].dropna().to_numpy(np.float64)
-        if len(known) > 1 and np.ptp(known) < LEAST_SPREAD * scale:
-            raise DataError(
-                f"opinions on {target} in {table.name} that differ",
-                f"{known.min():g} to {known.max():g} for {len(known)} images",
-                "there is nothing to learn, leave its column out, or mend it",
-            )
-
-
 def draw_split(name: str, table: ImageTable, units: np.ndarray, repeat: int) -> Split:
     """The split of one repeat (from 0), the same for the same table, name and repeat.
 
@@ -352,7 +337,6 @@ def draw_split(name: str, table: ImageTable, units: np.ndarray, repeat: int) -> 
     there are too few prompts, :class:`UsageError` for a split that the data set has not.
     """
     # In the order of names, so that a table whose rows were moved is split as before.
-    _check_opinions(table)
     order = np.argsort(table.frame["name"].to_numpy(str))
     table = ImageTable(table.name, table.scale, table.frame.iloc[order].reset_index(drop=True))
     _, first, units = np.unique(units[order], return_index=True, return_inverse=True)

@@ -1,8 +1,9 @@
 """Texts of strangers: decoded or refused, never guessed in silence."""
 
 import codecs
+from typing import Any
 
-__all__ = ["decode_text", "encoding_of"]
+__all__ = ["as_cell", "decode_text", "encoding_of", "of_cell"]
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -37,3 +38,17 @@ def decode_text(content: bytes) -> tuple[str, str]:
     if "\0" in text:
         raise ValueError("bytes that are no text")
     return text, ""
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+"""Beginnings of a text that spreadsheets would run, or that is marked as a text already."""
+
+
+def as_cell(value: Any) -> Any:
+    """Cell of CSV: behind a ' where a spreadsheet would take the text for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def of_cell(value: str) -> str:
+    """Text of a cell that :func:`as_cell` wrote."""
+    return value[1:] if value.startswith("'") and value[1:].startswith(FORMULA) else value

@@ -89,7 +89,9 @@ def read_grid(file: Path, recipe: TrainConfig, settings: Sequence[str] = ()) -> 
             train = with_settings(recipe, of_train, "train")
             model = with_settings(PRESETS[preset].model, own)
         except UsageError as error:
-            raise UsageError(f"settings that fit for {name} in {file}", reason=error) from error
+            raise UsageError(
+                f"{error.expected} for {name} in {file}", error.got, error.hint
+            ) from error
         variants.append(Variant(str(name), preset, model, train))
     if not variants:
         raise UsageError(f"at least one entry under variants in {file}", "none")

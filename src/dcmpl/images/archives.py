@@ -12,6 +12,7 @@ from dcmpl.errors import DataError
 __all__ = ["Archives", "TooLargeError", "kind_of"]
 
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")}
+ZIPPED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 MAX_MEMBER_BYTES, MAX_HEADER_BYTES = 512 * 2**20, 2**20
 
 
@@ -61,6 +62,8 @@ class Archives(ExitStack):
         with _damage_is_an_error(f"{path}/{member}"):
             archive = self._opened(path)
             if isinstance(archive, zipfile.ZipFile):
+                if archive.getinfo(member).compress_type not in ZIPPED:  # unpacked whole by zipfile
+                    raise DataError(f"a stored or deflated member at {path}/{member}", "another")
                 file: Any = archive.open(member)
             else:
                 file = archive.extractfile(self._in_tar(archive, member))

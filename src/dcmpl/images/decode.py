@@ -124,7 +124,7 @@ def _unreadable_is_an_error(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise anything on damaged files
         reason = str(error).replace("\n", " ").rstrip(".") or type(error).__name__
-        raise DataError("an image that can be decoded", what, reason) from error
+        raise DataError("an image that can be decoded", what, reason=reason) from error
 
 
 def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
@@ -141,7 +141,7 @@ def _opened(what: str, source: str | Path | io.BytesIO) -> DecodedImage:
                     return again
             if isinstance(error, UnidentifiedImageError):  # Pillow's sentence may hold an address
                 wanted, reason = "an image that can be decoded", "cannot identify image file"
-                raise DataError(wanted, what, reason) from None
+                raise DataError(wanted, what, reason=reason) from None
             raise
 
 
@@ -185,7 +185,7 @@ def _open_heif(source: str | Path | io.BytesIO, what: str) -> Image.Image:
         from pillow_heif import open_heif
     except ImportError:
         raise DataError(
-            f"pillow-heif for {what}", "it not installed", "pip install 'dcmpl-agiqa[heif]'"
+            f"pillow-heif for {what}", "none", "pip install 'dcmpl-agiqa[heif]'"
         ) from None
     found = open_heif(source, convert_hdr_to_8bit=True)
     _check_size(found.size, what)

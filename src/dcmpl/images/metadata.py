@@ -149,8 +149,9 @@ def _of_description(text: str, texts: Mapping[str, str]) -> Found:
     """Prompt of NovelAI or Midjourney; a description of anything else is no prompt."""
     if "novelai" in f"{texts.get('Software', '')} {texts.get('Source', '')}".lower():
         return Found(text.strip())
-    if job := re.search(r"\s*Job ID: [0-9a-f-]{36}\s*$", text):
-        return Found(text[: job.start()].strip())
+    prompt, _, job = text.rpartition("Job ID: ")
+    if re.fullmatch("[0-9a-f-]{36}", job.strip()):
+        return Found(prompt.strip())
     return Found("", "its description is of no generator that is known")
 
 
@@ -192,10 +193,20 @@ def whole_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-WEIGHTED = re.compile(r"[(\[{]([^()\[\]{}]*?)(?::\s*[-+]?\d*\.?\d+)?\s*[)\]}]")
+BRACKETS = re.compile(r"[(\[{]([^()\[\]{}]*)[)\]}]")
 NETWORK = re.compile(r"<(lora|lyco|hypernet|embedding|wlora):[^<>]*>")
 ESCAPED, KEPT = re.compile(r"\\([()\[\]{}])"), re.compile("[\ue028\ue029\ue05b\ue05d\ue07b\ue07d]")
 """Brackets that are meant, and what stands for them while weights are taken off."""
+
+
+def _unweighted(text: str) -> str:
+    """What stands in brackets, without a number behind a colon."""
+    words, colon, number = text.rpartition(":")
+    try:
+        float(number[:40])
+    except ValueError:
+        return text
+    return words if colon else text
 
 
 def plain_prompt(prompt: str) -> str:
@@ -206,7 +217,7 @@ def plain_prompt(prompt: str) -> str:
     """
     text = ESCAPED.sub(lambda found: chr(0xE000 + ord(found[1])), NETWORK.sub(" ", prompt))
     for _ in range(10):  # from the inside out
-        text, count = WEIGHTED.subn(r"\1", text)
+        text, count = BRACKETS.subn(lambda found: _unweighted(found[1]), text)
         if not count:
             break
     text = KEPT.sub(lambda found: chr(ord(found[0]) - 0xE000), text)

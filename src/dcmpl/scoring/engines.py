@@ -5,6 +5,7 @@ uint8 (N, size, size, 3), scores float64 (N, tasks). A run folder is run by PyTo
 two run what ``dcmpl export`` made of one, and never import torch.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
@@ -144,6 +145,10 @@ class Exported:
         return "; ".join(map(str, why))
 
 
+MAX_SIZE, NAME = 4096, re.compile(r"[a-z]\w{0,63}")
+"""Largest side of a window, and the form of a target's name."""
+
+
 def read_export(folder: Path) -> Exported:
     """Read the record of an export; raises :class:`RunError` for other folders."""
 
@@ -156,6 +161,10 @@ def read_export(folder: Path) -> Exported:
         for variant in record["variants"]:
             if variant["engine"] not in KINDS or not isinstance(variant["file"], str):
                 raise ValueError("a variant of an unknown engine")
+            if Path(variant["file"]).name != variant["file"]:  # nothing checks files elsewhere
+                raise ValueError("a model outside of the folder")
+        if not 1 <= found.size <= MAX_SIZE or not all(map(NAME.fullmatch, found.tasks)):
+            raise ValueError("a size or a name of a target that no model has")
         return found
 
     return read_record(folder / EXPORT, "what dcmpl export wrote", build)
@@ -267,7 +276,7 @@ def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Eng
         reason = str(error).strip().splitlines()[0]
         raise RunError(
             f"a model that {variant['engine']} runs at {path}",
-            hint="export again",
+            hint="take another --engine, or export again",
             reason=reason,
         ) from error
 
@@ -276,7 +285,7 @@ def _check_unchanged(path: Path, digest: str) -> None:
     try:
         found = sha256_of(path)
     except OSError as error:
-        raise RunError(f"an exported model at {path}", reason=error.strerror) from error
+        raise RunError(f"an exported model at {path}", reason=error.strerror or error) from error
     if found != digest:
         raise RunError(
             f"{path} as dcmpl export wrote it",
@@ -303,7 +312,7 @@ def open_export(exported: Exported, engine: str, precision: str, lanes: int) -> 
         except RunError as error:
             if engine != "auto" or not error.reason:  # a file that was changed is not passed over
                 raise
-            say(f"note: {error}; taking {others[-1]['engine']} instead")
+            say(f"note: {last['engine']} does not run here: {error.reason}; taking another engine")
             last = others.pop()
     return open_variant(exported, last, lanes)
 

@@ -193,8 +193,8 @@ def patch_map(network: Folded, calibration: Calibration, image: Image) -> Values
     """
     if calibration.patches is None:
         raise UsageError(
-            "a run whose model can be folded for a map of patches",
-            "a run without one",
+            "a calibrated run whose model can be folded, for a map of patches",
+            "a run without such a calibration",
         )
     size, cells = network.size, round(len(network.positions) ** 0.5)
     edge = -(-size // cells // GRID)

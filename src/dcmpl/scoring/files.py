@@ -10,6 +10,7 @@ from typing import Any
 
 from dcmpl import __version__
 from dcmpl.config import TARGETS
+from dcmpl.data.texts import as_cell, of_cell
 from dcmpl.errors import RunError
 from dcmpl.files import put_in_place, read_record, sealed, sha256_of, write_whole
 
@@ -47,7 +48,7 @@ def is_text(column: str) -> bool:
 
 
 MAX_CELL = 2**30
-PER_SHARD = ("shard", "count")
+PER_SHARD = ("shard", "count", "images_sha256")
 Row = Mapping[str, Any]
 
 
@@ -99,9 +100,9 @@ def manifest_of(out: Path) -> Path:
     return out.with_name(out.name + ".manifest.json")
 
 
-def read_manifest(out: Path) -> dict[str, Any]:
-    """Read the manifest of a file of scores; raises :class:`RunError` for a changed file."""
-    return dict(_read_manifest(out)["job"])
+def read_manifest(out: Path, part: str = "job") -> dict[str, Any]:
+    """Job of a file of scores, or what it was ``made_with``; of a changed one :class:`RunError`."""
+    return dict(_read_manifest(out)[part])
 
 
 def _read_manifest(out: Path) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(dict(row) for row in rows)
+        writer.writerows({name: as_cell(row[name]) for name in columns} for row in rows)
 
 
 def _write_jsonl(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
@@ -207,6 +208,7 @@ def _cell(column: str | None, text: Any) -> Any:
     if column is None or text is None:
         return text
     if is_text(column):
+        text = of_cell(text)
         return text if text or column in COLUMNS else None
     with suppress(ValueError):
         return (int(text) if text.isdecimal() else float(text)) if text else None
@@ -260,4 +262,12 @@ def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str], list[
         )
     order = [shards.index(shard) for shard in wanted]
     whole = {**jobs[0], "shard": None, "count": sum(int(job["count"]) for job in jobs)}
-    return whole, dict(records[0]["made_with"]), [paths[i] for i in order]
+    whole["images_sha256"] = added(str(job["images_sha256"]) for job in jobs)
+    made_with = dict(records[0]["made_with"])
+    made_with["files_sha256"] = added(str(r["made_with"]["files_sha256"]) for r in records)
+    return whole, made_with, [paths[i] for i in order]
+
+
+def added(digests: Iterable[str]) -> str:
+    """Digest of many, whatever their order: their sum, so that shards add up to the whole."""
+    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}"

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from dcmpl.progress import say, track
 from dcmpl.scoring.files import (
     COLUMNS,
     Row,
+    added,
     best_first,
     columns_of,
     manifest_of,
@@ -43,6 +44,9 @@ __all__ = ["Job", "Journal", "journal_of", "made_with", "open_journal", "say_fau
 TOLD_FAULTS = 10
 PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
 RANKED = ("rank", "better_than_next", "call")
+
+FILE = "file"
+"""Entry of a journal's row that is in no file of scores: size, time and hash of the image."""
 
 
 def journal_of(out: Path) -> Path:
@@ -64,7 +68,8 @@ class Journal:
 
     def write(self, row: Row) -> None:
         """Append a row to the file."""
-        line = json.dumps({name: row[name] for name in self._columns}).encode() + b"\n"
+        kept = {name: row[name] for name in (*self._columns, FILE)}
+        line = json.dumps(kept).encode() + b"\n"
         self._offsets.append(self._file.tell())
         self._file.write(line)
         self._file.flush()
@@ -80,14 +85,20 @@ class Journal:
                 yield row
 
 
+IsSame = Callable[[int, str], bool]
+"""Whether a row, by its number, is still of the file that the journal names."""
+
+
 @contextmanager
-def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) -> Iterator[Journal]:
+def open_journal(
+    out: Path, job: Mapping[str, Any], resume: bool, chunk: int, is_same: IsSame
+) -> Iterator[Journal]:
     """Open the journal of ``out``, locked for this process.
 
-    With ``resume`` the rows that are there count, up to the last multiple of ``chunk`` (or
-    to the job's ``count``). The file is removed when the block ends without an error. Raises
-    :class:`RunError` where another process writes it, rows of another job or, without
-    ``resume``, any rows stand there, or the disk does not take them.
+    With ``resume`` the rows that are there count, up to the last multiple of ``chunk`` (or to the
+    job's ``count``) before the first image that was changed since. The file is removed when the
+    block ends without an error. Raises :class:`RunError` where another process writes it, rows
+    of another job or, without ``resume``, any rows stand there, or the disk does not take them.
     """
     path = journal_of(out)
     try:
@@ -109,7 +120,7 @@ def open_journal(out: Path, job: Mapping[str, Any], resume: bool, chunk: int) ->
                 "the rows of a scoring that was broken off",
                 "add --resume to go on with it, or delete it",
             )
-        with _opened(path, job, chunk) as journal:
+        with _opened(path, job, chunk, is_same) as journal:
             yield journal
         path.unlink()
     except KeyboardInterrupt:
@@ -135,11 +146,11 @@ def _kept(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Journal]:
+def _opened(path: Path, job: Mapping[str, Any], chunk: int, is_same: IsSame) -> Iterator[Journal]:
     head = json.dumps({"job": job}).encode() + b"\n"
     columns = tuple(job.get("columns", COLUMNS))
     with path.open("r+b" if path.exists() else "w+b") as file:
-        ends = _complete_rows(file, head, path, columns)  # of the head and of every row
+        ends = _complete_rows(file, head, path, columns, is_same)  # of the head and every row
         rows = len(ends) - 1
         if rows < int(job["count"]):
             del ends[rows // chunk * chunk + 1 :]
@@ -151,8 +162,10 @@ def _opened(path: Path, job: Mapping[str, Any], chunk: int) -> Iterator[Journal]
         yield Journal(path, file, ends, columns)
 
 
-def _complete_rows(file: BinaryIO, head: bytes, path: Path, columns: Sequence[str]) -> list[int]:
-    """End of the journal's header, and of every complete row after it."""
+def _complete_rows(
+    file: BinaryIO, head: bytes, path: Path, columns: Sequence[str], is_same: IsSame
+) -> list[int]:
+    """End of the journal's header, and of the complete rows after it whose images are the same."""
     found, ends = file.readline(), [len(head)]
     if head.startswith(found) and found != head:  # killed before anything was scored
         return ends
@@ -162,10 +175,12 @@ def _complete_rows(file: BinaryIO, head: bytes, path: Path, columns: Sequence[st
             f"those of one that differs in {_difference(found, head)}",
             "score as it was started, or delete it",
         )
-    for line in file:
-        if (
-            not line.endswith(b"\n") or _row_in(line, columns) is None
-        ):  # torn by a kill or a power cut
+    for index, line in enumerate(file):
+        row = _row_in(line, columns) if line.endswith(b"\n") else None
+        if row is None:  # torn by a kill or a power cut
+            break
+        if not is_same(index, row[FILE]):
+            say(f"{row['image']} was changed since it was scored: scoring anew from there")
             break
         ends.append(ends[-1] + len(line))
     return ends
@@ -177,7 +192,7 @@ def _row_in(line: bytes, columns: Sequence[str]) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and set(row) == set(columns) else None
+    return row if isinstance(row, dict) and set(row) == {*columns, FILE} else None
 
 
 def _difference(found: bytes, wanted: bytes) -> str:
@@ -249,17 +264,40 @@ class Job:
             "rank": self.rank_by,
             "shard": "/".join(map(str, self.shard)) if self.shard else None,
             "images": len(self.sources),
-            "images_sha256": digest.hexdigest(),
+            "list_sha256": digest.hexdigest(),
             "count": len(self.own),
             "dcmpl": __version__,
             **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
         }
 
     def is_finished(self, out: Path) -> bool:
-        """Whether ``out`` already holds the rows of this job."""
+        """Whether ``out`` already holds the rows of this job, of the images as they are now."""
         if not (out.is_file() and manifest_of(out).is_file()) or journal_of(out).exists():
             return False
-        return read_manifest(out) == self.fingerprint()
+        job, made = read_manifest(out), read_manifest(out, "made_with")
+        images = job.pop("images_sha256", None)
+        if job != self.fingerprint():
+            return False
+        files = (source.stat() for source in self.own)
+        if self._added(files) == made.get("files_sha256"):
+            return True
+        found = (source.file() for source in with_content(self.own))
+        if self._added(file.rpartition(" ")[2] for file in found) == images:
+            return True
+        say(f"images were changed since {out} was written: scoring anew")
+        return False
+
+    def is_same(self, index: int, file: str) -> bool:
+        """Whether the shard's image of that number is the file that ``file`` says."""
+        source = self.own[index]
+        return source.stat() == file.rpartition(" ")[0] or (
+            bool(file) and source.file().rpartition(" ")[2] == file.rpartition(" ")[2]
+        )
+
+    def _added(self, texts: Iterable[str]) -> str:
+        """Digest of a text for every image of the shard, in their order."""
+        numbered = (f"{index} {text}" for index, text in enumerate(texts, self.start))
+        return added(hashlib.sha256(text.encode()).hexdigest() for text in numbered)
 
     def write(self, out: Path, resume: bool) -> dict[str, int]:
         """Score everything to ``out``; returns how many images are ok and how many are not.
@@ -272,10 +310,14 @@ class Job:
             statuses = [row["status"] for row in read_scores(out)]
             return {status: statuses.count(status) for status in ("ok", "error")}
         job = self.fingerprint()
-        with open_journal(out, job, resume, CHUNK) as journal:
+        with open_journal(out, job, resume, CHUNK, self.is_same) as journal:
             self._fill(journal)
             rows = self._ranked(journal) if self.rank_by else journal.rows()
-            return write_scores(out, rows, job, made_with(self.scorer))
+            images = self._added(row[FILE].rpartition(" ")[2] for row in journal.rows())
+            files = self._added(row[FILE].rpartition(" ")[0] for row in journal.rows())
+            made = {**made_with(self.scorer), "files_sha256": files}
+            kept = ({name: row[name] for name in row if name != FILE} for row in rows)
+            return write_scores(out, kept, {**job, "images_sha256": images}, made)
 
     def _fill(self, journal: Journal) -> None:
         done, began, own = len(journal), time.monotonic(), self.own
@@ -289,13 +331,14 @@ class Job:
             say(f"{seconds:.1f} s, {left / seconds:.1f} images/s")
 
     def _scores(self, done: int = 0) -> Iterator[Score]:
-        sources = with_content(self.own[done:], self.prompt_from == "metadata")
+        sources = with_content(self.own[done:], self.prompt_from == "metadata", is_job=True)
         return self.scorer.rows(sources, self.start + done)
 
     def _row(self, score: Score) -> Row:
         """Row of all columns; those of a rank are filled in at the end."""
         row: dict[str, Any] = {column: getattr(score, column) for column in COLUMNS}
-        return {**row, **score.more, **(dict.fromkeys(RANKED) if self.rank_by else {})}
+        ranks = dict.fromkeys(RANKED) if self.rank_by else {}
+        return {**row, **score.more, **ranks, FILE: score.file}
 
     def _ranked(self, journal: Journal) -> Iterator[Row]:
         """Rows best first within each prompt, with their ranks; prints the call on the first.
@@ -330,15 +373,18 @@ class Job:
 
         The manifest is the last line on standard error.
         """
-        faults = 0
+        faults, images = 0, list[str]()
         try:
             for found in self._scores():
                 faults += found.status == "error"
-                print(json.dumps(self._row(found)), flush=True)
+                row = dict(self._row(found))
+                images.append(row.pop(FILE).rpartition(" ")[2])
+                print(json.dumps(row), flush=True)
         except BrokenPipeError:  # whoever reads has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        say(json.dumps({"manifest": self.fingerprint(), "made_with": made_with(self.scorer)}))
+        job = {**self.fingerprint(), "images_sha256": self._added(images)}
+        say(json.dumps({"manifest": job, "made_with": made_with(self.scorer)}))
         return faults
 
 

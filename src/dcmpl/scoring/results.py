@@ -26,7 +26,7 @@ class Score:
     prompt. ``more`` has what a run adds by name, each also an attribute: a target of its own,
     and for each target that is calibrated ``quality_mos``, ``quality_low`` and ``quality_high``
     (90 % interval), ``quality_percentile``, ``quality_label``. ``index`` is the image's place
-    among those that were given.
+    among those that were given, ``file`` what a job knows its file by.
     """
 
     image: str
@@ -38,6 +38,7 @@ class Score:
     note: str = field(default="", compare=False)
     more: Mapping[str, Any] = field(default_factory=dict, hash=False)
     index: int = field(default=0, compare=False)
+    file: str = field(default="", compare=False, repr=False)
 
     @property
     def status(self) -> str:
@@ -77,7 +78,7 @@ class Scores(list[Score]):
         """DataFrame with a row per image, a column per field, and ``status``."""
         import pandas as pd
 
-        own = [name for name in Score.__dataclass_fields__ if name != "more"]
+        own = [name for name in Score.__dataclass_fields__ if name not in ("more", "file")]
         more = dict.fromkeys(name for score in self for name in score.more)
         rows = [
             {**{name: getattr(score, name) for name in own}, **score.more, "status": score.status}

@@ -109,6 +109,7 @@ class Read(NamedTuple):
     fault: str
     note: str
     dropped: int
+    file: str
 
 
 def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
@@ -151,7 +152,7 @@ class RowOf:
         if answer is not None and np.isfinite(answer.scores).all():
             found = dict(zip(self.tasks, answer.scores.tolist(), strict=True))
         elif answer is not None:
-            fault = f"expected finite scores of {read.name}, the model gave others"
+            fault = f"expected finite scores of {read.name}, got others from the model"
         if self.reads and not read.prompt.strip():
             found.pop(self.reads, None)
         if self.reads and found:
@@ -172,6 +173,7 @@ class RowOf:
             note=read.note,
             more=more,
             index=index,
+            file=read.file,
         )
 
 
@@ -368,6 +370,7 @@ class Scorer:
     def _read(self, source: Source) -> tuple[Read, Question]:
         """Decode an image and tokenise its prompt; a failure becomes the fault of its row."""
         prompt, notes, parts = source.prompt, [source.note], Parts(((),))
+        file = source.file() if source.is_job else ""
         try:
             image = source.read()
             prompt, words, note = source.prompt_of(image)
@@ -377,9 +380,9 @@ class Scorer:
                 notes += of_prompt(words, parts, self.row_of.reads)
         except (DataError, UsageError) as error:
             note = "; ".join(filter(None, notes))
-            return Read(source.name, prompt, str(error), note, 0), NO_IMAGE
+            return Read(source.name, prompt, str(error), note, 0, file), NO_IMAGE
         note = "; ".join(filter(None, notes))
-        read = Read(source.name, prompt, "", note, parts.dropped)
+        read = Read(source.name, prompt, "", note, parts.dropped, file)
         return read, Question(image.pixels, parts.ids)
 
     def check_target(self, target: str) -> None:

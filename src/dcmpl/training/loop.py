@@ -8,7 +8,7 @@ split is a type this file does not take.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,6 +257,25 @@ def _check_targets(model: DCMPL, training: ImageTable, validation: ImageTable) -
             f"{' and '.join(here) or 'none'} and {' and '.join(there) or 'none'}",
             "take another --seed, more prompts or another --preset",
         )
+    _check_opinions(here, training, validation)
+
+
+LEAST_SPREAD = 0.01
+"""Share of the MOS scale within which opinions teach nothing."""
+
+
+def _check_opinions(tasks: Sequence[str], training: ImageTable, validation: ImageTable) -> None:
+    """Check that the opinions on every task differ; raises :class:`DataError`."""
+    for part, table in (("training", training), ("validation", validation)):
+        for target, values in zip(tasks, table.targets(tasks).T, strict=True):
+            known = values[np.isfinite(values)]
+            if len(known) > 1 and np.ptp(known) < LEAST_SPREAD:
+                low, high = table.scale.low, table.scale.high
+                raise DataError(
+                    f"opinions on {target} that differ in the {part} part of {table.name}",
+                    f"{low + (high - low) * float(known.mean()):.4g} for all {len(known)} images",
+                    "leave the target out with --targets, or mend its column",
+                )
 
 
 def _train_epoch(

@@ -53,7 +53,7 @@ def read_clip_agiqa(auxiliary: Path, main: Path | None, clip: Clip, tokenizer: T
     try:
         model = DCMPL(clip, tokenizer, config, seed=0)
     except UsageError as error:  # prompts that the context has no room for
-        raise RunError(f"prompts for this backbone in {auxiliary}", reason=error) from error
+        raise RunError(f"{error.expected} in {auxiliary}", error.got, error.hint) from error
     found = {f"{'auxiliary' if main else 'main'}.{name}": t for name, t in learned.items()}
     _check_tokens(auxiliary, found, "alignment", model, tokenizer)
     if main is not None:

@@ -159,7 +159,7 @@ def sizes_of(state: Mapping[str, Tensor], path: Path) -> ClipConfig:
         )
     except UNREADABLE as error:
         raise WeightsError(
-            f"the tensors of a ViT CLIP of OpenAI's in {path}", reason=error
+            f"the tensors of a ViT CLIP of OpenAI's in {path}", "others", reason=error
         ) from error
 
 
