@@ -331,18 +331,24 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_views(self.views)
         check_choices(self)
-        least = {"epochs": 1, "batch_size": 1, "crops": 1, "crop_step": 1, "patience": 1, "seed": 0}
-        for name, low in least.items():
+        for name, low in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"{name} of at least {low}", value)
+            if value is not None and value > MOST.get(name, MOST_COUNT):
+                raise UsageError(f"{name} of at most {MOST.get(name, MOST_COUNT)}", f"{value:.3g}")
         weights = self.alignment_weight, self.mismatch_weight
-        if not 0 < self.lr < float("inf") or not all(0 <= w < float("inf") for w in weights):
+        if not 0 < self.lr <= MOST_RATE or not all(0 <= w <= MOST_RATE for w in weights):
             raise UsageError(
-                "a positive lr, an alignment_weight and a mismatch_weight of at least 0",
+                f"a positive lr, an alignment_weight and a mismatch_weight of at least 0, none "
+                f"above {MOST_RATE:g}",
                 f"{self.lr}, {weights[0]} and {weights[1]}",
             )
 
+
+LEAST = {"epochs": 1, "batch_size": 1, "crops": 1, "crop_step": 1, "patience": 1, "seed": 0}
+MOST, MOST_COUNT, MOST_RATE = {"seed": 2**32 - 1}, 10**6, 1000.0
+"""Ends of the numbers of a recipe: what lies beyond is a slip of the hand."""
 
 RECIPES: dict[str, TrainConfig] = {
     "paper": TrainConfig(),

@@ -30,8 +30,10 @@ class DcmplError(Exception):
 
     def __str__(self) -> str:
         came = f"got {self.got}" if self.got else "got"
-        more = [text for text in (self.reason, self.hint) if text]
-        return ": ".join([f"expected {self.expected}, {came}", *more])
+        more = [self.reason] if self.reason else []
+        sentence = ": ".join([f"expected {self.expected}, {came}", *more])
+        sentence = sentence.replace("\n", "\\n")  # a name may have lines, a sentence has one
+        return f"{sentence}: {self.hint}" if self.hint else sentence
 
 
 class UsageError(DcmplError):

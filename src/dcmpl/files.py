@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ __all__ = [
     "put_in_place",
     "read_plain",
     "read_record",
+    "read_yaml",
     "sealed",
     "sha256_of",
     "write_atomically",
@@ -35,6 +37,39 @@ __all__ = [
 
 MADE_BY = "made by dcmpl-agiqa"
 """Mark in pages and plots, which a later one may replace."""
+
+
+MAX_DEPTH = 20
+LONG_NUMBER = re.compile("[-+]?(0[xob])?[0-9a-fA-F_]{101,}")
+
+
+def read_yaml(path: Path, most: int) -> Any:
+    """Plain values of a YAML file of at most ``most`` bytes.
+
+    Raises :class:`OSError` and :class:`ValueError`, also for aliases, whose values may double at
+    each, and for what YAML or Python cannot read.
+    """
+    import yaml
+
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"values in values, more than {MAX_DEPTH} deep")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("an alias (*), write the value out")
+            if isinstance(event, yaml.ScalarEvent) and LONG_NUMBER.fullmatch(event.value):
+                raise ValueError("a number of more than 100 digits")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """Print text on standard error, with what would steer a terminal written out."""
+    """Print one line on standard error, with what would steer a terminal written out."""
     print(shown(text), file=sys.stderr, flush=True)
 
 
@@ -36,7 +36,7 @@ def shown(text: str) -> str:
     >>> shown("a" + chr(27) + "b") == "a" + repr(chr(27))[1:-1] + "b"
     True
     """
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class _Rate(ProgressColumn):

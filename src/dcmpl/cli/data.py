@@ -21,7 +21,7 @@ from dcmpl.cli.options import (
 from dcmpl.config import PROTOCOLS as NAMES
 from dcmpl.errors import UsageError
 from dcmpl.files import as_json, write_atomically
-from dcmpl.progress import say
+from dcmpl.progress import say, shown
 
 __all__ = ["CHECK", "SHOW", "SPLIT"]
 
@@ -44,13 +44,14 @@ def check(arguments: Arguments) -> int:
     frame = table.frame
     prompts = frame["prompt"].nunique() if (frame["prompt"] != "").any() else 0
     print(
-        f"{table.name}: {len(table):,} images, {prompts or frame['group'].nunique():,} prompts, "
+        f"{shown(table.name)}: {len(table):,} images, "
+        f"{prompts or frame['group'].nunique():,} prompts, "
         f"{frame['generator'].nunique()} generators, MOS {table.scale.low:g} to "
         f"{table.scale.high:g} for {', '.join(table.judged)}"
     )
     for kind, lines in (("note", found.notes), ("wrong", found.faults)):
         for line in lines[:MOST_LINES]:
-            print(f"  {kind}: {line}")
+            print(f"  {kind}: {shown(line)}")
         if len(lines) > MOST_LINES:
             print(f"  {kind}: and {len(lines) - MOST_LINES} more")
     readable = sum(not facts[path].fault for path in frame["image"])

@@ -12,6 +12,7 @@ from dcmpl.cli.options import Arguments, Command, Flag, check_run
 from dcmpl.config import ModelConfig
 from dcmpl.presets import PRESETS as KNOWN
 from dcmpl.presets import differences, model_fields, train_fields
+from dcmpl.progress import shown
 from dcmpl.weights import EMBEDDED, warn_of_embedded
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def info(arguments: Arguments) -> int:
 
 
 def _about(folder: Path, run: "Run") -> Table:
-    table = Table("", escape(str(folder)), title="run")
+    table = Table("", escape(shown(str(folder))), title="run")
     source = run.source
-    history = run.history[run.best_epoch - 1] if run.best_epoch else {}
+    history = run.history[run.best_epoch - 1] if 0 < run.best_epoch <= len(run.history) else {}
     reads = "alignment" in run.model.words and run.model.reads_prompt
     rows = {
         "preset": run.preset,
@@ -66,7 +67,7 @@ def _about(folder: Path, run: "Run") -> Table:
     if "alignment" not in run.learned:
         del rows["alignment"]
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, escape(shown(value)))
     return table
 
 

@@ -19,6 +19,7 @@ import yaml
 from dcmpl import __version__
 from dcmpl.cli.options import COMMON, Arguments, Command, Flag
 from dcmpl.errors import DcmplError, UsageError, nearest
+from dcmpl.files import read_yaml
 from dcmpl.progress import say
 
 __all__ = ["COMMANDS", "command_of", "main", "overview", "parse", "parser_of"]
@@ -164,12 +165,11 @@ def _wrong_count(name: str, flags: Mapping[str, Flag], error: argparse.ArgumentE
 def _configuration(path: str, flags: Mapping[str, Flag], name: str) -> dict[str, Any]:
     """Values of a YAML file as words of the command line."""
     try:
-        if Path(path).stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes")
-        record = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        record = read_yaml(Path(path), MAX_CONFIG_BYTES)
+        record = {} if record is None else record
         if not isinstance(record, dict):
             raise ValueError(f"a {type(record).__name__} and no mapping from flags to values")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UsageError(f"a YAML file at --config {path}", reason=reason) from error
     found = {}
@@ -216,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DcmplError as error:
         if "--debug" in words:
             traceback.print_exc()
-        say(f"dcmpl: {error}")
+        for line in f"dcmpl: {error}".split("\n"):  # a hint may list what is wrong
+            say(line)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         reason = str(interrupt) or "what was written so far is whole"

@@ -100,8 +100,9 @@ def _facts(path: str) -> ImageFacts:
         sha256 = sha256_of(Path(path))
     except DataError as error:
         return ImageFacts(fault=copy(error))  # without the frames, which hold the image
-    except OSError as error:
-        return ImageFacts(fault=DataError(f"an image at {path}", reason=error.strerror or error))
+    except (OSError, ValueError) as error:  # a path may hold what no path can
+        reason = getattr(error, "strerror", None) or error
+        return ImageFacts(fault=DataError(f"an image at {path}", reason=reason))
     flat = float(grey_of(image).std(correction=0)) < FLAT
     height, width = image.shape[:2]
     return ImageFacts(None, sha256, look_of(image), flat, width, height, thumb_of(image))
@@ -112,7 +113,7 @@ def survey(paths: Iterable[str], what: str = "checking images") -> dict[str, Ima
 
     Links to one file are looked at once, but each has its own fault.
     """
-    files = {path: os.path.realpath(path) for path in paths}
+    files = {path: _real(path) for path in paths}
     chosen = {file: path for path, file in reversed(files.items())}
 
     def looked() -> Iterator[ImageFacts]:
@@ -133,6 +134,13 @@ def survey(paths: Iterable[str], what: str = "checking images") -> dict[str, Ima
             }
     finally:
         torch.set_num_threads(threads)
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # what no path can hold
+        return path
 
 
 def check_images(table: ImageTable) -> dict[str, ImageFacts]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.leaks import ImageFacts, check_leaks, find_leaks, tied_units
@@ -23,7 +22,7 @@ from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.evaluation.baselines import predict_baselines, statistics_of
 from dcmpl.evaluation.results import write_results
-from dcmpl.files import read_plain
+from dcmpl.files import read_plain, read_yaml
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings
 from dcmpl.runs import MODEL, DataSource, Run, load_learned, read_run, write_split
@@ -71,8 +70,8 @@ def read_grid(file: Path, recipe: TrainConfig, settings: Sequence[str] = ()) -> 
     try:
         if file.stat().st_size > MAX_GRID_BYTES:
             raise UsageError(f"a grid of at most {MAX_GRID_BYTES} bytes", file)
-        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        grid = read_yaml(file, MAX_GRID_BYTES)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"a YAML grid at {file}", reason=reason) from error
     common, variants = _mapping(grid, "", {"train", "variants"}, file), []
