@@ -53,6 +53,21 @@ def test_file_that_score_did_not_write_is_not_replaced(tmp_path: Path, trained_r
     assert mine.read_text() == "my,own\n"
 
 
+@pytest.mark.parametrize("command", ["explain", "data show"])
+def test_plot_or_page_that_dcmpl_did_not_make_is_not_replaced(
+    tmp_path: Path, trained_run: Path, image_data: Path, command: str
+) -> None:
+    out = tmp_path / ("mine.png" if command == "explain" else "mine.html")
+    out.write_text("mine")
+    image = str(noise(tmp_path / "a.png", 0))
+    words = {
+        "explain": ["explain", image, "--model", str(trained_run)],
+        "data show": ["data", "show", str(image_data), "--mos-scale", "1", "5"],
+    }
+    assert main([*words[command], "-o", str(out)]) == 2
+    assert out.read_text() == "mine"
+
+
 def test_relative_link_still_leads_to_its_file_after_a_move(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snap").mkdir()

@@ -205,8 +205,8 @@ def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
 
     A file that is named is taken as it is; found twice, it is listed once. The rows of a list
     (CSV, TSV, JSON Lines, Parquet, XLSX) are taken as they are, relative to the list, with
-    their prompts. ``sidecar``: prompts come from ``NAME.txt`` beside an image, in an archive
-    also from "prompt" or "caption" in ``NAME.json``. Raises :class:`UsageError` where a
+    their prompts. ``sidecar``: prompts come from the files beside an image, in folders and
+    archives (``SIDECARS``). Raises :class:`UsageError` where a
     folder or a glob holds no image, :class:`DataError` for a list that is none.
     """
     found: list[Source] = []

@@ -313,8 +313,9 @@ class Job:
         with open_journal(out, job, resume, CHUNK, self.is_same) as journal:
             self._fill(journal)
             rows = self._ranked(journal) if self.rank_by else journal.rows()
-            images = self._added(row[FILE].rpartition(" ")[2] for row in journal.rows())
-            files = self._added(row[FILE].rpartition(" ")[0] for row in journal.rows())
+            known = [row[FILE].rpartition(" ") for row in journal.rows()]
+            images = self._added(digest for *_, digest in known)
+            files = self._added(about for about, *_ in known)
             made = {**made_with(self.scorer), "files_sha256": files}
             kept = ({name: row[name] for name in row if name != FILE} for row in rows)
             return write_scores(out, kept, {**job, "images_sha256": images}, made)
