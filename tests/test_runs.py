@@ -77,7 +77,8 @@ def test_record_round_trip_gives_the_same_run(tmp_path: Path) -> None:
 
 
 def test_record_keeps_a_validation_that_was_undefined(tmp_path: Path) -> None:
-    replace(RUN, history=({"loss": 0.5, "quality_srcc": float("nan")},)).write(tmp_path)
+    history = ({"loss": 0.5, "quality_srcc": float("nan")},)
+    replace(RUN, history=history, best_epoch=1).write(tmp_path)
     value = read_run(tmp_path).history[0]["quality_srcc"]
     assert value != value
 

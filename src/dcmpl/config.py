@@ -288,17 +288,18 @@ def _changed(section: str, config: Any, plain: Any) -> list[str]:
 
 def check_views(views: str) -> str:
     """``views`` itself where it is valid; raises :class:`UsageError` where not."""
-    named = ("windows", "center", "resize")
+    named = ("windows", "paper-windows", "center", "resize")
     if views not in named and not re.fullmatch(r"grid-[1-9]\d?", views):
         raise UsageError(
-            "views to be windows, center, resize or grid-N (N x N windows)", f"{views!r}"
+            "views to be windows, paper-windows, center, resize or grid-N (N x N windows)",
+            f"{views!r}",
         )
     return views
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training recipe; the defaults are the paper's."""
+    """Training recipe; the defaults are the paper's, but that ``views`` reach the edges."""
 
     epochs: int = option(50, "passes over the training images, at most")
     batch_size: int = option(64, "windows per step")
@@ -324,7 +325,10 @@ class TrainConfig:
         "or the frozen CLIP's similarity of image and prompt",
     )
     patience: int | None = option(15, "stop after this many epochs without a better validation")
-    views: str = option("windows", "views whose scores are averaged: windows, center, grid-N")
+    views: str = option(
+        "windows",
+        "views whose scores are averaged: windows, paper-windows, center, resize, grid-N",
+    )
     precision: Literal["fp32", "bf16"] = option("fp32", "number format of the towers")
     seed: int = option(0, "seed of split, initial prompts, crops and order")
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from dcmpl import __version__
 from dcmpl.errors import DcmplError, RunError
 
@@ -26,6 +28,7 @@ __all__ = [
     "as_json",
     "check_sealed",
     "put_in_place",
+    "read_most",
     "read_plain",
     "read_record",
     "read_yaml",
@@ -36,27 +39,45 @@ __all__ = [
 ]
 
 MADE_BY = "made by dcmpl-agiqa"
-"""Mark in pages and plots, which a later one may replace."""
+"""Mark in pages, plots and results, which later ones may replace."""
 
 
 MAX_DEPTH = 20
 LONG_NUMBER = re.compile("[-+]?(0[xob])?[0-9a-fA-F_]{101,}")
 
 
-def read_yaml(path: Path, most: int) -> Any:
-    """Plain values of a YAML file of at most ``most`` bytes.
+def read_most(path: Path, most: int) -> bytes:
+    """All bytes of a file, which may be a device without end or say a wrong size.
 
-    Raises :class:`OSError` and :class:`ValueError`, also for aliases, whose values may double at
-    each, and for what YAML or Python cannot read.
+    Raises :class:`OSError`, and :class:`ValueError` where there are more than ``most``.
     """
-    import yaml
-
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"more than {most} bytes")
+    return content
+
+
+class _OnceLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Loader of plain values that refuses a key which is there twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise ValueError(f"{key} twice")
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def read_yaml(path: Path, most: int) -> Any:
+    """Plain values of a YAML file of at most ``most`` bytes.
+
+    Raises :class:`OSError` and :class:`ValueError`, also for keys that are there twice, for
+    aliases, whose values may double at each, and for what YAML or Python cannot read.
+    """
     try:
-        text = content.decode("utf-8-sig")
+        text = read_most(path, most).decode("utf-8-sig")
         depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent)
@@ -67,7 +88,7 @@ def read_yaml(path: Path, most: int) -> Any:
                 raise ValueError("an alias (*), write the value out")
             if isinstance(event, yaml.ScalarEvent) and LONG_NUMBER.fullmatch(event.value):
                 raise ValueError("a number of more than 100 digits")
-        return yaml.safe_load(text)
+        return yaml.load(text, _OnceLoader)  # noqa: S506  a SafeLoader
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
@@ -183,9 +204,7 @@ def _read(
     check: Callable[[dict[str, Any], Path], None],
 ) -> Record:
     try:
-        if path.stat().st_size > most:
-            raise ValueError(f"more than {most} bytes")
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_most(path, most))
         if not isinstance(record, dict):
             raise TypeError(f"a {type(record).__name__}")
     except UNREADABLE as error:

@@ -123,6 +123,10 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+MOST_LETTERS = 1000
+"""Of a setting: longer numbers are none that Python reads."""
+
+
 def with_settings(config: Config, settings: Sequence[str], section: str = "model") -> Config:
     """Change fields of ``config`` by settings such as ``model.mpa.form=joint``.
 
@@ -139,6 +143,8 @@ def with_settings(config: Config, settings: Sequence[str], section: str = "model
                 setting or "nothing",
                 nearest(name, known, "dcmpl presets lists the fields"),
             )
+        if len(text) > MOST_LETTERS:
+            raise UsageError(f"at most {MOST_LETTERS} letters for {name}", len(text))
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

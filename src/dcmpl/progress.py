@@ -3,11 +3,12 @@
 All of it goes to standard error; standard output is for results.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
-from rich.console import Console
+from rich import console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,14 +21,28 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["progress_bar", "say", "shown", "track"]
+__all__ = ["Console", "leave", "progress_bar", "say", "shown", "track"]
 
 T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """Print one line on standard error, with what would steer a terminal written out."""
-    print(shown(text), file=sys.stderr, flush=True)
+    """Print one line on standard error, with what would steer a terminal written out.
+
+    Without a reader the work goes on, and where standard error is closed the line is not printed
+    among the results.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        print(shown(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        leave(sys.stderr)
+
+
+def leave(stream: TextIO) -> None:
+    """Lead a stream without a reader to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def shown(text: str) -> str:
@@ -37,6 +52,13 @@ def shown(text: str) -> str:
     True
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Console(console.Console):
+    """Console whose reader may leave as that of any output: no error, no exit of its own."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class _Rate(ProgressColumn):
@@ -49,7 +71,7 @@ class _Rate(ProgressColumn):
 
 def progress_bar() -> Progress:
     """An empty bar; silent where standard error is not a terminal."""
-    console = Console(stderr=True)
+    shown_on = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,8 +80,8 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=shown_on,
+        disable=not shown_on.is_terminal,
         transient=True,
     )
 

@@ -34,6 +34,7 @@ from dcmpl.errors import DataError, RunError
 from dcmpl.files import (
     UNREADABLE,
     as_json,
+    read_most,
     read_record,
     sealed,
     sha256_of,
@@ -172,6 +173,8 @@ def _run_of(record: dict[str, Any]) -> Run:
     run = msgspec.convert({**record, "history": _numbers(record["history"])}, Run)
     if unknown := sorted(_names(record) - _names(asdict(run))):
         raise ValueError(f"an entry that no run has, {unknown[0]}")
+    if not 0 <= run.best_epoch <= len(run.history):
+        raise ValueError(f"a best epoch {run.best_epoch} of {len(run.history)}")
     if set(run.learned) - set(run.model.tasks):
         raise ValueError(f"learned tasks {run.learned} that the model has not")
     return run
@@ -239,7 +242,7 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
     :class:`RunError` where they are not tensors of ``run``, or not numbers.
     """
     try:
-        content = path.read_bytes()
+        content = read_most(path, _most_bytes(model))
         if run.finished and path.name == MODEL:
             _check_unchanged(path, content, run)
         tensors = load(content)
@@ -275,6 +278,12 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
     return history, optimizer_state
+
+
+def _most_bytes(model: nn.Module) -> int:
+    """Bytes of learned tensors in double precision with two of Adam's beside each, and more."""
+    count = sum(p.numel() for p in trainable_parameters(model).values())
+    return 24 * count + 64 * 2**20
 
 
 def _check_unchanged(path: Path, content: bytes, run: Run) -> None:

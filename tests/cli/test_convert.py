@@ -66,6 +66,7 @@ def test_an_imported_run_scores_as_the_model_does(
     assert sorted(file.name for file in imported.iterdir()) == ["model.safetensors", "run.json"]
     images = sorted(image_data.parent.glob("*.png"))[:3]
     scorer = Scorer.from_pretrained(imported)
+    assert scorer.views == "paper-windows"  # as its script tests
     found = scorer.score(images)
     engine = TorchEngine(learned, ("quality", "alignment"))
     expected = Scorer(engine, scorer.views).score(images)

@@ -1,5 +1,6 @@
 """Every command ends with its exit code, and every mistake with one sentence."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -280,3 +281,21 @@ def test_module_is_the_command() -> None:
     words = [sys.executable, "-m", "dcmpl", "--version"]
     told = subprocess.run(words, capture_output=True, text=True, check=True)
     assert told.stdout.startswith("dcmpl ")
+
+
+@pytest.mark.parametrize("words", ["--help", "train --data x --out y --print-config"])
+def test_output_that_nobody_reads_is_no_error(words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "dcmpl", *words.split()]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_errors_are_not_printed_among_results_where_standard_error_is_closed(
+    tmp_path: Path,
+) -> None:
+    words = f"exec {sys.executable} -m dcmpl nothing 2>&-"
+    found = subprocess.run(["sh", "-c", words], stdout=subprocess.PIPE, check=False)
+    assert (found.returncode, found.stdout) == (2, b"")

@@ -21,7 +21,11 @@ from dcmpl.config import RECIPES
             "0",
             "expected a positive lr, an alignment_weight",
         ),
-        ("--set", "train.views=grid-0", "expected views to be windows, center, resize or grid-N"),
+        (
+            "--set",
+            "train.views=grid-0",
+            "expected views to be windows, paper-windows, center, resize or grid-N",
+        ),
         ("--preset", "foo", "expected --preset of dcmpl"),
     ],
 )

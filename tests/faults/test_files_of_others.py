@@ -68,6 +68,49 @@ def test_plot_or_page_that_dcmpl_did_not_make_is_not_replaced(
     assert out.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("evaluate", "predictions.csv"),
+        ("evaluate", "quality.png"),
+        ("evaluate", "metrics.json"),
+        ("compare", "comparison.csv"),
+        ("benchmark", "summary.md"),
+        ("benchmark", "trials.csv"),
+        ("data split", "clean-1.json"),
+        ("train", "split.json"),
+        ("train", "calibration.json"),
+    ],
+)
+def test_results_of_others_are_not_replaced(
+    tmp_path: Path,
+    trained_run: Path,
+    image_data: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    name: str,
+) -> None:
+    mine = tmp_path / name
+    mine.write_text("mine")
+    data = ["--data", str(image_data), "--mos-scale", "1", "5"]
+    words = {
+        "evaluate": ["evaluate", str(trained_run)],
+        "compare": ["compare", str(trained_run)],
+        "benchmark": ["benchmark", *data, "--presets", "linear-probe"],
+        "data split": ["data", "split", *data[1:], "--repeats", "2"],
+        "train": ["train", *data, "--epochs", "1"],
+    }
+    assert main([*words[command], "--out", str(tmp_path)]) != 0
+    assert mine.read_text() == "mine"
+    assert name in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_results_are_replaced_by_later_ones(tmp_path: Path, image_data: Path) -> None:
+    words = ["data", "split", str(image_data), "--mos-scale", "1", "5", "--out", str(tmp_path)]
+    assert main(words) == main(words) == 0
+
+
 def test_relative_link_still_leads_to_its_file_after_a_move(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snap").mkdir()
@@ -107,7 +150,10 @@ def test_copies_of_smooth_images_are_one_unit(tmp_path: Path) -> None:
     assert units[0] == units[1] == units[2] != units[3] == units[4]
 
 
-def test_prompt_of_nearly_all_images_leaves_no_parts_to_choose_and_test_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["clean", "clean-folds"])
+def test_prompt_of_nearly_all_images_leaves_no_parts_to_choose_and_test_on(
+    tmp_path: Path, protocol: str
+) -> None:
     image = noise(tmp_path / "0.png", 0)
     rows = [(f"{i}.png", "a portrait" if i < 55 else f"prompt {i}", 1 + i % 5) for i in range(60)]
     for name, _, _ in rows[1:]:
@@ -118,6 +164,6 @@ def test_prompt_of_nearly_all_images_leaves_no_parts_to_choose_and_test_on(tmp_p
     units = np.array([0] * 55 + [1, 2, 3, 4, 5])
     for repeat in range(5):
         with pytest.raises(DataError) as caught:
-            draw_split("clean", table, units, repeat)
+            draw_split(protocol, table, units, repeat)
         assert "since one prompt" in caught.value.got
         assert "--protocol image-level" in caught.value.hint

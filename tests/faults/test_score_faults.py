@@ -347,4 +347,5 @@ def test_score_that_is_no_number_is_an_error(
     rows = rows_of(out)
     assert [row["status"] for row in rows] == ["ok", "error", "ok"]
     assert [rows[1][target] for target in TARGETS] == ["", "", ""]
-    assert rows[1]["reason"] == f"expected finite scores of {good[1]}, got others from the model"
+    wanted = f"expected finite scores of {good[1]} in [0, 1], got others from the model"
+    assert rows[1]["reason"] == wanted

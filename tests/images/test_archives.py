@@ -220,6 +220,33 @@ def test_links_of_a_tar_lead_to_its_members_and_nowhere_else(tmp_path: Path) -> 
     assert [str(value).partition(" ")[0] for value in found[2:]] == ["expected", "expected"]
 
 
+@pytest.mark.parametrize("ending", ["", "damaged"])
+def test_member_appended_to_a_tar_replaces_the_one_before(tmp_path: Path, ending: str) -> None:
+    path = pack(tmp_path / "in.tar", {"a.png": png(1), "a.txt": b"old", "b.png": png(2)})
+    with tarfile.open(path, "a") as archive:
+        for name, content in {"a.png": png(3), "a.txt": b"new"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        end = archive.offset
+    if ending:
+        with path.open("r+b") as file:
+            file.seek(end)
+            file.write(b"x" * 700)
+    found = found_in(path, sidecar=True)
+    assert values(found)[:2] == [3, 2]
+    assert found[0].prompt == "new"
+    assert len(found) == (3 if ending else 2)  # the damage is a row
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_last_of_two_members_of_a_zip_counts(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for value in (1, 3):
+            archive.writestr("a.png", png(value))
+    assert values(found_in(tmp_path / "in.zip")) == [3]
+
+
 def test_folder_of_a_tar_that_is_called_like_an_image_is_none(tmp_path: Path) -> None:
     path = tmp_path / "some.tar"
     with tarfile.open(path, "w") as archive:

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from dcmpl.errors import DataError
 from dcmpl.images.colour import MAX_PROFILE_BYTES
-from dcmpl.images.decode import decode_bytes, from_pil
+from dcmpl.images.decode import DecodedImage, decode_bytes, from_pil
 
 RED, GREEN, BLUE = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
 
@@ -146,12 +146,34 @@ def test_lab_is_turned_into_srgb() -> None:
     assert np.abs(found.pixels.astype(int) - np.asarray(drawn())).mean() < 4
 
 
-def test_gamma_of_a_png_leaves_a_note() -> None:
-    content = saved(drawn())
-    linear = content[:33] + chunk(b"gAMA", struct.pack(">I", 100_000)) + content[33:]
-    usual = content[:33] + chunk(b"gAMA", struct.pack(">I", 45_455)) + content[33:]
-    assert decode_bytes(linear, "linear.png").notes == ("its gamma is not applied",)
-    assert decode_bytes(usual, "usual.png").notes == ()
+def with_gamma(content: bytes, gamma: int) -> DecodedImage:
+    content = content[:33] + chunk(b"gAMA", struct.pack(">I", gamma)) + content[33:]
+    return decode_bytes(content, "gamma.png")
+
+
+def test_gamma_of_a_png_is_applied_as_a_profile_that_says_the_same() -> None:
+    linear = with_gamma(saved(drawn()), 100_000)
+    assert linear.notes == ("gamma applied",)
+    profiled = decode_bytes(saved(drawn(), icc_profile=PROFILES["linear"]), "linear.png")
+    assert np.abs(linear.pixels.astype(int) - profiled.pixels).max() <= 2
+
+
+def test_usual_gamma_changes_nothing() -> None:
+    usual = with_gamma(saved(drawn()), 45_455)
+    assert usual.notes == ()
+    assert np.array_equal(usual.pixels, np.asarray(drawn()))
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 4_000_000_000])
+def test_gamma_that_makes_no_sense_is_a_note(gamma: int) -> None:
+    found = with_gamma(saved(drawn()), gamma)
+    assert found.notes in ((), ("its gamma makes no sense and is not applied",))
+    assert np.array_equal(found.pixels, np.asarray(drawn()))
+
+
+def test_profile_counts_before_a_gamma() -> None:
+    content = saved(drawn(), icc_profile=PROFILES["linear"])
+    assert with_gamma(content, 100_000).notes == ("colour profile applied",)
 
 
 WHITE = "transparent parts laid on white"

@@ -1,7 +1,5 @@
 """Windows lie where they should, whatever the shape of the image."""
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcmpl.errors import UsageError
-from dcmpl.images.windows import random_window, window_corners, windows
+from dcmpl.images.windows import random_window, too_small, window_corners, windows
 
 
 def ramp(height: int, width: int) -> np.ndarray:
@@ -18,13 +16,51 @@ def ramp(height: int, width: int) -> np.ndarray:
     return np.stack([number % 256, number // 256 % 256, number * 0], axis=2).astype(np.uint8)
 
 
-def test_512_image_has_25_windows_of_224() -> None:
-    assert len(list(windows(ramp(512, 512), 224, "windows"))) == 25
+def test_512_image_has_the_papers_25_windows_of_224_and_those_at_two_edges() -> None:
+    assert len(list(windows(ramp(512, 512), 224, "paper-windows"))) == 25
+    assert len(list(windows(ramp(512, 512), 224, "windows"))) == 36
 
 
-def test_paper_stride_is_64_for_224() -> None:
-    corners = window_corners(512, 512, 224, "windows")
-    assert sorted({left for _, left in corners}) == [0, 64, 128, 192, 256]
+@pytest.mark.parametrize(
+    ("size", "paper"), [(224, [0, 64, 128, 192, 256]), (256, [0, 72, 144, 216])]
+)
+def test_last_window_ends_at_the_edge_unless_the_paper_is_replayed(
+    size: int, paper: list[int]
+) -> None:
+    for views, wanted in (("paper-windows", paper), ("windows", [*paper, 512 - size])):
+        corners = window_corners(512, 512, size, views)
+        assert corners == [(top, left) for top in wanted for left in wanted]
+
+
+def test_window_at_the_edge_stands_once() -> None:
+    assert window_corners(224, 288, 224, "windows") == [(0, 0), (0, 64)]
+
+
+@pytest.mark.parametrize("side", [*range(224, 240), 500, 511, 513, 1023])
+def test_windows_see_all_of_an_image_but_what_is_less_than_a_jpeg_block(side: int) -> None:
+    corners = window_corners(side, side, 224, "windows")
+    seen = np.zeros(side, bool)
+    for top, left in corners:
+        assert top % 8 == 0
+        assert left % 8 == 0
+        seen[left : left + 224] = True
+    assert seen[: side // 8 * 8].all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "views", "note"),
+    [
+        ((224, 224), "windows", ""),
+        ((224, 500), "center", ""),
+        ((223, 500), "windows", "500 x 223 is smaller than a window of 224 x 224: mirrored"),
+        ((500, 100), "grid-2", "100 x 500 is smaller than a window of 224 x 224: mirrored"),
+        ((500, 100), "resize", "100 x 500 is smaller than a window of 224 x 224: scaled up"),
+    ],
+)
+def test_image_smaller_than_a_window_is_told(shape: tuple[int, int], views: str, note: str) -> None:
+    found = too_small(ramp(*shape), 224, views)
+    assert found.startswith(note)
+    assert bool(found) == bool(note)
 
 
 def test_stride_is_in_proportion_to_the_window() -> None:
@@ -102,7 +138,7 @@ def test_random_window_starts_at_multiples_of_its_step() -> None:
 
 @pytest.mark.parametrize("views", ["", "all", "grid", "grid-0", "grid-100", "grid--1", "grid-2x"])
 def test_unknown_views_are_a_usage_error(views: str) -> None:
-    with pytest.raises(UsageError, match="expected views to be windows, center, resize or grid-N"):
+    with pytest.raises(UsageError, match="expected views to be windows, paper-windows, center"):
         window_corners(64, 64, 32, views)
 
 
@@ -111,7 +147,9 @@ def test_unknown_views_are_a_usage_error(views: str) -> None:
     height=st.integers(1, 130),
     width=st.integers(1, 130),
     size=st.integers(1, 60),
-    views=st.sampled_from(["windows", "center", "grid-1", "grid-2", "grid-3", "grid-9"]),
+    views=st.sampled_from(
+        ["windows", "paper-windows", "center", "grid-1", "grid-2", "grid-3", "grid-9"]
+    ),
 )
 def test_windows_are_inside_and_of_the_right_size(
     height: int, width: int, size: int, views: str
@@ -205,10 +243,8 @@ def test_resize_does_not_let_fine_stripes_through() -> None:
 
 
 @pytest.mark.parametrize("shape", [(30_000, 20), (20, 30_000), (1, 1), (1, 30_000), (30_000, 1)])
-def test_resize_of_extreme_shapes_stays_small_and_quick(shape: tuple[int, int]) -> None:
-    began = time.process_time()
+def test_resize_of_extreme_shapes_stay_small(shape: tuple[int, int]) -> None:
     window = resized(np.full((*shape, 3), 77, np.uint8), 224)
-    assert time.process_time() - began < 1
     assert window.shape == (224, 224, 3)
     assert np.unique(window).tolist() == [77]
 

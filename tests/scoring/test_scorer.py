@@ -254,6 +254,15 @@ def test_one_tensor_instead_of_a_batch_is_a_usage_error(scorer: Scorer) -> None:
         scorer.score(torch.zeros(3, 40, 40))
 
 
+def test_note_says_that_an_image_is_smaller_than_a_window(scorer: Scorer) -> None:
+    small, large = scorer.score([np.zeros((20, 40, 3), np.uint8), np.zeros((40, 40, 3), np.uint8)])
+    assert small.note == (
+        "40 x 20 is smaller than a window of 32 x 32: mirrored at its edges, so that its score "
+        "compares with no larger image's"
+    )
+    assert large.note == ""
+
+
 def test_note_says_what_was_done_to_read_an_image(scorer: Scorer, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGBA", (40, 40), (9, 9, 9, 100)).save(path)
@@ -287,7 +296,10 @@ def test_target_that_was_not_learned_is_a_usage_error(trained_run: Path, target:
 WRONG_WORDS = {
     "engine": ({"engine": "tpu"}, "expected an engine of auto, torch, onnx, openvino"),
     "precision": ({"precision": "fp64"}, "a precision of fp32, bf16, int8, got auto and fp64"),
-    "views": ({"views": "all"}, "expected views to be windows, center, resize or grid-N"),
+    "views": (
+        {"views": "all"},
+        "expected views to be windows, paper-windows, center, resize or grid-N",
+    ),
     "engine of exports": ({"engine": "onnx"}, "expected an exported model for the engine onnx"),
     "precision of exports": ({"precision": "int8"}, "dcmpl export makes models of int8"),
 }

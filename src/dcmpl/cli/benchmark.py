@@ -20,6 +20,7 @@ from dcmpl.cli.options import (
     check_model,
     check_protocols,
     check_repeats,
+    check_results_replace,
     check_table,
     columns_of,
     model_of,
@@ -117,6 +118,10 @@ def _check(arguments: Arguments) -> None:
     check_protocols(arguments.protocols)
     check_repeats(arguments.repeats)
     check_folder(arguments.out)
+    check_results_replace(
+        Path(arguments.out),
+        ("summary.json", "trials.csv", "summary.csv", "summary.md", "summary.png"),
+    )
     recipe_of(arguments)
 
 

@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from dcmpl.cli.options import Arguments, Command, Flag, check_folder, check_run
+from dcmpl.cli.options import (
+    Arguments,
+    Command,
+    Flag,
+    check_folder,
+    check_results_replace,
+    check_run,
+)
 
 __all__ = ["COMPARE"]
 
@@ -16,13 +23,13 @@ def compare(arguments: Arguments) -> int:
     """Compare runs with published results of the same protocol, and with one another."""
     for run in arguments.RUN:
         check_run(run)
-    if arguments.out is not None:
-        check_folder(arguments.out)
+    out = Path(arguments.out or arguments.RUN[0])
+    check_folder(str(out))
+    check_results_replace(out, ("comparison.md", "comparison.csv", "comparison.png"))
     from dcmpl.evaluation.compare import compare as compare_runs
     from dcmpl.evaluation.compare import paired_rows, write_comparison
 
     folders = [Path(run) for run in arguments.RUN]
-    out = Path(arguments.out) if arguments.out else folders[0]
     names = write_comparison(compare_runs(folders), paired_rows(folders), out)
     print((out / "comparison.md").read_text(encoding="utf-8"))
     print(f"results: {out}/{', '.join(names)}")

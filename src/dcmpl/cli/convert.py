@@ -39,7 +39,7 @@ def import_run(arguments: Arguments) -> int:
         backbone_sha256=backbone.sha256,
         source=None,
         model=model.config,
-        train=TrainConfig(),
+        train=TrainConfig(views="paper-windows"),
         split_sha256="",
         learned=model.config.tasks,
     )

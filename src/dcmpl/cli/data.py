@@ -13,6 +13,7 @@ from dcmpl.cli.options import (
     check_protocols,
     check_repeats,
     check_replaces,
+    check_results_replace,
     check_table,
     columns_of,
     mos_scale,
@@ -84,20 +85,25 @@ def split(arguments: Arguments) -> int:
     from dcmpl.data.leaks import check_images, check_leaks, tied_units
     from dcmpl.data.splits import PARTS, PROTOCOLS, draw_split
 
+    files = [f"{arguments.protocol}-{repeat}.json" for repeat in range(arguments.repeats)]
+    for name in files:
+        check_results_replace(Path(arguments.out), [name])
     table = read_data(arguments, arguments.PATH)
     facts = check_images(table)
     units, protocol = tied_units(table, facts), PROTOCOLS[arguments.protocol]
     say(f"{table.name}, protocol {arguments.protocol}: {protocol.about}")
+    lines = []
     for repeat in range(arguments.repeats):
         drawn = draw_split(arguments.protocol, table, units, repeat)
         notes = check_leaks(drawn, table, facts, protocol.leaks)
-        file = Path(arguments.out) / f"{arguments.protocol}-{repeat}.json"
+        file = Path(arguments.out) / files[repeat]
         write_atomically(file, as_json(drawn.to_json()))
         sizes = ", ".join(f"{part} {len(getattr(drawn, part))}" for part in PARTS)
         left = f", left out {len(drawn.left_out)}" if drawn.left_out else ""
-        print(f"repeat {repeat}: {sizes}{left}  sha256 {drawn.digest[:12]}  {file}")
+        lines.append(f"repeat {repeat}: {sizes}{left}  sha256 {drawn.digest[:12]}  {file}")
         for note in notes:
             say(f"  leak, by design: {note}")
+    print("\n".join(lines))
     return 0
 
 

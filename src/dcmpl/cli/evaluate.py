@@ -11,13 +11,14 @@ from dcmpl.cli.options import (
     Flag,
     check_device,
     check_own_table,
+    check_results_replace,
     check_run,
     columns_of,
     mos_scale,
     say_leaks,
 )
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
-from dcmpl.progress import say
+from dcmpl.progress import Console, say
 from dcmpl.weights import warn_of_embedded
 
 if TYPE_CHECKING:
@@ -49,9 +50,8 @@ def evaluate(arguments: Arguments) -> int:
     check_device(arguments.device)
     if arguments.data is not None and not Path(arguments.data).exists():
         raise UsageError(f"a data set at --data {arguments.data}", "nothing there")
-    from rich.console import Console
-
     from dcmpl.evaluation.results import evaluate_run, metrics_table
+    from dcmpl.evaluation.trials import RESULT
     from dcmpl.runs import read_run, read_split, uncalibrated
     from dcmpl.scoring.calibration import read_calibration
     from dcmpl.scoring.torch_engine import load_model
@@ -68,6 +68,8 @@ def evaluate(arguments: Arguments) -> int:
     at_home = folder if part == "test" else folder / part
     default = at_home if own else folder / f"{table.name}-{table.digest[:6]}-{part}"
     out = Path(arguments.out) if arguments.out else default
+    plots = [f"{target}.png" for target in table.asked]
+    check_results_replace(out, ["metrics.json", "predictions.csv", *plots, RESULT])
     protocol = split.protocol if own and split is not None else "other data"
     calibration = read_calibration(folder, run.weights_sha256)
     if calibration is None:

@@ -12,7 +12,7 @@ from dcmpl.cli.options import Arguments, Command, Flag, check_run
 from dcmpl.config import ModelConfig
 from dcmpl.presets import PRESETS as KNOWN
 from dcmpl.presets import differences, model_fields, train_fields
-from dcmpl.progress import shown
+from dcmpl.progress import Console, shown
 from dcmpl.weights import EMBEDDED, warn_of_embedded
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ PERCENTILES = (5, 25, 50, 75, 95)
 def info(arguments: Arguments) -> int:
     """Show a run and its calibration."""
     check_run(arguments.RUN)
-    from rich.console import Console
-
     from dcmpl.runs import read_run, uncalibrated
     from dcmpl.scoring.calibration import read_calibration
 
@@ -131,8 +129,6 @@ def _width(meaning: "Meaning") -> float:
 
 def presets(arguments: Arguments) -> int:
     """List the presets, and the fields that ``--set`` may change."""
-    from rich.console import Console
-
     listed = Table("preset", "learns, ViT-B/32", "what it is", "differs from dcmpl in", "paper")
     for name, preset in KNOWN.items():
         changes = ", ".join(

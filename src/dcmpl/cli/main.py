@@ -7,6 +7,7 @@ and it imports torch only where its work begins. Exit codes: 0 done, 1 failed, 2
 
 import argparse
 import io
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from dcmpl import __version__
 from dcmpl.cli.options import COMMON, Arguments, Command, Flag
 from dcmpl.errors import DcmplError, UsageError, nearest
 from dcmpl.files import read_yaml
-from dcmpl.progress import say
+from dcmpl.progress import leave, say
 
 __all__ = ["COMMANDS", "command_of", "main", "overview", "parse", "parser_of"]
 
@@ -206,13 +207,30 @@ def _run(words: Sequence[str]) -> int:
     return command.run(arguments)
 
 
+def _open_streams() -> None:
+    """Open what was closed to nowhere, or the next file would take its number and our notes."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    _open_streams()
+    code = 0
     try:
-        return _run(words)
+        code = _run(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has enough
+        leave(sys.stdout)
+        return code
     except DcmplError as error:
         if "--debug" in words:
             traceback.print_exc()
@@ -221,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         reason = str(interrupt) or "what was written so far is whole"
-        print(f"dcmpl: interrupted; {reason}", file=sys.stderr)
+        say(f"dcmpl: interrupted; {reason}")
         return 130
     except Exception as error:
         if "--debug" in words:

@@ -6,6 +6,7 @@ work import what they need themselves.
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -264,7 +265,7 @@ def check_table(arguments: Arguments, paths: Sequence[str]) -> None:
     for path in paths:
         if not Path(path).exists():
             raise UsageError(f"a data set at {path}", "nothing there")
-        if Path(path).is_file() and arguments.mos_scale is None:
+        if not Path(path).is_dir() and arguments.mos_scale is None:
             raise UsageError(
                 f"the ends of the MOS scale of {path}",
                 "none",
@@ -325,13 +326,29 @@ def check_not_read(out: str, inputs: Iterable[str]) -> None:
 
 def check_replaces(out: str, flag: str = "-o") -> None:
     """Check that a page or plot replaces nothing but one that dcmpl made."""
+    if Path(out).is_file() and not _is_marked(Path(out)):
+        raise UsageError(f"a new file at {flag} {out}", "one that dcmpl did not make", NEW_PLACE)
+
+
+def check_results_replace(folder: Path, names: Sequence[str], flag: str = "--out") -> None:
+    """Check that results replace nothing but results, one of which bears our mark."""
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if there and not any(_is_marked(folder / name) for name in there):
+        raise UsageError(
+            f"a folder at {flag} {folder} without a {there[0]} of others",
+            "one that dcmpl did not make",
+            f"choose another {flag}, or delete it",
+        )
+
+
+def _is_marked(path: Path) -> bool:
+    """Whether a file bears the mark of what dcmpl makes."""
     from dcmpl.files import MADE_BY
 
-    if Path(out).is_file():
-        with Path(out).open("rb") as file:
-            if MADE_BY.encode() in file.read(MARK_BYTES):
-                return
-        raise UsageError(f"a new file at {flag} {out}", "one that dcmpl did not make", NEW_PLACE)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MADE_BY.encode() in file.read(MARK_BYTES)
 
 
 def check_scores_replace(out: str) -> None:

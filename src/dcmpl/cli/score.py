@@ -87,8 +87,8 @@ FLAGS = (
     ),
     Flag(
         "--views",
-        "windows (the paper's), center, resize, grid-N, or auto: the fewest that were found to be "
-        "enough (default: as the model was measured)",
+        "windows, paper-windows (none at the edges), center, resize, grid-N, or auto: the fewest "
+        "that were found to be enough (default: as the model was measured)",
         metavar="NAME",
     ),
     Flag(

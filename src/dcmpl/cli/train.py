@@ -1,5 +1,6 @@
 """``dcmpl train``: learn from human scores; writes a run folder."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,9 +130,11 @@ def _left_in(folder: Path, resume: bool) -> list[str]:
 
     Raises an error where they are of no known run, and without ``resume`` for those of one.
     """
-    from dcmpl.runs import LAST, MODEL, RECORD
+    from dcmpl.runs import LAST, MODEL, RECORD, SPLIT
+    from dcmpl.scoring.calibration import CALIBRATION
 
-    left = [name for name in (RECORD, LAST, MODEL) if (folder / name).exists()]
+    written = (RECORD, LAST, MODEL, SPLIT, CALIBRATION)
+    left = [name for name in written if os.path.lexists(folder / name)]
     if left and RECORD not in left:
         raise RunError(
             f"{RECORD} beside {left[0]} in {folder}",

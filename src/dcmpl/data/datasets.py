@@ -232,7 +232,7 @@ def load_table(
     path = Path(path)
     if not path.exists():
         raise DataError(f"a data set at {path}", "nothing there")
-    if path.is_file():
+    if not path.is_dir():
         return _read_own(path.stem, path, mos_scale, columns or {})
     for name, official in DATASETS.items() if not columns else ():
         if (file := official.told_by(path)) is not None:

@@ -75,10 +75,7 @@ def read_sheet(file: Path, header: bool = True, encoding: str = "utf-8-sig") -> 
     if kind not in SHEETS:
         raise DataError(f"a table that ends in {', '.join(SHEETS)}", file)
     try:
-        size = file.stat().st_size
-        most = MAX_JSON_BYTES if kind in (".json", ".jsonl") and size <= MAX_BYTES else MAX_BYTES
-        if size > most:
-            raise DataError(f"a table of at most {most} bytes", file)
+        _check_file(file, kind)
         frame = SHEETS[kind](file, header, encoding)
     except DataError:
         raise
@@ -99,6 +96,15 @@ def read_sheet(file: Path, header: bool = True, encoding: str = "utf-8-sig") -> 
     if len(doubled):
         raise DataError(f"each column once in {file}", f"{doubled[0]!r} twice")
     return frame
+
+
+def _check_file(file: Path, kind: str) -> None:
+    if not file.is_file() and file.exists():  # a device has no end
+        raise DataError(f"a table at {file}", "no file")
+    size = file.stat().st_size
+    most = MAX_JSON_BYTES if kind in (".json", ".jsonl") and size <= MAX_BYTES else MAX_BYTES
+    if size > most:
+        raise DataError(f"a table of at most {most} bytes", file)
 
 
 def _read_text(file: Path, header: bool, encoding: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError, UsageError
-from dcmpl.files import read_plain
+from dcmpl.files import MADE_BY, read_plain
 from dcmpl.progress import say
 
 __all__ = [
@@ -113,6 +113,7 @@ class Split:
     def to_json(self) -> dict[str, Any]:
         """JSON of the split, as :meth:`read` takes it."""
         return {
+            "made_by": MADE_BY,
             "protocol": self.protocol,
             "repeat": self.repeat,
             "sha256": self.digest,
@@ -210,16 +211,28 @@ def _by_images(table: ImageTable, units: np.ndarray, order: np.ndarray) -> dict[
     after = np.cumsum([0, *sizes[rest]])[:-1]
     val = [unit for unit, count in zip(rest, after, strict=True) if count < val_size - 0.5]
     masks = _dealt(units, np.array(val, int), np.array(test, int))
-    shares = ", ".join(f"{part} {masks[part].sum()}" for part in PARTS)
-    largest = f"one prompt, or what hangs together by images, has {sizes.max()} of {size} images"
+    _check_near(masks, table, units)
+    say(f"note: {_largest(units)}; such go to training: {_shares(masks)}")
+    return masks
+
+
+def _shares(masks: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{part} {masks[part].sum()}" for part in PARTS)
+
+
+def _largest(units: np.ndarray) -> str:
+    most = np.bincount(units).max()
+    return f"one prompt, or what hangs together by images, has {most} of {len(units)} images"
+
+
+def _check_near(masks: dict[str, np.ndarray], table: ImageTable, units: np.ndarray) -> None:
+    """Check that no part is much too small or too large; raises :class:`DataError`."""
     if not _is_near(masks, factor=3):
         raise DataError(
             f"parts of about 70, 10 and 20 % of the images of {table.name}",
-            f"{shares}, since {largest}",
+            f"{_shares(masks)}, since {_largest(units)}",
             "take more prompts, a split of your own with --split, or --protocol image-level",
         )
-    say(f"note: {largest}; such go to training: {shares}")
-    return masks
 
 
 def _folds(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:
@@ -228,7 +241,10 @@ def _folds(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.nd
     test = folds[repeat % FOLDS]
     rest = np.concatenate([fold for fold in folds if fold is not test])
     chosen = _shuffled(len(rest), repeat)[: max(1, round(VAL * count))]
-    return _dealt(units, rest[chosen], test)
+    masks = _dealt(units, rest[chosen], test)
+    if len(units) >= FEW:  # each is tested once, a large one too: there is no other way to deal
+        _check_near(masks, table, units)
+    return masks
 
 
 def _image_level(table: ImageTable, units: np.ndarray, repeat: int) -> dict[str, np.ndarray]:

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dcmpl import __version__
 from dcmpl.config import TARGETS
-from dcmpl.data.sheets import read_sheet
-from dcmpl.errors import RunError
+from dcmpl.data.sheets import need, read_sheet
+from dcmpl.errors import DataError, RunError
 from dcmpl.evaluation.baselines import BASELINES
 from dcmpl.evaluation.results import measured
 from dcmpl.evaluation.summary import SUMMARY
 from dcmpl.evaluation.trials import RESULT
-from dcmpl.files import read_plain, write_atomically
+from dcmpl.files import MADE_BY, read_plain, write_atomically
 from dcmpl.metrics import compare_paired, srcc
 from dcmpl.pages import (
     figure_png,
@@ -141,12 +142,23 @@ def paired_rows(folders: Sequence[Path]) -> pd.DataFrame:
     known = {}
     for folder in folders:
         if (folder / "predictions.csv").is_file():
-            known[folder] = read_sheet(folder / "predictions.csv").set_index("image")
+            known[folder] = _predictions(folder / "predictions.csv")
     rows = []
     for index, ours in enumerate(known):
         for theirs in list(known)[index + 1 :]:
             rows += _paired(known[ours], known[theirs], ours, theirs)
     return pd.DataFrame(rows)
+
+
+def _predictions(file: Path) -> pd.DataFrame:
+    """Predictions by image; raises :class:`DataError` where somebody changed their layout."""
+    frame = read_sheet(file)
+    targets = (str(n).removeprefix("opinion_") for n in frame if str(n).startswith("opinion_"))
+    need(frame, ["image", "group", *targets], file)
+    doubled = frame["image"][frame["image"].duplicated()]
+    if len(doubled):
+        raise DataError(f"each image once in {file}", f"{doubled.iloc[0]} twice")
+    return frame.set_index("image")
 
 
 def _paired(
@@ -187,6 +199,8 @@ def write_comparison(frame: pd.DataFrame, paired: pd.DataFrame, out: Path) -> li
     """Write ``comparison.md``, ``.csv`` and, with matplotlib, ``.png``; returns their names."""
     markdown = [
         "# Ours beside what others published",
+        "",
+        f"*{MADE_BY} {__version__}*",
         "",
         "Only numbers of one protocol can be compared. Published rows are as printed; most were "
         "measured on the whole data set, which a row of ours need not be: its source says on how "

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from dcmpl import __version__
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.evaluation.baselines import BASELINES, predict_baselines, statistics_of
-from dcmpl.files import as_json, write_atomically
+from dcmpl.files import MADE_BY, as_json, write_atomically
 from dcmpl.metrics import (
     bootstrap,
     calibration_error,
@@ -247,7 +247,7 @@ def write_results(
     """
     frame = predictions_frame(table, predicted)
     write_atomically(folder / "predictions.csv", frame.to_csv(index=False).encode())
-    metrics = measure(frame, table.scale, draws)
+    metrics = {"made_by": MADE_BY, **measure(frame, table.scale, draws)}
     metrics["baselines"] = measure_baselines(table, baselines or {})
     metrics |= {"data": table.name, "data_sha256": table.digest, "version": __version__, **notes}
     write_atomically(folder / name, as_json(metrics))

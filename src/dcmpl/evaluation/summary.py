@@ -22,12 +22,12 @@ from dcmpl.data.splits import PROTOCOLS
 from dcmpl.errors import DataError
 from dcmpl.evaluation.baselines import BASELINES
 from dcmpl.evaluation.results import METRICS, measured, plain_numbers
-from dcmpl.files import as_json, write_atomically
+from dcmpl.files import MADE_BY, as_json, write_atomically
 from dcmpl.pages import figure_png, has_matplotlib, markdown_table
 
 __all__ = ["SUMMARY", "summarise", "trial_rows", "write_summary"]
 
-SUMMARY = "summary.json"
+SUMMARY, PLOT = "summary.json", "summary.png"
 SURE = 0.05
 """A difference is called one below this p-value."""
 
@@ -175,11 +175,12 @@ def write_summary(trials: pd.DataFrame, out: Path, title: str, backbone: str) ->
     write_atomically(out / "summary.csv", frame.to_csv(index=False).encode())
     write_atomically(out / "summary.md", _markdown(frame, title).encode())
     rows = frame.to_dict(orient="records")
-    write_atomically(out / SUMMARY, as_json({"title": title, "backbone": backbone, "rows": rows}))
+    record = {"made_by": MADE_BY, "title": title, "backbone": backbone, "rows": rows}
+    write_atomically(out / SUMMARY, as_json(record))
     names = ["trials.csv", "summary.csv", "summary.md", SUMMARY]
     if has_matplotlib():
-        write_atomically(out / "summary.png", _plot(frame, title))
-        names.append("summary.png")
+        write_atomically(out / PLOT, _plot(frame, title))
+        names.append(PLOT)
     return names
 
 

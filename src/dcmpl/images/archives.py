@@ -3,7 +3,7 @@
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ class Archives(ExitStack):
         super().__init__()
         self._path = ""
         self._open: Any = None
-        self._seen: dict[str, tarfile.TarInfo] = {}
-        self._known = 0
+        self._last: dict[str, tarfile.TarInfo] | None = None
 
     def _opened(self, path: str) -> Any:
         if path != self._path:
             self.close()
-            self._path, self._seen, self._known = "", {}, 0
+            self._path, self._last = "", None
             made = zipfile.ZipFile if kind_of(path) == "zip" else _open_tar
             self._open = self.enter_context(made(path))
             self._path = path
@@ -74,14 +73,17 @@ class Archives(ExitStack):
         return content
 
     def _in_tar(self, archive: Any, member: str) -> tarfile.TarInfo:
-        """Member of a tar, found without reading to its end, where the damage may be."""
-        while member not in self._seen:
-            if self._known == len(archive.members) and archive.next() is None:
-                raise DataError(f"{member} in {self._path}", "none")
-            new = archive.members[self._known :]
-            self._seen |= {info.name: info for info in new}
-            self._known += len(new)
-        return self._seen[member]
+        """Last member of that name: what is appended to a tar replaces what stands before it.
+
+        Of a damaged archive, among those before the damage.
+        """
+        if self._last is None:
+            with suppress(Exception):
+                archive.getmembers()
+            self._last = {info.name: info for info in archive.members}
+        if member not in self._last:
+            raise DataError(f"{member} in {self._path}", "none")
+        return self._last[member]
 
 
 OF_OTHERS = (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dcmpl.config import check_views
 
-__all__ = ["random_window", "window_corners", "windows"]
+__all__ = ["random_window", "too_small", "window_corners", "windows"]
 
 PAPER_SIZE, PAPER_STRIDE = 224, 64
 BLOCK = 8
@@ -31,12 +31,18 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
     """Top left corners of the windows of one image, all at multiples of 8 pixels.
 
     ``windows``: all that fit at the paper's stride (64 for 224, in proportion for other
-    sizes). ``center``: one. ``grid-N``: N x N, evenly from edge to edge. JPEG codes blocks
-    of 8, whose borders are evidence; a window that cuts them elsewhere shows other evidence.
+    sizes), and the last one at the right and at the lower edge. ``paper-windows``: without
+    those, as CLIP-AGIQA's script cuts (arXiv:2406.16641), which never sees the last 32 pixels
+    of 512. ``center``: one. ``grid-N``: N x N, evenly from edge to edge.
 
-    >>> window_corners(512, 512, 224, "windows")[:3]
-    [(0, 0), (0, 64), (0, 128)]
+    JPEG codes blocks of 8, whose borders are evidence; a window that cuts them elsewhere shows
+    other evidence. So up to 7 pixels at an edge stay unseen where a side is no multiple of 8.
+
+    >>> window_corners(224, 512, 224, "windows")
+    [(0, 0), (0, 64), (0, 128), (0, 192), (0, 256), (0, 288)]
     >>> len(window_corners(512, 512, 224, "windows"))
+    36
+    >>> len(window_corners(512, 512, 224, "paper-windows"))
     25
     >>> window_corners(512, 768, 256, "grid-2")
     [(0, 0), (0, 512), (256, 0), (256, 512)]
@@ -44,14 +50,27 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
 
     def starts(length: int) -> list[int]:
         spare = max(0, length - size)
-        if check_views(views) == "windows":
+        if check_views(views) in ("windows", "paper-windows"):
             stride = BLOCK * max(1, round(size * PAPER_STRIDE / PAPER_SIZE / BLOCK))
-            return list(range(0, spare + 1, stride))
+            edge = [BLOCK * (spare // BLOCK)] if views == "windows" else []
+            return sorted({*range(0, spare + 1, stride), *edge})
         count = 1 if views == "center" else int(views.removeprefix("grid-"))
         even = [spare / 2] if count == 1 else [i * spare / (count - 1) for i in range(count)]
         return sorted({BLOCK * int(start // BLOCK) for start in even})
 
     return [(top, left) for top in starts(height) for left in starts(width)]
+
+
+def too_small(image: UInt8[np.ndarray, "h w 3"], size: int, views: str) -> str:
+    """A note on an image that fills no window of ``size``; empty where it fills one."""
+    height, width = image.shape[:2]
+    if min(height, width) >= size:
+        return ""
+    done = "scaled up" if views == "resize" else "mirrored at its edges"
+    return (
+        f"{width} x {height} is smaller than a window of {size} x {size}: {done}, so that its "
+        "score compares with no larger image's"
+    )
 
 
 def windows(

@@ -5,15 +5,18 @@ library), which lies beside every backbone, or from OpenAI's own list of merges.
 """
 
 import gzip
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int64
 
 from dcmpl.errors import UsageError, WeightsError
+from dcmpl.files import read_most
 
 __all__ = ["LONG_PROMPTS", "Ids", "Parts", "Tokenizer", "Tokens"]
 
@@ -80,7 +83,7 @@ def _from_merges(path: Path) -> tokenizers.Tokenizer:
     found.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
             tokenizers.pre_tokenizers.Split(
-                tokenizers.Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"),
+                tokenizers.Regex(CLIP_WORDS),
                 behavior="removed",
                 invert=True,
             ),
@@ -88,6 +91,67 @@ def _from_merges(path: Path) -> tokenizers.Tokenizer:
         ]
     )
     return found
+
+
+MAX_JSON_BYTES = 64 * 2**20
+CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+PATTERNS = (r"\s+", CLIP_WORDS, rf"<\|startoftext\|>|<\|endoftext\|>|{CLIP_WORDS}")
+"""Patterns that no text keeps busy for long, of CLIP's own tokenizers."""
+
+STEPS = {
+    "normalizer": [
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Lowercase",
+        "Strip",
+        "StripAccents",
+        "BertNormalizer",
+    ],
+    "pre_tokenizer": [
+        "ByteLevel",
+        "Whitespace",
+        "WhitespaceSplit",
+        "BertPreTokenizer",
+        "Metaspace",
+        "Digits",
+        "Punctuation",
+    ],
+}
+MOST_STEPS = 8
+"""What is done to a text before it is cut: what is known to end soon, and to let it grow little."""
+
+
+def _from_json(content: bytes) -> tokenizers.Tokenizer:
+    """Tokenizer of a stranger's ``tokenizer.json``, whose steps are those of ``STEPS``.
+
+    Others could double a text at each step, or take for ever. Raises :class:`ValueError`.
+    """
+    record = json.loads(content)
+    for kind, known in STEPS.items():
+        stack, steps = [record.get(kind)], 0
+        while stack:
+            step = stack.pop()
+            if step is None:
+                continue
+            steps += 1
+            if step["type"] == "Sequence":
+                stack += step[f"{kind}s" if kind == "normalizer" else "pretokenizers"]
+            elif step["type"] not in known and not _is_known_pattern(step):
+                raise ValueError(f"a {kind} of the type {step['type']} that CLIP has not")
+            if steps > MOST_STEPS:
+                raise ValueError(f"more than {MOST_STEPS} steps of a {kind}")
+    record |= {"post_processor": None, "decoder": None}
+    if isinstance(model := record.get("model"), dict) and "dropout" in model:
+        model["dropout"] = None  # chance, for training alone
+    return tokenizers.Tokenizer.from_str(json.dumps(record))
+
+
+def _is_known_pattern(step: dict[str, Any]) -> bool:
+    if step["type"] == "Replace":
+        return bool(step["pattern"] == {"Regex": r"\s+"} and step["content"] == " ")
+    return bool(step["type"] == "Split" and step["pattern"].get("Regex") in PATTERNS)
 
 
 def _byte_order(letter: str) -> tuple[bool, int]:
@@ -103,7 +167,7 @@ class Tokenizer:
             if path.suffix == ".gz":
                 self._pairs = _from_merges(path)
             else:
-                self._pairs = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+                self._pairs = _from_json(read_most(path, MAX_JSON_BYTES))
         except Exception as error:  # the library raises bare Exceptions
             raise WeightsError(f"a readable tokenizer at {path}", reason=error) from error
         # A stored setting to pad or cut would act before the end token is placed.

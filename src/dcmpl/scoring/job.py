@@ -7,7 +7,6 @@ complete, and ends with the same bytes. Imports no torch.
 
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from dcmpl import __version__
 from dcmpl.data.sources import Source, with_content
 from dcmpl.errors import DcmplError, RunError
-from dcmpl.progress import say, track
+from dcmpl.progress import leave, say, track
 from dcmpl.scoring.files import (
     COLUMNS,
     Row,
@@ -382,7 +381,7 @@ class Job:
                 images.append(row.pop(FILE).rpartition(" ")[2])
                 print(json.dumps(row), flush=True)
         except BrokenPipeError:  # whoever reads has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            leave(sys.stdout)
             return 0
         job = {**self.fingerprint(), "images_sha256": self._added(images)}
         say(json.dumps({"manifest": job, "made_with": made_with(self.scorer)}))

@@ -12,6 +12,7 @@ from dcmpl.config import TARGETS, check_views
 from dcmpl.data.sources import Source
 from dcmpl.errors import DataError, UsageError, nearest
 from dcmpl.images.decode import Input, cores, is_tensor, name_of, text_of
+from dcmpl.images.windows import too_small
 from dcmpl.model.tokenizer import LONG_PROMPTS, Parts
 from dcmpl.scoring.batching import ahead
 from dcmpl.scoring.calibration import NUMBERS, Calibration, ranked, read_calibration
@@ -39,6 +40,9 @@ __all__ = ["CHUNK", "Scorer", "ScoringOptions"]
 CHUNK = 64
 """Images: no batch holds windows of two chunks, so a job that goes on at the beginning of a
 chunk computes just what it would have computed in one go."""
+
+EDGE = 1e-3
+"""How far rounding may carry a score beyond 0 and 1."""
 
 NO_IMAGE = Question(None)
 
@@ -149,10 +153,10 @@ class RowOf:
         """Score of a reading; ``answer`` is None for an unreadable image."""
         fault, more = read.fault, dict[str, Any].fromkeys(self.columns)
         found: dict[str, float] = {}
-        if answer is not None and np.isfinite(answer.scores).all():
+        if answer is not None and ((answer.scores >= -EDGE) & (answer.scores <= 1 + EDGE)).all():
             found = dict(zip(self.tasks, answer.scores.tolist(), strict=True))
-        elif answer is not None:
-            fault = f"expected finite scores of {read.name}, got others from the model"
+        elif answer is not None:  # nan too
+            fault = f"expected finite scores of {read.name} in [0, 1], got others from the model"
         if self.reads and not read.prompt.strip():
             found.pop(self.reads, None)
         if self.reads and found:
@@ -374,7 +378,8 @@ class Scorer:
         try:
             image = source.read()
             prompt, words, note = source.prompt_of(image)
-            notes += [*image.notes, note]
+            small = too_small(image.pixels, self.engine.size, self.views)
+            notes += [*image.notes, small, note]
             if self.row_of.reads is not None:
                 parts = self.engine.parts(words, self.options.long_prompts)
                 notes += of_prompt(words, parts, self.row_of.reads)

@@ -388,6 +388,13 @@ def _restore_adam(
         )
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
+        low = {"exp_avg": -math.inf, "exp_avg_sq": 0.0, "step": 1.0}[entry]
+        if value.is_complex() or not bool((value.isfinite() & (value >= low)).all()):
+            raise RunError(
+                f"a finite {entry} of Adam's state, and none below its least, in {path}",
+                f"others in {name}",
+                "begin anew with another --out",
+            )
         parameter = parameters[name]
         # Adam counts its steps on the CPU, whatever the device.
         value = value if entry == "step" else value.to(parameter.device)

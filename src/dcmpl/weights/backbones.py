@@ -160,7 +160,7 @@ def read_tensors(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Te
 def _fitting(
     state: dict[str, Tensor], expected: Mapping[str, torch.Size], path: Path
 ) -> dict[str, Tensor]:
-    """``state`` in float32 where it has just the expected names and shapes."""
+    """``state`` in float32 where it has just the expected names and shapes, and numbers."""
     missing, extra = sorted(expected.keys() - state), sorted(state.keys() - expected)
     if missing or extra:
         raise WeightsError(
@@ -173,4 +173,10 @@ def _fitting(
             raise WeightsError(
                 f"{name} of shape {tuple(shape)} in {path}", tuple(state[name].shape)
             )
-    return {name: tensor.float() for name, tensor in state.items()}
+        if state[name].is_complex():
+            raise WeightsError(f"real numbers in {path}", f"complex ones in {name}")
+    floats = {name: tensor.float() for name, tensor in state.items()}
+    for name, tensor in floats.items():
+        if not tensor.sum().isfinite():  # one pass, and no more memory
+            raise WeightsError(f"finite numbers in {path}", f"others in {name}")
+    return floats

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from dcmpl.errors import WeightsError
+from dcmpl.files import read_most
 from dcmpl.model.clip import ACTIVATIONS, Activation, ClipConfig, TowerConfig
 
 __all__ = ["ours", "read_config", "read_open_clip_config", "sizes_of"]
 
 MOST_LAYERS, MOST_WIDTH = 200, 20_000
+MAX_CONFIG_BYTES = 2**20
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
     *(IndexError, OverflowError, ZeroDivisionError),
@@ -24,7 +26,7 @@ UNREADABLE = (
 def read_config(path: Path) -> ClipConfig:
     """Sizes from Hugging Face's ``config.json``, whose absent entries have known defaults."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_most(path, MAX_CONFIG_BYTES))
         vision, text = record["vision_config"], record["text_config"]
         stem = vision.get("stem", "patch")
         if stem not in ("patch", "statistics"):
@@ -93,7 +95,7 @@ OPEN_CLIP_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "m
 def read_open_clip_config(path: Path) -> ClipConfig:
     """Sizes from ``open_clip_config.json``; models of another build are refused."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_most(path, MAX_CONFIG_BYTES))
         record = record.get("model_cfg", record)
         vision, text = record["vision_cfg"], record["text_cfg"]
         strange = sorted((set(vision) - OPEN_CLIP_VISION) | (set(text) - OPEN_CLIP_TEXT))
