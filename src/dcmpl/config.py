@@ -354,6 +354,9 @@ LEAST = {"epochs": 1, "batch_size": 1, "crops": 1, "crop_step": 1, "patience": 1
 MOST, MOST_COUNT, MOST_RATE = {"seed": 2**32 - 1}, 10**6, 1000.0
 """Ends of the numbers of a recipe: what lies beyond is a slip of the hand."""
 
+MOST_WORKERS = 1024
+"""Threads that decode and compute; each has a core of its own to gain from."""
+
 RECIPES: dict[str, TrainConfig] = {
     "paper": TrainConfig(),
     "tiny": TrainConfig(

@@ -31,6 +31,7 @@ from dcmpl.errors import DcmplError
 from dcmpl.files import sealed
 from dcmpl.images.archives import Archives
 from dcmpl.scoring.files import read_scores, write_scores
+from pngs import chunk
 
 ESCAPE, BELL, NEW_LINE = "\x1b]0;owned\x07\x1b[2J", "\x07", "\ndcmpl: all is well"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]")
@@ -45,11 +46,6 @@ class Hostile:
     make: Callable[[Path], object]
     status: str
     says: str
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + check
 
 
 def pixels() -> Image.Image:

@@ -203,6 +203,10 @@ def words(*given: object) -> Callable[[Ground], Words]:
     return lambda ground: ground.train(*given)
 
 
+def scoring(*given: object) -> Callable[[Ground], Words]:
+    return lambda ground: ground.score(ground.run, *given)
+
+
 def setting(value: str) -> Callable[[Ground], Words]:
     return words("--set", value)
 
@@ -244,6 +248,11 @@ NUMBERS = [
     Attack(
         "a setting of thousands of digits", setting("train.epochs=0x" + "f" * 9000), 2, "epochs"
     ),
+    Attack(
+        "a million threads", scoring("--workers", 10**6), 2, "^expected --workers from 1 to 1024"
+    ),
+    Attack("a core that is no device", scoring("--device", "cpu:7"), 2, "^expected --device of "),
+    Attack("no model", scoring("--model", ""), 2, "^expected .*, got none at an empty path"),
     Attack("no epochs", words("--epochs", "0"), 2, "^expected epochs of at least 1, got 0$"),
     Attack("more epochs than seconds", words("--epochs", 10**30), 2, "^expected epochs"),
     Attack("an absurd batch", words("--batch-size", 10**30), 2, "^expected batch_size"),

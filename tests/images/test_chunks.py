@@ -8,11 +8,7 @@ import pytest
 from PIL import Image
 
 from dcmpl.images.chunks import MAX_UNPACKED, without_large_chunks
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + check
+from pngs import chunk
 
 
 def png(*more: bytes) -> bytes:

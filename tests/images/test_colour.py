@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 from dcmpl.errors import DataError
 from dcmpl.images.colour import MAX_PROFILE_BYTES
 from dcmpl.images.decode import DecodedImage, decode_bytes, from_pil
+from pngs import chunk
 
 RED, GREEN, BLUE = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
 
@@ -61,11 +62,6 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + check
 
 
 def png_of(rows: list[bytes], size: tuple[int, int], bits: int, kind: int, *more: bytes) -> bytes:

@@ -20,6 +20,7 @@ from dcmpl.images.decode import (
     from_pil,
     read_image,
 )
+from pngs import chunk
 
 
 def pixel(path: Path) -> list[int]:
@@ -297,11 +298,6 @@ def test_profile_that_unfolds_without_end_costs_no_pixels(tmp_path: Path) -> Non
     found = decode(tmp_path / "a.png")
     assert np.array_equal(found.pixels, np.asarray(drawn))
     assert found.notes == ("texts or profile too large to read",)
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + check
 
 
 RAW = b"Raw profile type exif\0\nexif\n  4\nzzzz\n"

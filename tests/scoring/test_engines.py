@@ -189,6 +189,37 @@ def test_signals_reach_a_process_that_has_dropped_its_engines(made: Made) -> Non
     assert (found.returncode, found.stdout) == (0, "a child has ended\n")
 
 
+FORKED = """
+import os, signal, sys
+import numpy as np
+from dcmpl import Scorer
+
+image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+for engine, folder in zip(("torch", "onnx", "openvino"), sys.argv[1:]):
+    scorer = Scorer.from_pretrained(folder, engine=engine)
+    wanted = scorer.score([image])[0].quality
+    if not (child := os.fork()):
+        signal.alarm(60)  # of a thread that is not there
+        os._exit(scorer.score([image])[0].quality != wanted)
+    print(engine, os.waitpid(child, 0)[1], scorer.score([image])[0].quality == wanted)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_model_that_was_open_before_a_fork_scores_after_it(made: Made, trained_run: Path) -> None:
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        FORKED,
+        str(trained_run),
+        *[str(made.folder)] * 2,
+    ]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert found.stdout.split("\n")[:3] == ["torch 0 True", "onnx 0 True", "openvino 0 True"]
+
+
 # What cannot be opened
 
 

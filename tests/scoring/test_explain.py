@@ -285,9 +285,9 @@ def test_image_is_the_same_for_the_same_input(
 
 def test_what_is_no_image_is_refused(capsys: Capture, tmp_path: Path, calibrated_run: Path) -> None:
     rest = ["--model", calibrated_run, "-o", tmp_path / "why.png"]
-    for missing in (tmp_path / "no.png", tmp_path):
+    for missing, found in ((tmp_path / "no.png", "no file"), (tmp_path, "a folder")):
         told = refused(capsys, 2, "explain", missing, *rest)
-        assert told == f"expected an image at {missing}, got no file"
+        assert told == f"expected an image at {missing}, got {found}"
     broken = tmp_path / "broken.png"
     broken.write_bytes(saved(tmp_path / "a.png", noisy(0, 40, 40)).read_bytes()[:900])
     for content in (broken.read_bytes(), b"", b"no image"):

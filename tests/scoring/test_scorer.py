@@ -355,7 +355,7 @@ def test_loss_of_what_is_not_predicted_is_a_usage_error(scorer: Scorer) -> None:
 
 @pytest.mark.parametrize("workers", [0, -3])
 def test_scorer_refuses_fewer_than_one_worker(trained_run: Path, workers: int) -> None:
-    with pytest.raises(UsageError, match="at least one worker"):
+    with pytest.raises(UsageError, match="1 to 1024 workers"):
         Scorer.from_pretrained(trained_run, workers=workers)
 
 

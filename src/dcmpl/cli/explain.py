@@ -66,7 +66,8 @@ def _check(arguments: Arguments) -> None:
     check_run(arguments.model)
     check_device(arguments.device)
     if not Path(arguments.IMAGE).is_file():
-        raise UsageError(f"an image at {arguments.IMAGE}", "no file")
+        found = "a folder" if Path(arguments.IMAGE).is_dir() else "no file"
+        raise UsageError(f"an image at {arguments.IMAGE}", found)
     out = Path(arguments.out)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise UsageError("-o to be a file that ends in .png", out)

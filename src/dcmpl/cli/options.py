@@ -203,7 +203,7 @@ SEED = _recipe_flag("seed", int)
 
 def check_device(device: str) -> None:
     """Check the spelling of a device; only PyTorch knows which devices exist."""
-    if not re.fullmatch(r"[a-z]+(:\d+)?", device):
+    if not re.fullmatch(r"(?!(auto|cpu|mps):)[a-z]+(:\d+)?", device):
         raise UsageError(
             "--device of auto, cpu, cuda, cuda:N and mps",
             device,
@@ -212,8 +212,8 @@ def check_device(device: str) -> None:
 
 
 def check_run(run: str) -> None:
-    if not Path(run).is_dir():
-        raise UsageError("a run folder made by dcmpl train", f"none at {run}")
+    if not run or not Path(run).is_dir():
+        raise UsageError("a run folder made by dcmpl train", f"none at {run or 'an empty path'}")
 
 
 def check_folder(out: str) -> None:

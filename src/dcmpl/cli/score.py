@@ -17,7 +17,7 @@ from dcmpl.cli.options import (
     check_scores_replace,
     check_targets,
 )
-from dcmpl.config import TARGETS, check_views
+from dcmpl.config import MOST_WORKERS, TARGETS, check_views
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.progress import say
 from dcmpl.weights import warn_of_embedded
@@ -161,10 +161,9 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} or {given[1]}", "both", "leave one out")
-    if not Path(arguments.model).is_dir():
-        raise UsageError(
-            "a run folder or an exported model at --model", f"none at {arguments.model}"
-        )
+    if not arguments.model or not Path(arguments.model).is_dir():
+        place = arguments.model or "an empty path"
+        raise UsageError("a run folder or an exported model at --model", f"none at {place}")
     check_device(arguments.device)
     _check_destination(arguments)
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():
@@ -172,8 +171,8 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
     if arguments.views not in (None, "auto"):
         check_views(arguments.views)
     check_targets(arguments.targets or ())
-    if arguments.workers is not None and arguments.workers < 1:
-        raise UsageError("--workers of at least 1", arguments.workers)
+    if arguments.workers is not None and not 1 <= arguments.workers <= MOST_WORKERS:
+        raise UsageError(f"--workers from 1 to {MOST_WORKERS}", arguments.workers)
     if not re.fullmatch(r"[a-z]\w{0,63}", arguments.by):
         check_targets([arguments.by])
     return _shard(arguments)

@@ -13,6 +13,7 @@ from typing import Any
 from dcmpl.cli.options import Arguments, Command, Flag, check_not_read, check_scores_replace
 from dcmpl.errors import DataError, RunError, UsageError, nearest
 from dcmpl.files import put_in_place, write_whole
+from dcmpl.images.archives import in_archive
 from dcmpl.progress import say
 
 __all__ = ["SELECT"]
@@ -70,8 +71,10 @@ def _is_number(value: object) -> bool:
 
 def _check(arguments: Arguments) -> None:
     scores = Path(arguments.SCORES)
-    if not scores.is_file() or scores.suffix.lower() not in FORMATS:
+    if scores.suffix.lower() not in FORMATS:
         raise UsageError(f"a file of scores that ends in {', '.join(FORMATS)}", scores)
+    if not scores.is_file():
+        raise UsageError(f"a file of scores at {scores}", "no file")
     if arguments.top is not None and arguments.top < 1:
         raise UsageError("--top of at least 1", arguments.top)
     if arguments.copy and arguments.move:
@@ -163,7 +166,7 @@ def move(images: Iterable[str], folder: Path) -> tuple[int, list[str]]:
     moved, faults = 0, []
     for image in images:
         if not os.path.lexists(image):
-            if _in_archive(image)[1]:
+            if in_archive(image):
                 faults.append(f"expected a file to move, got {image}: its image stays in there")
             continue
         try:
@@ -186,9 +189,9 @@ def copy(images: Iterable[str], folder: Path) -> tuple[int, list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     copied, faults = 0, []
     for image in images:
-        archive, member = (image, None) if os.path.lexists(image) else _in_archive(image)
+        inside = None if os.path.lexists(image) else in_archive(image)
         try:
-            content = Source(image, archive, member).file_content()
+            content = Source(image, *(inside or (image, None))).file_content()
             places = _places(folder, image)
             place = next(p for p in places if not os.path.lexists(p) or _holds(p, content))
             if not os.path.lexists(place):
@@ -199,14 +202,6 @@ def copy(images: Iterable[str], folder: Path) -> tuple[int, list[str]]:
         except OSError as error:
             faults.append(f"expected to copy {image}, got: {error.strerror or error}")
     return copied, faults
-
-
-def _in_archive(image: str) -> tuple[str, str | None]:
-    """Archive and member of a name such as ``ARCHIVE/member``; the name alone for a plain file."""
-    for place, letter in enumerate(image):
-        if letter == "/" and os.path.isfile(image[:place]):
-            return image[:place], image[place + 1 :]
-    return image, None
 
 
 def _move(source: str, place: Path) -> None:

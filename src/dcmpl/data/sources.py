@@ -18,7 +18,7 @@ from dcmpl.data.matching import match_prompts
 from dcmpl.data.texts import decode_text, of_cell
 from dcmpl.errors import DataError, UsageError
 from dcmpl.files import sha256_of
-from dcmpl.images.archives import Archives, TooLargeError, kind_of, read_file
+from dcmpl.images.archives import Archives, TooLargeError, in_archive, kind_of, read_file
 from dcmpl.images.decode import (
     DecodedImage,
     decode,
@@ -89,16 +89,7 @@ def _place(file: Path, name: str) -> str:
 
 
 def _is_there(path: str) -> bool:
-    return os.path.lexists(path) or _in_archive(path) is not None
-
-
-def _in_archive(path: str) -> tuple[str, str] | None:
-    """Archive and member that a path names, as in photos.zip/a.png; None where it names none."""
-    at = 0
-    while (at := path.find("/", at + 1)) > 0:
-        if kind_of(path[:at]) and os.path.isfile(path[:at]):
-            return path[:at], path[at + 1 :]
-    return None
+    return os.path.lexists(path) or in_archive(path) is not None
 
 
 def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -242,7 +233,7 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
             fault = (
                 None if place else DataError(f"an image in every row of {path}", "an empty cell")
             )
-            archive = None if os.path.lexists(place) else _in_archive(place)
+            archive = None if os.path.lexists(place) else in_archive(place)
             file, member = archive or (place or path, None)
             yield Source(place or path, file, member, prompt=prompt, fault=fault)
     elif kind == "archive":

@@ -1,5 +1,6 @@
 """Zip and tar archives of strangers, read member by member; nothing is unpacked to disk."""
 
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 from dcmpl.errors import DataError
 
-__all__ = ["Archives", "TooLargeError", "kind_of"]
+__all__ = ["Archives", "TooLargeError", "in_archive", "kind_of"]
 
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")}
 ZIPPED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -19,6 +20,15 @@ MAX_MEMBER_BYTES, MAX_HEADER_BYTES = 512 * 2**20, 2**20
 def kind_of(path: str) -> str | None:
     """Kind of archive by name, zip or tar, or None."""
     return next((k for k, ends in SUFFIXES.items() if path.lower().endswith(ends)), None)
+
+
+def in_archive(path: str) -> tuple[str, str] | None:
+    """Archive and member that a path names, as in photos.zip/a.png; None where it names none."""
+    at = 0
+    while (at := path.find("/", at + 1)) > 0:
+        if kind_of(path[:at]) and os.path.isfile(path[:at]):
+            return path[:at], path[at + 1 :]
+    return None
 
 
 class TooLargeError(DataError):
@@ -114,7 +124,8 @@ def _damage_is_an_error(what: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        said = getattr(error, "strerror", None) or str(error)
+        reason = " ".join(said.split()) or type(error).__name__
         raise DataError(f"a whole file at {what}", reason=reason) from error
 
 

@@ -5,6 +5,7 @@ uint8 (N, size, size, 3), scores float64 (N, tasks). A run folder is run by PyTo
 two run what ``dcmpl export`` made of one, and never import torch.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -217,8 +218,8 @@ class OnnxEngine(_OfExport):
 
 
 @cache
-def openvino_core() -> Any:
-    """OpenVINO's core, one for the whole process.
+def openvino_core(process: int) -> Any:
+    """OpenVINO's core, one for a whole process, which is named by its id.
 
     A core gives the thread that made it a stack for signals, and takes it away when it ends:
     after two that end in the order they were made, the next signal ends the process.
@@ -229,36 +230,54 @@ def openvino_core() -> Any:
 
 
 class OpenVinoEngine(_OfExport):
-    """OpenVINO with one stream of one thread for each of ``lanes`` callers."""
+    """OpenVINO with one stream of one thread for each of ``lanes`` callers.
+
+    A fork has none of its parent's threads, so the model is opened there once more.
+    """
 
     name = "openvino"
 
     def __init__(self, exported: Exported, precision: str, path: Path, lanes: int) -> None:
         super().__init__(exported, precision)
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # each file says itself what is lower
-            "NUM_STREAMS": lanes,
-            "INFERENCE_NUM_THREADS": lanes,
-        }
-        core = openvino_core()
-        self._compiled = core.compile_model(core.read_model(path), "CPU", settings)
-        self._idle: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(lanes):
-            self._idle.put(self._compiled.create_infer_request())
-        # Its first look at an array must not happen in two threads at once: they wait for ever.
-        self(np.zeros((1, self.size, self.size, 3), np.uint8))
+        self._path, self._lanes = path, lanes
+        self._opened: dict[int, tuple[Any, SimpleQueue[Any]]] = {}
+        self._idle()
+
+    def _idle(self) -> "SimpleQueue[Any]":
+        """Requests of this process that wait for windows."""
+        process = os.getpid()
+        if process not in self._opened:  # what a parent opened is kept: to end it would hang
+            settings = {
+                "INFERENCE_PRECISION_HINT": "f32",  # each file says itself what is lower
+                "NUM_STREAMS": self._lanes,
+                "INFERENCE_NUM_THREADS": self._lanes,
+            }
+            core = openvino_core(process)
+            compiled = core.compile_model(core.read_model(self._path), "CPU", settings)
+            idle: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(self._lanes):
+                idle.put(compiled.create_infer_request())
+            self._opened[process] = compiled, idle
+            # The first look at an array must not happen in two threads: they wait for ever.
+            self(np.zeros((1, self.size, self.size, 3), np.uint8))
+        return self._opened[process][1]
+
+    def lanes(self, count: int) -> AbstractContextManager[Executor]:
+        self._idle()  # before there are threads
+        return super().lanes(count)
 
     def __call__(
         self, windows: Windows, texts: Sequence[Sequence[Ids]] = ()
     ) -> Float64[np.ndarray, "batch tasks"]:
-        request = self._idle.get()
+        idle = self._idle()
+        request = idle.get()
         try:
             # In OpenVINO's own threads: one of ours would first get a copy of the model.
             request.start_async([windows])
             request.wait()
             return np.array(request.get_output_tensor(0).data, dtype=np.float64)
         finally:
-            self._idle.put(request)
+            idle.put(request)
 
 
 KINDS = {"onnx": OnnxEngine, "openvino": OpenVinoEngine}

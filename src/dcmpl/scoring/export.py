@@ -12,6 +12,7 @@ Normalisation is inside.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -231,7 +232,7 @@ def _write_openvino(path: Path) -> list[Path]:
     import openvino
 
     target = path.with_suffix(".xml")
-    openvino.save_model(openvino_core().read_model(path), target, compress_to_fp16=False)
+    openvino.save_model(openvino_core(os.getpid()).read_model(path), target, compress_to_fp16=False)
     return [target, target.with_suffix(".bin")]
 
 

@@ -258,7 +258,7 @@ def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str], list[
     if sorted(shards) != sorted(wanted):
         raise RunError(
             f"all shards of a job, each once ({', '.join(wanted) or '1/n to n/n'})",
-            ", ".join(shards),
+            ", ".join("one that is no shard" if shard == "None" else shard for shard in shards),
         )
     order = [shards.index(shard) for shard in wanted]
     whole = {**jobs[0], "shard": None, "count": sum(int(job["count"]) for job in jobs)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from dcmpl.config import TARGETS, check_views
+from dcmpl.config import MOST_WORKERS, TARGETS, check_views
 from dcmpl.data.sources import Source
 from dcmpl.errors import DataError, UsageError, nearest
 from dcmpl.images.decode import Input, cores, is_tensor, name_of, text_of
@@ -84,9 +84,9 @@ class ScoringOptions:
         if self.long_prompts not in LONG_PROMPTS:
             raise UsageError(f"long_prompts of {', '.join(LONG_PROMPTS)}", f"{self.long_prompts!r}")
         workers = 1 if self.workers is None else self.workers
-        if workers < 1 or self.batch_size < 1 or self.targets == ():
+        if not 1 <= workers <= MOST_WORKERS or self.batch_size < 1 or self.targets == ():
             raise UsageError(
-                "at least one worker, one window in a batch and one target",
+                f"1 to {MOST_WORKERS} workers, at least one window in a batch and one target",
                 f"{self.workers}, {self.batch_size} and {self.targets}",
             )
 
