@@ -6,15 +6,18 @@ import torch
 from scipy import fft
 from torch import Tensor
 
+from dcmpl.model.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.model.stem import (
     FLOOR,
     LIMIT,
+    HybridStem,
     PatchStem,
     StatisticsStem,
     cell_statistics,
     dct_kernels,
     to_unit_range,
 )
+from dcmpl.model.trunk import TRUNKS
 
 COUNT = 693
 
@@ -187,3 +190,53 @@ def test_unit_range_has_colours_first() -> None:
     scaled = to_unit_range(pixels)
     assert scaled.shape == (2, 3, 3, 4)
     assert scaled[1, 2, 0, 3].item() == pytest.approx(pixels[1, 0, 3, 2].item() / 255, abs=1e-7)
+
+
+# The hybrid stem
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> HybridStem:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stem = HybridStem(128, 64, 24, TRUNKS["lite0"])
+    with torch.inference_mode():
+        found = stem.statistics(images(8, 128))
+        stem.center.copy_(found.mean((0, 1)))
+        stem.scale.copy_(found.std((0, 1)) + 1e-3)
+    return stem.eval()
+
+
+@torch.inference_mode()
+def test_numbers_of_a_hybrid_stem_are_means_and_deviations_of_the_trunk_s_maps(
+    hybrid: HybridStem,
+) -> None:
+    batch = images(2, 128)
+    found, at = hybrid.statistics(batch), 0
+    bytes_of = (batch * hybrid.gain + hybrid.shift) * 128 + 127
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+    for channel in range(3):
+        known = (batch[:, channel] * deviation[channel] + mean[channel]) * 255
+        torch.testing.assert_close(bytes_of[:, channel], known, rtol=0, atol=1e-3)
+    for made in hybrid.trunk(batch * hybrid.gain + hybrid.shift):
+        half = made.shape[2] // 2
+        cell = made[:, :, :half, half:]  # the upper right of four
+        for wanted in (cell.mean((2, 3)), cell.var((2, 3), correction=0).clamp(min=1e-6).sqrt()):
+            part = found[:, 1, at : at + made.shape[1]]
+            torch.testing.assert_close(part, wanted, rtol=1e-3, atol=1e-3)
+            at += made.shape[1]
+    assert at == found.shape[2]
+
+
+def test_deviations_are_left_out_where_a_cell_is_one_place() -> None:
+    stem = HybridStem(128, 32, 24, TRUNKS["lite0"])
+    assert stem.fine == [True] * 5 + [False] * 3
+    assert len(stem.center) == sum(stem.trunk.widths) + sum(stem.trunk.widths[:5])
+
+
+def test_clip_may_have_a_hybrid_stem() -> None:
+    towers = TowerConfig(24, 2, 2, 48, "quick_gelu"), TowerConfig(16, 2, 2, 32, "quick_gelu")
+    clip = Clip(ClipConfig(*towers, 20, 128, 64, 100, 32, "hybrid", "lite0"))
+    embedding = clip.visual(images(2, 128))
+    assert embedding.shape == (2, 20)
+    assert embedding.isfinite().all()

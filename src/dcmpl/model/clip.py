@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.model.stem import PatchStem, StatisticsStem
+from dcmpl.model.stem import CellStem, HybridStem, PatchStem, StatisticsStem
 from dcmpl.model.tokenizer import Tokens
+from dcmpl.model.trunk import TRUNKS
 
 __all__ = [
     "VIT_B_32",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Activation = Literal["gelu", "quick_gelu"]
+Stem = Literal["patch", "statistics", "hybrid"]
 Prompts = Sequence[Tensor | None]
 """One entry per block; None leaves what the block before it made in the slots."""
 
@@ -50,7 +52,10 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Sizes of a whole CLIP. ``stem`` says how an image becomes tokens."""
+    """Sizes of a whole CLIP.
+
+    ``stem`` says how an image becomes tokens; ``trunk`` of ``TRUNKS`` is for a hybrid one.
+    """
 
     vision: TowerConfig
     text: TowerConfig
@@ -59,7 +64,8 @@ class ClipConfig:
     patch_size: int
     vocab_size: int
     context_length: int
-    stem: Literal["patch", "statistics"] = "patch"
+    stem: Stem = "patch"
+    trunk: str = "lite0"
 
 
 VIT_B_32 = ClipConfig(
@@ -239,8 +245,12 @@ class VisionTower(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         width = config.vision.width
-        stem = StatisticsStem if config.stem == "statistics" else PatchStem
-        self.stem = stem(config.image_size, config.patch_size, width)
+        sizes = config.image_size, config.patch_size, width
+        self.stem: PatchStem | CellStem
+        if config.stem == "hybrid":
+            self.stem = HybridStem(*sizes, TRUNKS[config.trunk])
+        else:
+            self.stem = (StatisticsStem if config.stem == "statistics" else PatchStem)(*sizes)
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(tokens, width) * width**-0.5)

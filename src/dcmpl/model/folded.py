@@ -19,7 +19,7 @@ from dcmpl.errors import UsageError
 from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower, as_tensors
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Reading
-from dcmpl.model.stem import PatchStem, StatisticsStem, to_unit_range
+from dcmpl.model.stem import CellStem, PatchStem, to_unit_range
 from dcmpl.model.tokenizer import Parts
 
 __all__ = ["Folded", "TextReader"]
@@ -53,13 +53,13 @@ class FoldedPatches(nn.Module):
         return torch.zeros_like(patches[:, 0]), patches
 
 
-class FoldedStatistics(nn.Module):
-    """The statistics of normalised pixels, always in float32."""
+class FoldedCells(nn.Module):
+    """The numbers of the cells of normalised pixels, always in float32."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, stem: StatisticsStem, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, stem: CellStem, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.stem = _shared(stem)
         self.register_buffer("mean", mean)
@@ -240,7 +240,7 @@ class Folded(nn.Module):
         self.stem = (
             FoldedPatches(stem, model.mean, model.std)
             if isinstance(stem, PatchStem)
-            else FoldedStatistics(stem, model.mean, model.std)
+            else FoldedCells(stem, model.mean, model.std)
         )
         self.register_buffer("start", visual.class_embedding + visual.positional_embedding[0])
         self.register_buffer("positions", visual.positional_embedding[1:].clone())

@@ -1,10 +1,9 @@
-"""Stems, from pixels to tokens: CLIP's patch convolution, or natural-scene statistics.
+"""Stems, from pixels to tokens: CLIP's patch convolution, image statistics, or a trunk.
 
-:class:`PatchStem` is CLIP's (arXiv:2103.00020). :class:`StatisticsStem` is what makes the
-small embedded backbone useful on real images: natural-scene statistics in the manner of
-DCT-domain quality assessment (Saad, Bovik, Charrier, *Blind Image Quality Assessment: A
-Natural Scene Statistics Approach in the DCT Domain*, IEEE TIP 21(8), 2012), per cell and
-without training, followed by one learned linear map.
+:class:`PatchStem` is CLIP's (arXiv:2103.00020). :class:`StatisticsStem` takes natural-scene
+statistics in the manner of DCT-domain quality assessment (Saad, Bovik, Charrier, *Blind Image
+Quality Assessment: A Natural Scene Statistics Approach in the DCT Domain*, IEEE TIP 21(8),
+2012), :class:`HybridStem` the maps of a convolutional network that was trained on photographs.
 """
 
 import math
@@ -14,7 +13,16 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["PatchStem", "StatisticsStem", "cell_statistics", "to_unit_range"]
+from dcmpl.model.trunk import STRIDES, Trunk, TrunkConfig
+
+__all__ = [
+    "CellStem",
+    "HybridStem",
+    "PatchStem",
+    "StatisticsStem",
+    "cell_statistics",
+    "to_unit_range",
+]
 
 LUMA_SCALES, CHROMA_SCALES = 4, 3
 FLOOR = 4e-3
@@ -93,27 +101,23 @@ def cell_statistics(
     return torch.cat(numbers, dim=1).flatten(2).mT
 
 
-class StatisticsStem(nn.Module):
+class CellStem(nn.Module):
     """Cells of ``patch_size`` pixels to tokens; the class token starts from their summary.
 
-    The summary holds mean and deviation of every statistic over the cells: the level and
-    the evenness that people judge. ``center`` and ``scale`` are fitted to the images the
-    backbone was trained on (:meth:`fit`).
+    Frozen numbers of each cell, ``count`` of them, go through one learned linear map. The
+    summary holds mean and deviation of every number over the cells: the level and the evenness
+    that people judge. ``center`` and ``scale`` are fitted to the images the backbone was trained
+    on.
     """
 
-    luma: Tensor
-    chroma: Tensor
     center: Tensor
     scale: Tensor
     summary_center: Tensor
     summary_scale: Tensor
 
-    def __init__(self, image_size: int, patch_size: int, width: int) -> None:
+    def __init__(self, image_size: int, patch_size: int, width: int, count: int) -> None:
         super().__init__()
         self.cells = image_size // patch_size
-        self.register_buffer("luma", dct_kernels(8), persistent=False)
-        self.register_buffer("chroma", dct_kernels(4), persistent=False)
-        count = 2 * 63 * LUMA_SCALES + 2 * 2 * 15 * CHROMA_SCALES + 9
         for name, size in (("", count), ("summary_", 2 * count)):
             self.register_buffer(f"{name}center", torch.zeros(size))
             self.register_buffer(f"{name}scale", torch.ones(size))
@@ -122,13 +126,13 @@ class StatisticsStem(nn.Module):
 
     def statistics(
         self, images: Float[Tensor, "batch 3 size size"]
-    ) -> Float[Tensor, "batch cells2 statistics"]:
-        """Raw statistics of every cell."""
-        return cell_statistics(images, self.cells, self.luma, self.chroma)
+    ) -> Float[Tensor, "batch cells2 numbers"]:
+        """Numbers of every cell, before they are standardised."""
+        raise NotImplementedError
 
     def standardised(
-        self, statistics: Float[Tensor, "batch cells2 statistics"]
-    ) -> tuple[Float[Tensor, "batch twice"], Float[Tensor, "batch cells2 statistics"]]:
+        self, statistics: Float[Tensor, "batch cells2 numbers"]
+    ) -> tuple[Float[Tensor, "batch twice"], Float[Tensor, "batch cells2 numbers"]]:
         """Summary and cells, standardised by the backbone's training images."""
         cells = ((statistics - self.center) / self.scale).clamp(-LIMIT, LIMIT)
         summary = torch.cat([cells.mean(1), cells.std(1, correction=0)], dim=1)
@@ -136,9 +140,9 @@ class StatisticsStem(nn.Module):
         return summary, cells
 
     def tokens(
-        self, statistics: Float[Tensor, "batch cells2 statistics"]
+        self, statistics: Float[Tensor, "batch cells2 numbers"]
     ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
-        """Tokens of standardised statistics: the learned part of the stem."""
+        """Tokens of standardised numbers: the learned part of the stem."""
         summary, cells = self.standardised(statistics)
         return self.summary_map(summary), self.cell_map(cells)
 
@@ -148,3 +152,64 @@ class StatisticsStem(nn.Module):
         """Tokens of images, in float32: the maps weigh small differences of large numbers."""
         with torch.autocast(images.device.type, enabled=False):
             return self.tokens(self.statistics(images.float()))
+
+
+class StatisticsStem(CellStem):
+    """Natural-scene statistics of each cell, without training."""
+
+    luma: Tensor
+    chroma: Tensor
+
+    def __init__(self, image_size: int, patch_size: int, width: int) -> None:
+        count = 2 * 63 * LUMA_SCALES + 2 * 2 * 15 * CHROMA_SCALES + 9
+        super().__init__(image_size, patch_size, width, count)
+        self.register_buffer("luma", dct_kernels(8), persistent=False)
+        self.register_buffer("chroma", dct_kernels(4), persistent=False)
+
+    def statistics(
+        self, images: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch cells2 numbers"]:
+        return cell_statistics(images, self.cells, self.luma, self.chroma)
+
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels in 0..1: how images come to a stem."""
+
+
+class HybridStem(CellStem):
+    """Maps of a frozen trunk at several depths: their mean in each cell, and their deviation.
+
+    The deviation is left out where a map has no more than one place in a cell. No map has a
+    grid of its own that a crop or a resize could put out of step, as JPEG's blocks have.
+    ``images`` are normalised as ImageNet's.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, image_size: int, patch_size: int, width: int, trunk: TrunkConfig) -> None:
+        made = Trunk(trunk)
+        self.fine = [patch_size > stride for stride in STRIDES]
+        fine = sum(w for w, is_fine in zip(made.widths, self.fine, strict=True) if is_fine)
+        super().__init__(image_size, patch_size, width, sum(made.widths) + fine)
+        self.trunk = made
+        mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
+        self.register_buffer("gain", deviation * 255 / 128, persistent=False)
+        self.register_buffer("shift", (mean * 255 - 127) / 128, persistent=False)
+
+    def statistics(
+        self, images: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch cells2 numbers"]:
+        numbers = []
+        for found, is_fine in zip(
+            self.trunk(images * self.gain + self.shift), self.fine, strict=True
+        ):
+            mean = F.adaptive_avg_pool2d(found, self.cells)
+            numbers.append(mean)
+            if is_fine:
+                power = F.adaptive_avg_pool2d(found.square(), self.cells)
+                numbers.append((power - mean.square()).clamp(min=VARIANCE_FLOOR).sqrt())
+        return torch.cat(numbers, dim=1).flatten(2).mT
+
+
+VARIANCE_FLOOR = 1e-6

@@ -4,14 +4,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from dcmpl.errors import WeightsError
 from dcmpl.files import read_most
-from dcmpl.model.clip import ACTIVATIONS, Activation, ClipConfig, TowerConfig
+from dcmpl.model.clip import ACTIVATIONS, Activation, ClipConfig, Stem, TowerConfig
+from dcmpl.model.trunk import TRUNKS
 
 __all__ = ["ours", "read_config", "read_open_clip_config", "sizes_of"]
 
@@ -29,8 +30,11 @@ def read_config(path: Path) -> ClipConfig:
         record = json.loads(read_most(path, MAX_CONFIG_BYTES))
         vision, text = record["vision_config"], record["text_config"]
         stem = vision.get("stem", "patch")
-        if stem not in ("patch", "statistics"):
-            raise ValueError(f"stem {stem!r} is neither patch nor statistics")
+        if stem not in get_args(Stem):
+            raise ValueError(f"stem {stem!r} is none of {', '.join(get_args(Stem))}")
+        trunk = vision.get("trunk", "lite0")
+        if trunk not in TRUNKS:
+            raise ValueError(f"trunk {trunk!r} is none of {', '.join(TRUNKS)}")
         config = ClipConfig(
             vision=_tower(vision, width=768, heads=12),
             text=_tower(text, width=512, heads=8),
@@ -40,6 +44,7 @@ def read_config(path: Path) -> ClipConfig:
             vocab_size=_size(text, "vocab_size", 49408, most=2_000_000),
             context_length=_size(text, "max_position_embeddings", 77),
             stem=stem,
+            trunk=trunk,
         )
     except UNREADABLE as error:
         raise WeightsError(f"the configuration of a CLIP at {path}", reason=error) from error
@@ -48,9 +53,10 @@ def read_config(path: Path) -> ClipConfig:
             f"patch_size to divide image_size in {path}",
             f"{config.patch_size} and {config.image_size}",
         )
-    if config.stem == "statistics" and (config.patch_size % 8 or config.image_size < 128):
+    least = {"patch": 1, "statistics": 8, "hybrid": 32}[config.stem]
+    if config.patch_size % least or (config.stem != "patch" and config.image_size < 128):
         raise WeightsError(
-            f"cells of a multiple of 8 pixels and windows of at least 128 in {path}",
+            f"cells of a multiple of {least} pixels and windows of at least 128 in {path}",
             f"{config.patch_size} and {config.image_size}",
         )
     return config
