@@ -28,8 +28,7 @@ from torch.nn import functional as F
 
 from dcmpl.metrics import srcc
 from dcmpl.model.clip import Clip, as_tensors
-from dcmpl.model.dcmpl import NORMALIZATION
-from dcmpl.model.stem import StatisticsStem
+from dcmpl.model.stem import NORMALIZATION, StatisticsStem
 from dcmpl.model.tokenizer import END, START
 from dcmpl.model.tokenizer import Tokenizer as Words
 from dcmpl.weights.layouts import read_config

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -223,6 +224,22 @@ def test_embedded_backbone_scores_folded_as_it_was_trained(
     check(model, windows)
     check(model, windows, ("alignment", "quality"))
     check(model, windows, ("alignment",))
+
+
+def test_backbone_with_a_trunk_scores_folded_as_it_was_trained(randomise: Fill) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        towers = TowerConfig(24, 3, 2, 48, "quick_gelu"), TowerConfig(16, 3, 2, 32, "quick_gelu")
+        clip = Clip(ClipConfig(*towers, 20, 128, 64, 640, 40, "hybrid", "lite0")).eval()
+    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 40)
+    model = DCMPL(clip, tokenizer, PRESETS["dcmpl"].model, 0)
+    for index, (name, module) in enumerate(model.named_children()):
+        if name != "clip":
+            randomise(module, index)
+    pixels = torch.randint(256, (3, 128, 128, 3), generator=torch.Generator().manual_seed(3))
+    check_near(model, pixels.to(torch.uint8))
+    with pytest.raises(UsageError, match=r"normalization=imagenet .*, got clip: leave it out"):
+        DCMPL(clip, tokenizer, replace(model.config, normalization="clip"), 0)
 
 
 def test_pixels_may_be_floats_of_bytes(build: Build, windows: Tensor) -> None:

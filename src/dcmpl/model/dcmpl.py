@@ -25,6 +25,7 @@ from dcmpl.model.prompts import (
     Fusion,
     LayerPrompts,
 )
+from dcmpl.model.stem import NORMALIZATION, TRUNK_NORMALIZATION
 from dcmpl.model.tokenizer import Tokenizer, Tokens
 
 __all__ = [
@@ -34,11 +35,6 @@ __all__ = [
     "is_trainable",
     "trainable_parameters",
 ]
-
-NORMALIZATION = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-}
 
 
 @dataclass(frozen=True)
@@ -100,6 +96,12 @@ class DCMPL(nn.Module):
     def __init__(self, clip: Clip, tokenizer: Tokenizer, config: ModelConfig, seed: int) -> None:
         super().__init__()
         text, vision = clip.config.text, clip.config.vision
+        if clip.config.stem == "hybrid" and config.normalization != TRUNK_NORMALIZATION:
+            raise UsageError(
+                f"model.normalization={TRUNK_NORMALIZATION} for a backbone with a trunk",
+                config.normalization,
+                "leave it out",
+            )
         self.config = config
         self.clip = clip
         self.tokenizer = tokenizer

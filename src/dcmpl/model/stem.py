@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from dcmpl.model.trunk import STRIDES, Trunk, TrunkConfig
 
 __all__ = [
+    "NORMALIZATION",
+    "TRUNK_NORMALIZATION",
     "CellStem",
     "HybridStem",
     "PatchStem",
@@ -23,6 +25,15 @@ __all__ = [
     "cell_statistics",
     "to_unit_range",
 ]
+
+NORMALIZATION = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""Mean and deviation of pixels in 0..1, by which images come to a stem."""
+
+TRUNK_NORMALIZATION = "imagenet"
+"""What a hybrid stem takes, since its trunk is frozen."""
 
 LUMA_SCALES, CHROMA_SCALES = 4, 3
 FLOOR = 4e-3
@@ -172,16 +183,12 @@ class StatisticsStem(CellStem):
         return cell_statistics(images, self.cells, self.luma, self.chroma)
 
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels in 0..1: how images come to a stem."""
-
-
 class HybridStem(CellStem):
     """Maps of a frozen trunk at several depths: their mean in each cell, and their deviation.
 
     The deviation is left out where a map has no more than one place in a cell. No map has a
     grid of its own that a crop or a resize could put out of step, as JPEG's blocks have.
-    ``images`` are normalised as ImageNet's.
+    ``images`` are normalised by ``TRUNK_NORMALIZATION``.
     """
 
     gain: Tensor
@@ -193,7 +200,8 @@ class HybridStem(CellStem):
         fine = sum(w for w, is_fine in zip(made.widths, self.fine, strict=True) if is_fine)
         super().__init__(image_size, patch_size, width, sum(made.widths) + fine)
         self.trunk = made
-        mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
+        known = NORMALIZATION[TRUNK_NORMALIZATION]
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in known)
         self.register_buffer("gain", deviation * 255 / 128, persistent=False)
         self.register_buffer("shift", (mean * 255 - 127) / 128, persistent=False)
 
