@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from dcmpl.errors import DcmplError, WeightsError
-from dcmpl.model.tokenizer import END, START, Tokenizer
+from dcmpl.model.tokenizer import END, START, UNKNOWN, Tokenizer
 from dcmpl.weights import EMBEDDED
 
 FILE = EMBEDDED["tiny"] / "tokenizer.json"
@@ -120,3 +121,37 @@ def test_a_missing_special_token_is_named(tmp_path: Path, token: str) -> None:
     with pytest.raises(WeightsError) as caught:
         Tokenizer(path, LENGTH)
     assert str(caught.value) == f"expected the token {token} in {path}, got none"
+
+
+def of_pieces(folder: Path) -> Tokenizer:
+    """A tokenizer of word pieces, as BERT's, with few words."""
+    vocabulary = ["<|pad|>", START, END, UNKNOWN, "a", "fox", "##es", "in", "snow", ","]
+    pairs = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token=UNKNOWN)
+    )
+    pairs.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    pairs.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    pairs.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder / "tokenizer.json", 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "unknown"),
+    [
+        ("A fox in snow", (4, 5, 7, 8), ()),
+        ("foxes", (5, 6), ()),
+        ("a \u043b\u0438\u0441\u0430 in snow", (4, 3, 7, 8), ("\u043b\u0438\u0441\u0430",)),
+        ("\U0001f98a a fox \U0001f98a", (3, 4, 5, 3), ("\U0001f98a",)),
+        ("a b c d e f g h i j k l m", (4, *[3] * 9), tuple("bcdefghijklm")),
+    ],
+)
+def test_words_that_a_vocabulary_has_not_are_named(
+    tmp_path: Path, text: str, ids: tuple[int, ...], unknown: tuple[str, ...]
+) -> None:
+    parts = of_pieces(tmp_path).parts(text)
+    assert (parts.ids, parts.unknown) == ((ids,), unknown)
+    assert parts.dropped == parts.count - len(ids)
+
+
+def test_byte_pairs_have_every_word(tokenizer: Tokenizer) -> None:
+    assert tokenizer.parts("\u043b\u0438\u0441\u0430 \U0001f98a").unknown == ()

@@ -33,15 +33,20 @@ Ids = tuple[int, ...]
 class Parts:
     """Token chunks of a text: one, or several that overlap.
 
-    ``count`` tokens are in all of them together and ``dropped`` in none.
+    ``count`` tokens are in all of them together and ``dropped`` in none. ``unknown`` are the
+    words that the vocabulary has not.
     """
 
     ids: tuple[Ids, ...]
     dropped: int = 0
     count: int = 0
+    unknown: tuple[str, ...] = ()
 
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+UNKNOWN = "[UNK]"
+"""Token of words that a vocabulary of word pieces has not; one of byte pairs has all."""
+
 MERGES = 49152 - 256 - 2
 
 
@@ -175,6 +180,7 @@ class Tokenizer:
         self._pairs.no_truncation()
         self.context_length = context_length
         self.start_id, self.end_id = (self._special(token, path) for token in (START, END))
+        self.unknown_id = self._pairs.token_to_id(UNKNOWN)
         self.size = 1 + max(self._pairs.get_vocab(with_added_tokens=True).values())
 
     def _special(self, token: str, path: Path) -> int:
@@ -204,9 +210,10 @@ class Tokenizer:
             raise UsageError(f"at most {self.context_length - 2} prompt tokens", n_context)
         readable = text.encode("utf-8", "replace").decode()  # a file name may be no text
         readable = " ".join(readable.split())  # as CLIP cleans texts, whatever the file says
-        words = tuple(self._pairs.encode(readable, add_special_tokens=False).ids)
+        encoded = self._pairs.encode(readable, add_special_tokens=False)
+        words, unknown = tuple(encoded.ids), self._unknown(readable, encoded)
         if len(words) <= room:
-            return Parts((words,), 0, len(words))
+            return Parts((words,), 0, len(words), unknown)
         if long == "error":
             raise UsageError(
                 f"a prompt of at most {room} tokens",
@@ -214,10 +221,19 @@ class Tokenizer:
                 "shorten it, or take --long-prompts truncate or window",
             )
         if long == "truncate" or not room:
-            return Parts((words[:room],), len(words) - room, len(words))
+            return Parts((words[:room],), len(words) - room, len(words), unknown)
         count = -(-len(words) // room)
         starts = [round(i * (len(words) - room) / (count - 1)) for i in range(count)]
-        return Parts(tuple(words[start : start + room] for start in starts), 0, len(words))
+        chunks = tuple(words[start : start + room] for start in starts)
+        return Parts(chunks, 0, len(words), unknown)
+
+    def _unknown(self, text: str, encoded: Any) -> tuple[str, ...]:
+        """Words of a text that became the token for unknown ones, each once."""
+        if self.unknown_id is None or self.unknown_id not in encoded.ids:
+            return ()
+        pairs = zip(encoded.ids, encoded.offsets, strict=True)
+        found = (text[start:end] for index, (start, end) in pairs if index == self.unknown_id)
+        return tuple(dict.fromkeys(found))
 
     def framed(self, parts: Sequence[Sequence[int]], n_context: int = 0) -> Tokens:
         """Frame each of ``parts`` by start and end token, behind the slots."""

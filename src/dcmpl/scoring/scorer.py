@@ -44,6 +44,9 @@ chunk computes just what it would have computed in one go."""
 EDGE = 1e-3
 """How far rounding may carry a score beyond 0 and 1."""
 
+TOLD_WORDS = 5
+"""Words of a prompt that a note names."""
+
 NO_IMAGE = Question(None)
 
 
@@ -125,6 +128,9 @@ def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
         notes.append(f"{parts.dropped} tokens of the prompt were dropped")
     elif len(parts.ids) > 1:
         notes.append(f"the prompt was read in {len(parts.ids)} parts")
+    if parts.unknown:
+        more = ", ..." if len(parts.unknown) > TOLD_WORDS else ""
+        notes.append(f"not understood: {', '.join(parts.unknown[:TOLD_WORDS])}{more}")
     letters = sum(not letter.isspace() for letter in prompt)
     if parts.count > letters + len(prompt.split()):  # a token may be the blank before a word
         notes.append("the model has no words for the letters of the prompt")
