@@ -1,0 +1,1 @@
+"""How the embedded backbone ``small`` is made, part by part."""
