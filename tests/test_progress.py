@@ -39,6 +39,16 @@ def test_work_goes_on_where_nobody_reads_its_notes(
     assert os.path.sameopenfile(unread.fileno(), os.open(os.devnull, os.O_WRONLY))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")
+def test_work_goes_on_where_there_is_no_room_for_its_notes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        say("three images are missing")
+        say("four images are missing")
+
+
 def test_note_is_not_printed_among_results_where_standard_error_is_closed(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,18 @@ def test_record_keeps_a_validation_that_was_undefined(tmp_path: Path) -> None:
     assert value != value
 
 
+@pytest.mark.parametrize(("version", "is_read"), [("0.1.0", False), ("0.2.0", True)])
+def test_windows_of_a_version_that_cut_them_otherwise_are_refused(
+    tmp_path: Path, version: str, is_read: bool
+) -> None:
+    replace(RUN, train=replace(RUN.train, views="windows"), version=version).write(tmp_path)
+    if is_read:
+        assert read_run(tmp_path).train.views == "windows"
+        return
+    with pytest.raises(RunError, match=r"windows that reach the edges, got those of dcmpl 0\.1\.0"):
+        read_run(tmp_path)
+
+
 def test_folder_without_a_record_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         read_run(tmp_path)

@@ -297,6 +297,19 @@ def check_views(views: str) -> str:
     return views
 
 
+def check_recorded_views(views: str, version: str) -> None:
+    """Check that the views of a record are those of today; raises :class:`UsageError`.
+
+    ``windows`` of versions before 0.2 ended before the edges, as ``paper-windows`` do now.
+    """
+    if views == "windows" and re.match(r"0\.[01](\.|$)", version):
+        raise UsageError(
+            "windows that reach the edges",
+            f"those of dcmpl {version}, which end before them",
+            "train the model anew",
+        )
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Training recipe; the defaults are the paper's, but that ``views`` reach the edges."""

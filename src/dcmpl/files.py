@@ -58,14 +58,20 @@ def read_most(path: Path, most: int) -> bytes:
     return content
 
 
+MERGE = "tag:yaml.org,2002:merge"
+
+
 class _OnceLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Loader of plain values that refuses a key which is there twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise ValueError(f"{key} twice")
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                value = self.construct_object(key)
+                if value in seen:
+                    raise ValueError(f"{value} twice")
+                seen.add(value)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 

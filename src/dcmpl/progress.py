@@ -36,7 +36,7 @@ def say(text: str) -> None:
         return
     try:
         print(shown(text), file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:
         leave(sys.stderr)
 
 

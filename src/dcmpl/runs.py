@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dcmpl import __version__
-from dcmpl.config import ModelConfig, TrainConfig
+from dcmpl.config import ModelConfig, TrainConfig, check_recorded_views
 from dcmpl.data.datasets import load_table
 from dcmpl.data.splits import Split
 from dcmpl.data.table import ImageTable, MosScale
@@ -173,6 +173,7 @@ def _run_of(record: dict[str, Any]) -> Run:
     run = msgspec.convert({**record, "history": _numbers(record["history"])}, Run)
     if unknown := sorted(_names(record) - _names(asdict(run))):
         raise ValueError(f"an entry that no run has, {unknown[0]}")
+    check_recorded_views(run.train.views, run.version)
     if not 0 <= run.best_epoch <= len(run.history):
         raise ValueError(f"a best epoch {run.best_epoch} of {len(run.history)}")
     if set(run.learned) - set(run.model.tasks):
@@ -271,7 +272,11 @@ def load_learned(path: Path, model: nn.Module, run: Run) -> tuple[History, dict[
             f"exactly the {len(parameters)} learned tensors of this model in {path}",
             f"{len(wrong)} that differ, {wrong[0]} among them",
         )
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all()
+    ]
     if broken:
         raise RunError(f"finite numbers in {path}", f"others in {broken[0]}")
     with torch.no_grad():

@@ -233,3 +233,11 @@ def test_prompts_in_another_kind_of_file_are_refused(tmp_path: Path, suffix: str
     file.write_text("image,prompt\na.png,a fox\n")
     with pytest.raises(DataError, match=r"expected a table that ends in \.csv"):
         read_prompts(file, ["a.png"])
+
+
+def test_rows_of_a_list_in_the_current_folder_are_named_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.csv").write_text("image,prompt\nin/a.png,a fox\n")
+    monkeypatch.chdir(tmp_path)
+    assert list(read_list(Path("list.csv"))) == [("in/a.png", "a fox")]

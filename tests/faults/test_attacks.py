@@ -208,6 +208,17 @@ def tokenizer(**changes: object) -> Callable[[Path, Ground], None]:
     return write
 
 
+def model_of(**changes: object) -> Callable[[Path, Ground], None]:
+    """The backbone's tokenizer with changes of its model."""
+
+    def write(path: Path, ground: Ground) -> None:
+        record = json.loads(path.read_text())
+        record["model"].update(changes)
+        path.write_text(json.dumps(record))
+
+    return write
+
+
 def text(content: str) -> Callable[[Path, Ground], None]:
     return lambda path, ground: (path.write_text(content), None)[1]
 
@@ -312,7 +323,18 @@ BESIDE = [
                 }
             ),
         ),
-        *(1, f"{NO_WORDS}.*more than 8 steps"),
+        *(1, f"{NO_WORDS}.*more than 8 steps of a pre_tokenizer, or bytes of bytes"),
+    ),
+    Attack(
+        "byte pairs that end beyond their prefix",
+        beside(WORDS, model_of(continuing_subword_prefix="#" * 50)),
+        *(1, f"{NO_WORDS}.*byte pairs with a prefix"),
+    ),
+    Attack("a model of all pieces", beside(WORDS, model_of(type="Unigram")), 1, NO_WORDS),
+    Attack(
+        "word pieces without a token for others",
+        beside(WORDS, model_of(type="WordPiece", unk_token="[UNK]")),
+        *(1, f"{NO_WORDS}.*word pieces without a token"),
     ),
     Attack(
         "a map of letters that is damaged",
@@ -392,6 +414,17 @@ def adam(entry: str, value: float) -> Callable[[Path, Ground], None]:
     return tensors_with(change, epochs=1)
 
 
+def adam_as(entry: str, kind: torch.dtype) -> Callable[[Path, Ground], None]:
+    """Adam's state with an entry in numbers of another kind."""
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        for name in state:
+            if name.startswith("optimizer/") and name.endswith(f"/{entry}"):
+                state[name] = state[name].to(kind)
+
+    return tensors_with(change, epochs=1)
+
+
 def first_to(value: float) -> Callable[[dict[str, torch.Tensor]], object]:
     return lambda state: next(v for n, v in state.items() if "optimizer" not in n).fill_(value)
 
@@ -455,6 +488,14 @@ RUNS = [
         *(1, "^expected finite numbers in "),
     ),
     Attack("a momentum of NaN", resumed(adam("exp_avg", np.nan)), 1, "^expected .*finite"),
+    Attack(
+        "a momentum of truths", resumed(adam_as("exp_avg", torch.bool)), 1, "^expected .*finite"
+    ),
+    Attack(
+        "a momentum of eight bits with a sign that is none",
+        resumed(adam_as("exp_avg_sq", torch.int8)),
+        *(1, "^expected .*finite"),
+    ),
     Attack("a momentum without end", resumed(adam("exp_avg", np.inf)), 1, "^expected .*finite"),
     Attack(
         "a variance below nothing", resumed(adam("exp_avg_sq", -1)), 1, "^expected .*exp_avg_sq"

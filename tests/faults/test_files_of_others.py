@@ -106,6 +106,17 @@ def test_results_of_others_are_not_replaced(
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
+def test_plot_of_ours_does_not_give_away_a_table_of_others(
+    tmp_path: Path, trained_run: Path
+) -> None:
+    from dcmpl.pages import MADE_BY
+
+    (tmp_path / "quality.png").write_text(MADE_BY)
+    (tmp_path / "predictions.csv").write_text("mine")
+    assert main(["evaluate", str(trained_run), "--out", str(tmp_path)]) == 2
+    assert (tmp_path / "predictions.csv").read_text() == "mine"
+
+
 def test_results_are_replaced_by_later_ones(tmp_path: Path, image_data: Path) -> None:
     words = ["data", "split", str(image_data), "--mos-scale", "1", "5", "--out", str(tmp_path)]
     assert main(words) == main(words) == 0

@@ -239,6 +239,28 @@ def test_member_appended_to_a_tar_replaces_the_one_before(tmp_path: Path, ending
     assert len(found) == (3 if ending else 2)  # the damage is a row
 
 
+def test_last_entry_of_a_name_may_be_no_file(tmp_path: Path) -> None:
+    path = pack(tmp_path / "in.tar", {"a.png": png(1), "b.png": png(2), "c.png": png(4)})
+    with tarfile.open(path, "a") as archive:
+        for name, kind, link in (
+            ("a.png", tarfile.DIRTYPE, ""),
+            ("b.png", tarfile.SYMTYPE, "b.png"),
+            ("./c.png", tarfile.SYMTYPE, "a-file-that-is-not-there.png"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, link
+            archive.addfile(info)
+    a, b, c = values(found_in(path))
+    assert str(a).endswith("got a folder or another kind of entry")
+    assert str(b).endswith("got a link that leads to itself")
+    assert "c.png" in str(c)
+
+
+def test_members_that_are_spelled_in_two_ways_are_one(tmp_path: Path) -> None:
+    path = pack(tmp_path / "in.tar", {"./a.png": png(1), "a.png": png(3)})
+    assert values(found_in(path)) == [3]
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_last_of_two_members_of_a_zip_counts(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:

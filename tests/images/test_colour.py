@@ -167,6 +167,17 @@ def test_gamma_that_makes_no_sense_is_a_note(gamma: int) -> None:
     assert np.array_equal(found.pixels, np.asarray(drawn()))
 
 
+def test_other_primaries_of_a_png_leave_a_note() -> None:
+    def with_primaries(*found: float) -> DecodedImage:
+        packed = struct.pack(">8I", *(round(value * 100_000) for value in found))
+        content = saved(drawn())
+        return decode_bytes(content[:33] + chunk(b"cHRM", packed) + content[33:], "p3.png")
+
+    srgb = with_primaries(0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+    p3 = with_primaries(0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+    assert (srgb.notes, p3.notes) == ((), ("its primaries are not applied",))
+
+
 def test_profile_counts_before_a_gamma() -> None:
     content = saved(drawn(), icc_profile=PROFILES["linear"])
     assert with_gamma(content, 100_000).notes == ("colour profile applied",)

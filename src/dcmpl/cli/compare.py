@@ -25,7 +25,7 @@ def compare(arguments: Arguments) -> int:
         check_run(run)
     out = Path(arguments.out or arguments.RUN[0])
     check_folder(str(out))
-    check_results_replace(out, ("comparison.md", "comparison.csv", "comparison.png"))
+    check_results_replace(out, ["comparison.md"], ["comparison.csv", "comparison.png"])
     from dcmpl.evaluation.compare import compare as compare_runs
     from dcmpl.evaluation.compare import paired_rows, write_comparison
 

@@ -10,6 +10,7 @@ from dcmpl.cli.options import (
     Command,
     Flag,
     check_device,
+    check_folder,
     check_own_table,
     check_results_replace,
     check_run,
@@ -48,6 +49,8 @@ def evaluate(arguments: Arguments) -> int:
     check_run(arguments.RUN)
     check_own_table(arguments)
     check_device(arguments.device)
+    if arguments.out is not None:
+        check_folder(arguments.out)
     if arguments.data is not None and not Path(arguments.data).exists():
         raise UsageError(f"a data set at --data {arguments.data}", "nothing there")
     from dcmpl.evaluation.results import evaluate_run, metrics_table
@@ -69,7 +72,7 @@ def evaluate(arguments: Arguments) -> int:
     default = at_home if own else folder / f"{table.name}-{table.digest[:6]}-{part}"
     out = Path(arguments.out) if arguments.out else default
     plots = [f"{target}.png" for target in table.asked]
-    check_results_replace(out, ["metrics.json", "predictions.csv", *plots, RESULT])
+    check_results_replace(out, ["metrics.json", RESULT], ["predictions.csv", *plots])
     protocol = split.protocol if own and split is not None else "other data"
     calibration = read_calibration(folder, run.weights_sha256)
     if calibration is None:

@@ -216,6 +216,11 @@ def _open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
+def _say_traceback() -> None:
+    for line in traceback.format_exc().splitlines():
+        say(line)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -233,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except DcmplError as error:
         if "--debug" in words:
-            traceback.print_exc()
+            _say_traceback()
         for line in f"dcmpl: {error}".split("\n"):  # a hint may list what is wrong
             say(line)
         return error.exit_code
@@ -243,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if "--debug" in words:
-            traceback.print_exc()
+            _say_traceback()
         reason = " ".join(str(error).split()) or "no message"
         kind = type(error).__name__
         say(f"dcmpl: unexpected {kind}: {reason}; run again with --debug for the traceback")

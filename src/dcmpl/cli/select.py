@@ -13,7 +13,7 @@ from typing import Any
 from dcmpl.cli.options import Arguments, Command, Flag, check_not_read, check_scores_replace
 from dcmpl.errors import DataError, RunError, UsageError, nearest
 from dcmpl.files import put_in_place, write_whole
-from dcmpl.images.archives import in_archive
+from dcmpl.images.archives import Archives, in_archive, read_file
 from dcmpl.progress import say
 
 __all__ = ["SELECT"]
@@ -184,23 +184,22 @@ def copy(images: Iterable[str], folder: Path) -> tuple[int, list[str]]:
     The same file that is there already is left; another of that name stays, and the copy
     gets a number. Returns, and raises, as :func:`move`.
     """
-    from dcmpl.data.sources import Source
-
     folder.mkdir(parents=True, exist_ok=True)
     copied, faults = 0, []
-    for image in images:
-        inside = None if os.path.lexists(image) else in_archive(image)
-        try:
-            content = Source(image, *(inside or (image, None))).file_content()
-            places = _places(folder, image)
-            place = next(p for p in places if not os.path.lexists(p) or _holds(p, content))
-            if not os.path.lexists(place):
-                write_whole(place, content)
-            copied += 1
-        except DataError as error:
-            faults.append(str(error))
-        except OSError as error:
-            faults.append(f"expected to copy {image}, got: {error.strerror or error}")
+    with Archives() as archives:  # each is searched once
+        for image in images:
+            inside = None if os.path.lexists(image) else in_archive(image)
+            try:
+                content = archives.read(*inside) if inside else read_file(image)
+                places = _places(folder, image)
+                place = next(p for p in places if not os.path.lexists(p) or _holds(p, content))
+                if not os.path.lexists(place):
+                    write_whole(place, content)
+                copied += 1
+            except DataError as error:
+                faults.append(str(error))
+            except OSError as error:
+                faults.append(f"expected to copy {image}, got: {error.strerror or error}")
     return copied, faults
 
 

@@ -84,7 +84,7 @@ def _place(file: Path, name: str) -> str:
 
     The second is what ``score`` writes, whose paths are as they were given to it.
     """
-    beside = os.path.join(file.parent, name)
+    beside = name if file.parent == Path() else os.path.join(file.parent, name)
     return name if not _is_there(beside) and _is_there(name) else beside
 
 
@@ -207,7 +207,7 @@ def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
             raise UsageError("the path of images", "an empty one")
         kind = _kind(path)
         for entry in _entries_of(path, kind, sidecar):
-            place = os.path.abspath(entry.path), entry.member
+            place = os.path.abspath(entry.path), entry.member and os.path.normpath(entry.member)
             if kind != "list":
                 if place in seen:
                     continue

@@ -10,7 +10,7 @@ from typing import Any
 
 from dcmpl.errors import DataError
 
-__all__ = ["Archives", "TooLargeError", "in_archive", "kind_of"]
+__all__ = ["Archives", "TooLargeError", "in_archive", "kind_of", "read_file"]
 
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")}
 ZIPPED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -75,7 +75,7 @@ class Archives(ExitStack):
                     raise DataError(f"a stored or deflated member at {path}/{member}", "another")
                 file: Any = archive.open(member)
             else:
-                file = archive.extractfile(self._in_tar(archive, member))
+                file = _opened_member(archive, self._in_tar(archive, member))
             with file:
                 content: bytes = file.read(limit + 1)
         if len(content) > limit:
@@ -90,10 +90,20 @@ class Archives(ExitStack):
         if self._last is None:
             with suppress(Exception):
                 archive.getmembers()
-            self._last = {info.name: info for info in archive.members}
-        if member not in self._last:
+            self._last = {os.path.normpath(info.name): info for info in archive.members}
+        name = os.path.normpath(member)
+        if name not in self._last:
             raise DataError(f"{member} in {self._path}", "none")
-        return self._last[member]
+        return self._last[name]
+
+
+def _opened_member(archive: Any, info: tarfile.TarInfo) -> Any:
+    try:
+        if (file := archive.extractfile(info)) is not None:
+            return file
+    except RecursionError:
+        raise DataError(f"a file at {info.name}", "a link that leads to itself") from None
+    raise DataError(f"a file at {info.name}", "a folder or another kind of entry")
 
 
 OF_OTHERS = (

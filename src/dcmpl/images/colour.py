@@ -66,6 +66,8 @@ def to_srgb(image: Image.Image, raw: str, what: str) -> tuple[Image.Image, list[
     if not profile and "srgb" not in info and isinstance(gamma, float):
         image, changed = _by_gamma(image, gamma)
         notes += changed
+    if not profile and "srgb" not in info and _has_other_primaries(info.get("chromaticity")):
+        notes.append("its primaries are not applied")
     if alpha is not None and alpha.getextrema()[0] < 255:  # type: ignore[operator]
         notes.append("transparent parts laid on white")
         canvas = Image.new("RGB", image.size, BACKGROUND)
@@ -129,6 +131,16 @@ def _through_profile(image: Image.Image, profile: Any) -> tuple[Image.Image, lis
         return _applied(image, own), ["colour profile applied"]
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image.convert("RGB"), ["its colour profile cannot be read"]
+
+
+SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""White, red, green and blue, as a PNG names them."""
+
+
+def _has_other_primaries(found: Any) -> bool:
+    if not isinstance(found, tuple) or len(found) != len(SRGB_PRIMARIES):
+        return False
+    return any(abs(a - b) > 0.01 for a, b in zip(found, SRGB_PRIMARIES, strict=True))
 
 
 def _by_gamma(image: Image.Image, gamma: float) -> tuple[Image.Image, list[str]]:

@@ -135,7 +135,7 @@ def _from_json(content: bytes) -> tokenizers.Tokenizer:
     """
     record = json.loads(content)
     for kind, known in STEPS.items():
-        stack, steps = [record.get(kind)], 0
+        stack, steps, byte_steps = [record.get(kind)], 0, 0
         while stack:
             step = stack.pop()
             if step is None:
@@ -145,12 +145,24 @@ def _from_json(content: bytes) -> tokenizers.Tokenizer:
                 stack += step[f"{kind}s" if kind == "normalizer" else "pretokenizers"]
             elif step["type"] not in known and not _is_known_pattern(step):
                 raise ValueError(f"a {kind} of the type {step['type']} that CLIP has not")
-            if steps > MOST_STEPS:
-                raise ValueError(f"more than {MOST_STEPS} steps of a {kind}")
+            byte_steps += step["type"] == "ByteLevel"  # a byte becomes a letter of two
+            if steps > MOST_STEPS or byte_steps > 1:
+                raise ValueError(f"more than {MOST_STEPS} steps of a {kind}, or bytes of bytes")
+    _check_model(record["model"])
     record |= {"post_processor": None, "decoder": None}
-    if isinstance(model := record.get("model"), dict) and "dropout" in model:
-        model["dropout"] = None  # chance, for training alone
+    record["model"]["dropout"] = None  # chance, for training alone
     return tokenizers.Tokenizer.from_str(json.dumps(record))
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    """Check that a model is of CLIP's byte pairs, or of BERT's word pieces."""
+    kind = model.get("type", "BPE")
+    if kind not in ("BPE", "WordPiece"):
+        raise ValueError(f"a model of the type {kind}, neither BPE nor WordPiece")
+    if kind == "BPE" and model.get("continuing_subword_prefix"):
+        raise ValueError("byte pairs with a prefix, which CLIP's have not")
+    if kind == "WordPiece" and model.get("unk_token") not in model["vocab"]:
+        raise ValueError("word pieces without a token for unknown words")
 
 
 def _is_known_pattern(step: dict[str, Any]) -> bool:
@@ -173,7 +185,9 @@ class Tokenizer:
                 self._pairs = _from_merges(path)
             else:
                 self._pairs = _from_json(read_most(path, MAX_JSON_BYTES))
-        except Exception as error:  # the library raises bare Exceptions
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library's panics are no Exceptions
             raise WeightsError(f"a readable tokenizer at {path}", reason=error) from error
         # A stored setting to pad or cut would act before the end token is placed.
         self._pairs.no_padding()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from dcmpl.config import check_recorded_views
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import read_record, sha256_of
 from dcmpl.images.decode import cores
@@ -159,6 +160,7 @@ def read_export(folder: Path) -> Exported:
                 raise TypeError(f"{name} that is no {kind.__name__}")
         found = Exported(folder, record)
         found.calibration  # noqa: B018  # that it can be read
+        check_recorded_views(str(record["views"]), str(record.get("version", "")))
         for variant in record["variants"]:
             if variant["engine"] not in KINDS or not isinstance(variant["file"], str):
                 raise ValueError("a variant of an unknown engine")
