@@ -154,6 +154,14 @@ def test_gamma_of_a_png_is_applied_as_a_profile_that_says_the_same() -> None:
     assert np.abs(linear.pixels.astype(int) - profiled.pixels).max() <= 2
 
 
+def test_gamma_of_16_bit_grey_is_applied_before_it_is_scaled() -> None:
+    levels = np.array([0, 40, 131, 200, 400, 655, 1311, 65_535], np.uint16)
+    found = with_gamma(saved(Image.fromarray(np.tile(levels, (4, 1)))), 100_000)
+    # The sRGB curve of IEC 61966-2-1 at levels / 65535, times 255.
+    assert found.pixels[0, :, 0].tolist() == [0, 2, 7, 10, 18, 25, 39, 255]
+    assert found.notes == ("gamma applied", "16 bit scaled to 8")
+
+
 def test_usual_gamma_changes_nothing() -> None:
     usual = with_gamma(saved(drawn()), 45_455)
     assert usual.notes == ()

@@ -47,9 +47,9 @@ def to_srgb(image: Image.Image, raw: str, what: str) -> tuple[Image.Image, list[
     """
     notes: list[str] = []
     profile, info = image.info.get("icc_profile"), image.info
-    alpha = _alpha(image, raw)
+    alpha, gamma = _alpha(image, raw), None if profile else _gamma(info, notes)
     if image.mode.startswith("I") or image.mode == "F":
-        image = _scaled(image, raw, what)
+        image, gamma = _scaled(image, raw, what, gamma), None
         notes.append("16 bit scaled to 8")
     elif ";16" in raw:
         notes.append("16 bit scaled to 8")
@@ -62,10 +62,9 @@ def to_srgb(image: Image.Image, raw: str, what: str) -> tuple[Image.Image, list[
         image = image.convert("L" if image.mode in ("LA", "La", "1") else "RGB")
     image, changed = _through_profile(image, profile)
     notes += changed
-    gamma = info.get("gamma")
-    if not profile and "srgb" not in info and isinstance(gamma, float):
-        image, changed = _by_gamma(image, gamma)
-        notes += changed
+    if gamma is not None:
+        levels = 255 * _shown(np.linspace(0, 1, 256), gamma)
+        image = image.point(levels.round().astype(int).tolist() * 3)
     if not profile and "srgb" not in info and _has_other_primaries(info.get("chromaticity")):
         notes.append("its primaries are not applied")
     if alpha is not None and alpha.getextrema()[0] < 255:  # type: ignore[operator]
@@ -97,8 +96,11 @@ def _alpha(image: Image.Image, raw: str) -> Image.Image | None:
     return Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8))
 
 
-def _scaled(image: Image.Image, raw: str, what: str) -> Image.Image:
-    """Grey of 8 bit from grey of 16; other numbers have no white that is known."""
+def _scaled(image: Image.Image, raw: str, what: str, gamma: float | None) -> Image.Image:
+    """Grey of 8 bit from grey of 16; other numbers have no white that is known.
+
+    ``gamma`` is applied before, while there are levels enough in the dark.
+    """
     if image.mode == "F":
         raise DataError("whole numbers for pixels", f"fractions in {what}", "save as PNG")
     values = np.asarray(image, dtype=np.float32)
@@ -109,6 +111,8 @@ def _scaled(image: Image.Image, raw: str, what: str) -> Image.Image:
             f"32 bit or signed ones, {low:g} to {high:g}, in {what}",
             "save as PNG",
         )
+    if gamma is not None:
+        values = 65_535 * _shown(values / 65_535, gamma)
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
@@ -143,18 +147,28 @@ def _has_other_primaries(found: Any) -> bool:
     return any(abs(a - b) > 0.01 for a, b in zip(found, SRGB_PRIMARIES, strict=True))
 
 
-def _by_gamma(image: Image.Image, gamma: float) -> tuple[Image.Image, list[str]]:
-    """RGB image in sRGB, where a PNG says that its levels are light to the power of ``gamma``.
+def _gamma(info: dict[Any, Any], notes: list[str]) -> float | None:
+    """Gamma to apply, of a PNG that says that its levels are light to the power of it.
 
     As its specification asks of those who show it (W3C PNG, third edition, 13.13).
     """
-    if abs(gamma - NEUTRAL) <= 0.02:
-        return image, []
+    gamma = info.get("gamma")
+    if "srgb" in info or not isinstance(gamma, float) or abs(gamma - NEUTRAL) <= 0.02:
+        return None
     if not LEAST_GAMMA <= gamma <= 1 / LEAST_GAMMA:
-        return image, ["its gamma makes no sense and is not applied"]
-    light = np.linspace(0, 1, 256) ** (1 / gamma)
-    srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return image.point((255 * srgb).round().astype(int).tolist() * 3), ["gamma applied"]
+        notes.append("its gamma makes no sense and is not applied")
+        return None
+    notes.append("gamma applied")
+    return gamma
+
+
+def _shown(levels: np.ndarray, gamma: float) -> np.ndarray:
+    """Levels of sRGB, 0 to 1, of the light that ``levels`` of a gamma stand for."""
+    light = levels ** (1 / gamma)
+    shown: np.ndarray = np.where(
+        light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055
+    )
+    return shown
 
 
 @cache
