@@ -227,7 +227,7 @@ def test_more_than_200_layers_are_refused(folder: Path, section: str) -> None:
     [
         ("vision_config", "num_attention_heads", 5, "width 64 is no multiple of 5 heads"),
         ("vision_config", "patch_size", 7, "expected patch_size to divide image_size"),
-        ("vision_config", "stem", "tiles", "is neither patch nor statistics"),
+        ("vision_config", "stem", "tiles", "is none of patch, statistics, hybrid"),
         ("text_config", "hidden_act", "relu", "activation 'relu' is none of gelu, quick_gelu"),
         ("text_config", "hidden_act", ["gelu"], "expected the configuration of a CLIP"),
         ("text_config", "layer_norm_eps", "small", "expected the configuration of a CLIP"),

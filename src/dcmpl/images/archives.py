@@ -75,7 +75,7 @@ class Archives(ExitStack):
                     raise DataError(f"a stored or deflated member at {path}/{member}", "another")
                 file: Any = archive.open(member)
             else:
-                file = _opened_member(archive, self._in_tar(archive, member))
+                file = _opened_member(archive, self._in_tar(archive, member), f"{path}/{member}")
             with file:
                 content: bytes = file.read(limit + 1)
         if len(content) > limit:
@@ -97,13 +97,13 @@ class Archives(ExitStack):
         return self._last[name]
 
 
-def _opened_member(archive: Any, info: tarfile.TarInfo) -> Any:
+def _opened_member(archive: Any, info: tarfile.TarInfo, what: str) -> Any:
     try:
         if (file := archive.extractfile(info)) is not None:
             return file
     except RecursionError:
-        raise DataError(f"a file at {info.name}", "a link that leads to itself") from None
-    raise DataError(f"a file at {info.name}", "a folder or another kind of entry")
+        raise DataError(f"a file at {what}", "a link that leads to itself") from None
+    raise DataError(f"a file at {what}", "a folder or another kind of entry")
 
 
 OF_OTHERS = (
