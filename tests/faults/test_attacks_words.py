@@ -193,8 +193,8 @@ YAMLS = [
     Attack("a mapping that is a text", yaml("!!map x"), 2, "^expected "),
     Attack("a mapping that is a list", yaml("!!map [a, b]"), 2, "^expected "),
     Attack(
-        "a hundred thousand keys",
-        yaml("".join(f"k{i}: 1\n" for i in range(10**5))),
+        "ten thousand keys",
+        yaml("".join(f"k{i}: 1\n" for i in range(10**4))),
         2,
         "^expected ",
     ),
