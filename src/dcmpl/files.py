@@ -61,7 +61,7 @@ def read_most(path: Path, most: int) -> bytes:
 MERGE = "tag:yaml.org,2002:merge"
 
 
-class _OnceLoader(yaml.SafeLoader):  # type: ignore[misc]
+class _OnceLoader(yaml.SafeLoader):  # type: ignore[misc]  # no stubs
     """Loader of plain values that refuses a key which is there twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

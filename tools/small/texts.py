@@ -54,10 +54,9 @@ def read_prompts(data: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Classes:
-    """ImageNet's classes: all their names, one name of each by its number, sentences about them."""
+    """ImageNet's classes: all their names, and sentences about them."""
 
     names: tuple[str, ...]
-    first: tuple[str, ...]
     sentences: tuple[str, ...]
 
     @staticmethod
@@ -69,7 +68,6 @@ class Classes:
         told = [entry.get(kind) for entry in entries for kind in ("description", "guidelines")]
         return Classes(
             tuple(dict.fromkeys([*first, *(name for entry in entries for name in entry["name"])])),
-            tuple(first),
             tuple(s for text in told if text for s in re.split(r"(?<=[.])\s+", text)),
         )
 

@@ -330,16 +330,14 @@ def check_replaces(out: str, flag: str = "-o") -> None:
         raise UsageError(f"a new file at {flag} {out}", "one that dcmpl did not make", NEW_PLACE)
 
 
-def check_results_replace(
-    folder: Path, records: Sequence[str], names: Sequence[str] = (), flag: str = "--out"
-) -> None:
+def check_results_replace(folder: Path, records: Sequence[str], names: Sequence[str] = ()) -> None:
     """Check that results replace nothing but results, of which a record bears our mark."""
     there = [name for name in (*records, *names) if os.path.lexists(folder / name)]
     if there and not any(_is_marked(folder / name) for name in records):
         raise UsageError(
-            f"a folder at {flag} {folder} without a {there[0]} of others",
+            f"a folder at --out {folder} without a {there[0]} of others",
             "one that dcmpl did not make",
-            f"choose another {flag}, or delete it",
+            "choose another --out, or delete it",
         )
 
 

@@ -118,7 +118,7 @@ class _Header(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in OF_OTHERS and self.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
-        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in stubs
         return made
 
 

@@ -67,7 +67,7 @@ def to_srgb(image: Image.Image, raw: str, what: str) -> tuple[Image.Image, list[
         image = image.point(levels.round().astype(int).tolist() * 3)
     if not profile and "srgb" not in info and _has_other_primaries(info.get("chromaticity")):
         notes.append("its primaries are not applied")
-    if alpha is not None and alpha.getextrema()[0] < 255:  # type: ignore[operator]
+    if alpha is not None and alpha.getextrema()[0] < 255:  # type: ignore[operator]  # of one band
         notes.append("transparent parts laid on white")
         canvas = Image.new("RGB", image.size, BACKGROUND)
         canvas.paste(image, mask=alpha)

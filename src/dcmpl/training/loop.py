@@ -389,8 +389,8 @@ def _restore_adam(
     for key, value in state.items():
         name, _, entry = key.rpartition("/")
         low = {"exp_avg": -math.inf, "exp_avg_sq": 0.0, "step": 1.0}[entry]
-        known = value.float() if value.is_floating_point() else value.new_full((1,), -1).float()
-        if not bool((known.isfinite() & (known >= low)).all()) or not value.is_floating_point():
+        known = value.float() if value.is_floating_point() else torch.tensor(math.nan)
+        if not bool((known.isfinite() & (known >= low)).all()):
             raise RunError(
                 f"a finite {entry} of Adam's state, and none below its least, in {path}",
                 f"others in {name}",
