@@ -223,6 +223,14 @@ def test_difference_is_that_of_the_paired_test() -> None:
     assert np.isnan(first["difference"])
 
 
+def test_differences_that_are_equal_but_for_rounding_have_no_test() -> None:
+    first, *others = (value + 0.1 for value in BASE)
+    others = [float(np.nextafter(first, 1)), *others]
+    found = row(summed(repeated("clean", BASE) + repeated("clean", others, name="b")), "clean", "b")
+    assert found["difference"] == pytest.approx(0.1)
+    assert np.isnan(found["p"])
+
+
 def test_baselines_are_compared_with_the_first_variant_and_stand_once() -> None:
     results = repeated("clean", BASE, floor=0.2) + repeated("clean", OTHER, floor=0.2, name="b")
     frame = summed(results)
@@ -249,14 +257,14 @@ def test_verdict_bounds_all_tests_at_once(difference: float, p: float, told: str
 def test_summary_is_written_in_all_forms(tmp_path: Path) -> None:
     results = repeated("clean", BASE, floor=0.9) + repeated("image-level", LEAKY, floor=0.9)
     trials = pd.DataFrame([row for result in results for row in trial_rows(result)])
-    names = write_summary(trials, tmp_path, "Title", "tiny")
+    names = write_summary(trials, tmp_path, "Title", "small")
     assert names[:4] == ["trials.csv", "summary.csv", "summary.md", SUMMARY]
     assert len(pd.read_csv(tmp_path / "trials.csv")) == 12
     told = (tmp_path / "summary.md").read_text()
     assert "- `image-level`, model: +0.097, shown." in told
     assert f"- `clean`, below the {BASELINE}: model." in told
     assert "## quality: set" in told
-    assert json.loads((tmp_path / SUMMARY).read_text())["backbone"] == "tiny"
+    assert json.loads((tmp_path / SUMMARY).read_text())["backbone"] == "small"
 
 
 def test_several_data_sets_have_a_matrix(tmp_path: Path) -> None:
@@ -265,7 +273,7 @@ def test_several_data_sets_have_a_matrix(tmp_path: Path) -> None:
         entry = result("clean", 0, 0.5 + 0.1 * (trained == tested))
         results.append({**entry, "data": tested, "trained_on": trained})
     trials = pd.DataFrame([row for result in results for row in trial_rows(result)])
-    write_summary(trials, tmp_path, "Title", "tiny")
+    write_summary(trials, tmp_path, "Title", "small")
     told = (tmp_path / "summary.md").read_text()
     matrix = told[told.index("rows are trained on") :]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in matrix.splitlines()[2:]]

@@ -94,7 +94,7 @@ def test_grid_of_other_content_is_refused(
     assert not (tmp_path / "trap").exists()
 
 
-@pytest.mark.parametrize("file", ["minimum.yaml", "tiny.yaml"])
+@pytest.mark.parametrize("file", ["minimum.yaml", "small.yaml"])
 def test_grids_of_the_repository_are_read(file: str) -> None:
     path = Path(__file__).parents[2] / "grids" / file
     variants = read_grid(path, TrainConfig())

@@ -121,19 +121,30 @@ def test_panorama_is_covered_along_its_long_side(shape: tuple[int, int]) -> None
     assert len(corners) == (3000 - 32) // 8 + 1
 
 
-@pytest.mark.parametrize("views", ["windows", "center", "grid-2", "grid-3", "grid-4"])
+@pytest.mark.parametrize("views", ["windows", "center", "tiles", "grid-2", "grid-3", "grid-4"])
 def test_windows_keep_the_phase_of_jpeg_blocks(views: str) -> None:
     corners = window_corners(500, 701, 256, views)
     assert all(top % 8 == 0 and left % 8 == 0 for top, left in corners)
 
 
-def test_random_window_starts_at_multiples_of_its_step() -> None:
+def test_random_window_starts_anywhere() -> None:
     rng, found = np.random.default_rng(0), set()
-    for _ in range(60):
-        window = random_window(ramp(64, 64), 48, rng, step=8).astype(int)
+    for _ in range(200):
+        window = random_window(ramp(64, 64), 60, rng).astype(int)
         number = window[0, :, 0] + 256 * window[0, :, 1]
         found.add(min(int(number[0]), int(number[-1])))  # the left end, mirrored or not
-    assert found == {64 * top + left for top in (0, 8, 16) for left in (0, 8, 16)}
+    assert found == {64 * top + left for top in range(5) for left in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("side", "count"), [(10, 1), (256, 1), (380, 1), (388, 2), (512, 2), (650, 3), (1024, 4)]
+)
+def test_tiles_are_as_many_as_the_image_is_windows_long(side: int, count: int) -> None:
+    corners = window_corners(256, side, 256, "tiles")
+    assert len(corners) == count
+    if count > 1:
+        assert corners[0] == (0, 0)
+        assert corners[-1][1] > side - 256 - 8  # the edge, down to JPEG's grid
 
 
 @pytest.mark.parametrize("views", ["", "all", "grid", "grid-0", "grid-100", "grid--1", "grid-2x"])
@@ -148,7 +159,7 @@ def test_unknown_views_are_a_usage_error(views: str) -> None:
     width=st.integers(1, 130),
     size=st.integers(1, 60),
     views=st.sampled_from(
-        ["windows", "paper-windows", "center", "grid-1", "grid-2", "grid-3", "grid-9"]
+        ["windows", "paper-windows", "center", "tiles", "grid-1", "grid-2", "grid-9"]
     ),
 )
 def test_windows_are_inside_and_of_the_right_size(

@@ -4,6 +4,7 @@ import random
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from dcmpl.data.datasets import load_table
 from dcmpl.data.splits import ValidationPart
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.images.decode import read_image
-from dcmpl.images.windows import windows
+from dcmpl.images.windows import random_window, windows
 from dcmpl.metrics import srcc
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS, with_settings
 from dcmpl.scoring.engines import Answer, Question, all_scores, score_images
 from dcmpl.scoring.torch_engine import TorchEngine, by_target, predict_table
-from dcmpl.training.features import FrozenEngine, FrozenTable, freeze_table
+from dcmpl.training.features import FrozenEngine, FrozenTable, freeze_draws, freeze_table
 from dcmpl.training.loop import validate
 from dcmpl.weights.backbones import load_backbone
 
@@ -314,3 +315,42 @@ def test_validation_leaves_out_what_evaluation_leaves_out(
             rows = np.isfinite(scores[:, column])
             wanted = srcc(scores[rows, column], opinion[rows, column])
             assert found[f"{task}_srcc"] == pytest.approx(wanted, abs=1e-9)
+
+
+# Drawn windows
+
+DRAWN = TrainConfig(windows="drawn", draws=3, coats=True, views="center")
+
+
+@pytest.fixture(scope="module")
+def drawn(model: DCMPL, table: ImageTable) -> FrozenTable:
+    return freeze_draws(model, table, DRAWN)
+
+
+def test_drawn_windows_are_as_many_as_asked_for_and_differ(
+    drawn: FrozenTable, table: ImageTable
+) -> None:
+    assert len(drawn.values) == 3 * len(table)
+    found = drawn[table.frame["image"][7]]
+    assert len(found) == 3
+    assert not torch.equal(found[0], found[1])
+
+
+def test_drawn_windows_of_an_image_do_not_depend_on_the_others(
+    model: DCMPL, drawn: FrozenTable, table: ImageTable
+) -> None:
+    some = ImageTable(table.name, table.scale, table.frame[5:9].reset_index(drop=True))
+    found = freeze_draws(model, some, DRAWN)
+    for path in some.frame["image"]:
+        torch.testing.assert_close(found[path], drawn[path], rtol=0, atol=1e-5)
+
+
+def test_drawn_windows_without_coats_show_the_image_s_own_pixels(
+    model: DCMPL, table: ImageTable
+) -> None:
+    plain = freeze_draws(model, table, replace(DRAWN, coats=False, draws=1))
+    path, name = table.frame["image"][7], table.frame["name"][7]
+    rng = np.random.default_rng(list(name.encode()))
+    window = random_window(read_image(path), 32, rng)
+    wanted = model.frozen(to_unit_range(torch.from_numpy(window[None].copy())))
+    torch.testing.assert_close(plain[path], wanted, rtol=0, atol=1e-5)

@@ -571,3 +571,21 @@ def test_views_may_be_trained_on_where_visual_prompts_are_learned(
     config = replace(QUICK, windows="views")
     one, two = (fit_preset("dcmpl", config, name) for name in ("one", "two"))
     assert one.content() == two.content()
+
+
+@pytest.mark.parametrize("preset", ["dcmpl", "coop-deep"])
+def test_drawn_windows_are_read_once_and_repeat(
+    fit_preset: Callable[..., Trained], preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: str) -> np.ndarray:
+        read.append(path)
+        return read_image(path)
+
+    for reader in READERS:
+        monkeypatch.setattr(reader, counted)
+    config = replace(QUICK, windows="drawn", draws=2, coats=True)
+    one = fit_preset(preset, config, "one")
+    assert len(read) == len(set(read)) == 40  # training and validation
+    assert fit_preset(preset, config, "two").content() == one.content()

@@ -20,7 +20,7 @@ from dcmpl.cli.options import (
 )
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.progress import Console, say
-from dcmpl.weights import warn_of_embedded
+from dcmpl.weights import DEFAULT, warn_of_embedded
 
 if TYPE_CHECKING:
     from dcmpl.data.splits import Split
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["EVALUATE"]
 
 FLAGS = (
-    Flag("RUN", "folder made by dcmpl train", required=True, metavar="RUN"),
+    Flag("RUN", "folder made by dcmpl train, or default", required=True, metavar="RUN"),
     Flag("--data", "another data set than the run's own, or its new place", metavar="PATH"),
     *TABLE_FLAGS,
     Flag(
@@ -39,6 +39,12 @@ FLAGS = (
         choices=("test", "val", "train", "all"),
         metavar="{test,val,train,all}",
     ),
+    Flag(
+        "--robust",
+        "measure also how far scores move when files are cropped, resized and encoded anew",
+        bool,
+        False,
+    ),
     Flag("--out", "where the results go (default: RUN for its test part)", metavar="DIR"),
     DEVICE,
 )
@@ -46,7 +52,9 @@ FLAGS = (
 
 def evaluate(arguments: Arguments) -> int:
     """Measure the predictions of a run, and its calibration."""
-    check_run(arguments.RUN)
+    folder = check_run(arguments.RUN)
+    if folder == DEFAULT and arguments.out is None:
+        raise UsageError("--out DIR for the model of the package", "none")
     check_own_table(arguments)
     check_device(arguments.device)
     if arguments.out is not None:
@@ -54,12 +62,12 @@ def evaluate(arguments: Arguments) -> int:
     if arguments.data is not None and not Path(arguments.data).exists():
         raise UsageError(f"a data set at --data {arguments.data}", "nothing there")
     from dcmpl.evaluation.results import evaluate_run, metrics_table
+    from dcmpl.evaluation.robust import robust_table
     from dcmpl.evaluation.trials import RESULT
     from dcmpl.runs import read_run, read_split, uncalibrated
     from dcmpl.scoring.calibration import read_calibration
     from dcmpl.scoring.torch_engine import load_model
 
-    folder = Path(arguments.RUN)
     run = read_run(folder)
     split = read_split(folder, run)
     whole, own = _table_to_measure(arguments, run.source)
@@ -82,9 +90,13 @@ def evaluate(arguments: Arguments) -> int:
         "part": part,
         "selects_on_test": bool(split and split.selects_on_test),
     }
-    metrics, plotted = evaluate_run(run, calibration, model, table, training, out, notes)
+    metrics, plotted = evaluate_run(
+        run, calibration, model, table, training, out, notes, arguments.robust
+    )
     title = f"{table.name}, {part} part, {len(table)} images; protocol: {protocol}"
     Console().print(metrics_table(metrics, title))
+    if arguments.robust:
+        Console().print(robust_table(metrics["robust"], "The same files in other coats"))
     if not plotted:
         say("no plots: pip install matplotlib brings them")
     print(f"results: {out}/metrics.json, predictions.csv")

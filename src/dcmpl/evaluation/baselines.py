@@ -31,7 +31,7 @@ Statistics = Mapping[str, np.ndarray]
 def statistics_of(paths: Iterable[str]) -> dict[str, np.ndarray]:
     """NSS features by path: mean and deviation over the cells of each statistic, 1,386 numbers.
 
-    They are those of ``tiny``'s stem (:mod:`dcmpl.model.stem`) on 2 x 2 windows, averaged.
+    They are those of a hybrid stem (:mod:`dcmpl.model.stem`) on 2 x 2 windows, averaged.
     """
     luma, chroma = dct_kernels(8), dct_kernels(4)
     found = {}

@@ -13,6 +13,7 @@ from scipy.stats import norm
 from dcmpl import __version__
 from dcmpl.data.table import ImageTable, MosScale
 from dcmpl.evaluation.baselines import BASELINES, predict_baselines, statistics_of
+from dcmpl.evaluation.robust import robustness
 from dcmpl.files import MADE_BY, as_json, write_atomically
 from dcmpl.metrics import (
     bootstrap,
@@ -308,12 +309,13 @@ def evaluate_run(
     training: ImageTable | None,
     out: Path,
     notes: Mapping[str, Any],
+    robust: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """Predict ``table``, measure, and write the results to ``out``; returns the metrics.
 
     Beside the metrics of scores: those of the ``calibration``, of alignment under shuffled
-    prompts, and of the baselines fitted on ``training``. The second value: whether plots were
-    drawn.
+    prompts, of the baselines fitted on ``training``, and with ``robust`` of images in other
+    coats. The second value: whether plots were drawn.
     """
     engine, views = TorchEngine(model, run.learned), run.train.views
     scores, spread = predict_table(engine, table, views, "scoring")
@@ -328,6 +330,8 @@ def evaluate_run(
         "best_epoch": run.best_epoch,
         **notes,
     }
+    if robust:
+        found["robust"] = robustness(engine, table, views, scores)
     baselines: dict[str, np.ndarray] = {}
     if training is not None:
         paths = [*training.frame["image"], *table.frame["image"]]

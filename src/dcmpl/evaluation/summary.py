@@ -132,12 +132,16 @@ def spread(values: "pd.Series[float]") -> dict[str, float]:
     return found
 
 
+ROUNDING = 1e-12
+"""Values of SRCC that differ by no more are equal, and no test can tell their spread."""
+
+
 def _paired(difference: "pd.Series[float]") -> dict[str, float]:
     difference = difference.dropna()
     about = spread(difference)
     found = {"difference": about["mean"], "p": math.nan}
     found |= {"difference low": about["low"], "difference high": about["high"]}
-    if len(difference) > 1 and np.ptp(difference.to_numpy()) > 0:
+    if len(difference) > 1 and np.ptp(difference.to_numpy()) > ROUNDING:
         found["p"] = float(stats.ttest_1samp(difference, 0.0).pvalue)
     return found
 
@@ -146,7 +150,7 @@ def _optimism(values: np.ndarray, clean: np.ndarray) -> dict[str, float]:
     if not len(values) or not len(clean):
         return {}
     found = {"optimism": float(values.mean() - clean.mean())}
-    if len(values) > 1 and len(clean) > 1 and max(np.ptp(values), np.ptp(clean)) > 1e-12:
+    if len(values) > 1 and len(clean) > 1 and max(np.ptp(values), np.ptp(clean)) > ROUNDING:
         with warnings.catch_warnings():  # one of the two may hardly vary
             warnings.simplefilter("ignore", RuntimeWarning)
             test = stats.ttest_ind(values, clean, equal_var=False)

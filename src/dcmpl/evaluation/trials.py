@@ -6,7 +6,7 @@ goes on.
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,14 @@ from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings
 from dcmpl.runs import MODEL, DataSource, Run, load_learned, read_run, write_split
 from dcmpl.scoring.torch_engine import TorchEngine, by_target, predict_table
-from dcmpl.training.features import FrozenEngine, FrozenTable, freeze_table
-from dcmpl.training.loop import EpochReport, fit, trains_on_views
+from dcmpl.training.features import (
+    Frozen,
+    FrozenEngine,
+    FrozenTable,
+    freeze_draws,
+    freeze_table,
+)
+from dcmpl.training.loop import EpochReport, fit, kept_windows
 from dcmpl.weights.backbones import Backbone
 
 __all__ = [
@@ -149,17 +155,36 @@ class TrialContext:
             self._baselines[split.digest] = predict_baselines(*parts, self.statistics)
         return self._baselines[split.digest]
 
-    def frozen(self, model: DCMPL, config: TrainConfig) -> FrozenTable | None:
+    def frozen(self, model: DCMPL, config: TrainConfig) -> Frozen | None:
         """Frozen features of all images; None where windows are drawn anew every epoch."""
-        if not trains_on_views(model.config, config):
+        kept = kept_windows(model.config, config)
+        if kept is None:
             return None
-        device = model.mean.device
-        common = model.config.normalization, config.views, config.precision
+        scored = self._kept(
+            model,
+            (config.views, config.precision),
+            lambda: freeze_table(model, self.table, config.views, config.precision),
+        )
+        if kept == "views":
+            return Frozen(scored, scored)
+        drawn = f"{config.draws} draws, coats: {config.coats}"
+        training = self._kept(
+            model,
+            (drawn, config.precision),
+            lambda: freeze_draws(model, self.table, config),
+        )
+        return Frozen(training, scored)
+
+    def _kept(
+        self, model: DCMPL, windows: tuple[str, ...], freeze: Callable[[], FrozenTable]
+    ) -> FrozenTable:
+        """Frozen features of ``windows``: known, made from known tokens, or computed."""
+        device, common = model.mean.device, (model.config.normalization, *windows)
         key = (model.config.frozen_part, *common)
         if key not in self._frozen:
             tokens = self._frozen.get(("tokens", *common))
             self._frozen[key] = (
-                freeze_table(model, self.table, config.views, config.precision)
+                freeze()
                 if tokens is None
                 else tokens.mapped(lambda batch: model.frozen_of(batch.float().to(device)))
             )
@@ -235,7 +260,8 @@ def _measure(trial: Trial, context: TrialContext) -> None:
     run = fit(model, *parts, run, trial.folder, note, frozen)
     test = split.test_part(table).table
     learned = run.learned
-    engine = FrozenEngine(model, learned, frozen) if frozen else TorchEngine(model, learned)
+    known = frozen.scored if frozen else None
+    engine = FrozenEngine(model, learned, known) if known else TorchEngine(model, learned)
     scores, _ = predict_table(engine, test, config.views, "testing")
     notes = {
         **_about(trial, run),

@@ -33,7 +33,8 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
     ``windows``: all that fit at the paper's stride (64 for 224, in proportion for other
     sizes), and the last one at the right and at the lower edge. ``paper-windows``: without
     those, as CLIP-AGIQA's script cuts (arXiv:2406.16641), which never sees the last 32 pixels
-    of 512. ``center``: one. ``grid-N``: N x N, evenly from edge to edge.
+    of 512. ``center``: one. ``grid-N``: N x N, evenly from edge to edge. ``tiles``: as
+    ``grid-N``, with as many to each side as its length is windows long, rounded.
 
     JPEG codes blocks of 8, whose borders are evidence; a window that cuts them elsewhere shows
     other evidence. So up to 7 pixels at an edge stay unseen where a side is no multiple of 8.
@@ -46,6 +47,8 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
     25
     >>> window_corners(512, 768, 256, "grid-2")
     [(0, 0), (0, 512), (256, 0), (256, 512)]
+    >>> window_corners(512, 768, 512, "tiles"), window_corners(640, 600, 512, "tiles")
+    ([(0, 0), (0, 256)], [(64, 40)])
     """
 
     def starts(length: int) -> list[int]:
@@ -54,7 +57,10 @@ def window_corners(height: int, width: int, size: int, views: str) -> list[tuple
             stride = BLOCK * max(1, round(size * PAPER_STRIDE / PAPER_SIZE / BLOCK))
             edge = [BLOCK * (spare // BLOCK)] if views == "windows" else []
             return sorted({*range(0, spare + 1, stride), *edge})
-        count = 1 if views == "center" else int(views.removeprefix("grid-"))
+        if views == "tiles":
+            count = max(1, round(length / size))
+        else:
+            count = 1 if views == "center" else int(views.removeprefix("grid-"))
         even = [spare / 2] if count == 1 else [i * spare / (count - 1) for i in range(count)]
         return sorted({BLOCK * int(start // BLOCK) for start in even})
 
@@ -99,14 +105,10 @@ def _resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, 
 
 
 def random_window(
-    image: UInt8[np.ndarray, "h w 3"], size: int, rng: np.random.Generator, step: int = 1
+    image: UInt8[np.ndarray, "h w 3"], size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """A window anywhere in the image, mirrored left to right half of the time.
-
-    It starts at multiples of ``step`` pixels; with 8, JPEG's blocks lie in it as they do in
-    the windows that are scored.
-    """
+    """A window anywhere in the image, mirrored left to right half of the time."""
     image = _fill(image, size)
-    top, left = (step * int(rng.integers((side - size) // step + 1)) for side in image.shape[:2])
+    top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
     window = image[top : top + size, left : left + size]
     return window[:, ::-1] if rng.random() < 0.5 else window

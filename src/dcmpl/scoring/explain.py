@@ -97,8 +97,7 @@ def fit_patches(
     cells = round(len(network.positions) ** 0.5)
     cell = network.size // cells
     for number, (image, opinion) in enumerate(zip(images, opinions, strict=True)):
-        # Multiples of 8 pixels keep JPEG's blocks in phase.
-        window = random_window(image, network.size, rng, 8)
+        window = random_window(image, network.size, rng)
         box = _box(network.size, rng)
         kind = ("blur", "noise")[number % 2]
         strength = rng.uniform(1.5, 8) if kind == "blur" else rng.uniform(15, 80)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import UsageError
+from dcmpl.images.coats import Coat
 from dcmpl.images.decode import cores, read_image
 from dcmpl.images.windows import window_corners, windows
 from dcmpl.model.dcmpl import DCMPL
@@ -32,6 +34,7 @@ __all__ = [
     "TorchEngine",
     "by_target",
     "choose_device",
+    "core_lanes",
     "load_model",
     "predict_table",
 ]
@@ -152,18 +155,15 @@ class ModelEngine:
         """Token chunks of a prompt; raises :class:`UsageError` for a prompt that is too long."""
         return Parts(((),)) if self._reader is None else self._reader.parts(text, long)
 
-    @contextmanager
-    def lanes(self, count: int) -> Iterator[Executor]:
-        """Pool of threads of one core each; other threads keep their settings."""
-        threads = torch.get_num_threads()
-        with lanes(count, _keep_to_one_core) as pool:
-            # It counts for the thread that says it, and for those that begin later.
-            torch.set_num_threads(threads)
-            yield pool
+    def lanes(self, count: int) -> AbstractContextManager[Executor]:
+        """Pool of threads that may call the engine."""
+        return core_lanes(count)
 
 
 class TorchEngine(ModelEngine):
     """Windows to scores by PyTorch, on one core for each thread that calls it, or on a GPU."""
+
+    coat: Coat | None = None
 
     def __init__(self, model: DCMPL, tasks: Sequence[str], precision: str = "fp32") -> None:
         if precision not in ("fp32", "bf16"):
@@ -193,7 +193,24 @@ class TorchEngine(ModelEngine):
 
     def windows_of(self, path: str, views: str) -> Iterator[np.ndarray]:
         """Windows of an image file over ``views``, (windows, size, size, 3)."""
-        return windows(read_image(path), self.size, views)
+        image = read_image(path)
+        return windows(image if self.coat is None else self.coat(image), self.size, views)
+
+    def in_coat(self, coat: Coat) -> "TorchEngine":
+        """The same engine, which sees every image file in ``coat``."""
+        coated = copy(self)
+        coated.coat = coat
+        return coated
+
+
+@contextmanager
+def core_lanes(count: int) -> Iterator[Executor]:
+    """Pool of threads of one core each; other threads keep their settings."""
+    threads = torch.get_num_threads()
+    with lanes(count, _keep_to_one_core) as pool:
+        # It counts for the thread that says it, and for those that begin later.
+        torch.set_num_threads(threads)
+        yield pool
 
 
 def _keep_to_one_core() -> None:

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcmpl.config import TrainConfig
 from dcmpl.data.table import ImageTable
+from dcmpl.images.coats import random_windows
 from dcmpl.images.decode import read_image
-from dcmpl.images.windows import random_window
 from dcmpl.model.stem import to_unit_range
 from dcmpl.training.features import FrozenTable, PromptsOf
 
@@ -57,12 +57,11 @@ class EpochWindows(Dataset[Batch]):
         return Batch(crops, self.targets[row].expand(count, -1), self.prompts[row].expand(count))
 
     def _crops(self, path: str, rng: np.random.Generator) -> Tensor:
-        step, count = self.config.crop_step, self.config.crops
+        count = self.config.crops
         if self.frozen is not None:
             known = self.frozen[path]
             return known[torch.from_numpy(rng.integers(len(known), size=count))].float()
-        image = read_image(path)
-        crops = [random_window(image, self.size, rng, step) for _ in range(count)]
+        crops = random_windows(read_image(path), self.size, rng, count, self.config.coats)
         return to_unit_range(torch.from_numpy(np.stack(crops)))
 
 

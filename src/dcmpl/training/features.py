@@ -1,7 +1,7 @@
 """Frozen features of a table, computed once, and the prompts of a table."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float64, Int, Int64
 from torch import Tensor
 
+from dcmpl.config import TrainConfig
 from dcmpl.data.table import ImageTable, as_group
-from dcmpl.images.decode import read_image
+from dcmpl.images.coats import random_windows
+from dcmpl.images.decode import cores, read_image
 from dcmpl.images.windows import windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Texts
@@ -21,19 +23,21 @@ from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Ids, Tokens
 from dcmpl.progress import track
 from dcmpl.scoring.batching import outputs_of
-from dcmpl.scoring.torch_engine import ModelEngine
+from dcmpl.scoring.torch_engine import ModelEngine, core_lanes
 
 __all__ = [
+    "Frozen",
     "FrozenEngine",
     "FrozenTable",
     "PromptsOf",
+    "freeze_draws",
     "freeze_table",
     "precision_context",
     "shuffled_prompts",
     "texts_of",
 ]
 
-BATCH = 64
+BATCH = 16
 
 
 class PromptsOf:
@@ -110,12 +114,51 @@ class FrozenTable:
         return FrozenTable(torch.cat(parts), self.starts, self.rows)
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Frozen features of the windows that a run is trained on, and of those that are scored."""
+
+    training: FrozenTable
+    scored: FrozenTable
+
+    @property
+    def of_views(self) -> FrozenTable | None:
+        """Frozen features of the scored views of all images, where a run is trained on them."""
+        return self.scored if self.training is self.scored else None
+
+
 def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) -> FrozenTable:
     """Compute the frozen features of all windows of all images; links to one file share theirs.
 
     Kept in float16 where training is in bfloat16, which is finer, and in float32 else.
     """
-    device, size = model.mean.device, model.clip.config.image_size
+    size = model.clip.config.image_size
+    return _freeze(model, table, lambda path, _: windows(read_image(path), size, views), precision)
+
+
+def freeze_draws(model: DCMPL, table: ImageTable, config: TrainConfig) -> FrozenTable:
+    """Compute the frozen features of ``config.draws`` random windows of each image.
+
+    What is drawn depends on the image's name alone, so that runs of other seeds and splits
+    share it.
+    """
+    size = model.clip.config.image_size
+
+    def drawn(path: str, name: str) -> list[np.ndarray]:
+        rng = np.random.default_rng(list(name.encode()))
+        return random_windows(read_image(path), size, rng, config.draws, config.coats)
+
+    return _freeze(model, table, drawn, config.precision)
+
+
+def _freeze(
+    model: DCMPL,
+    table: ImageTable,
+    cut: Callable[[str, str], Iterable[np.ndarray]],
+    precision: str,
+) -> FrozenTable:
+    """Frozen features of the windows that ``cut`` makes of an image's path and name."""
+    device = model.mean.device
     halved = precision == "bf16" and model.config.frozen_part != "embedding"
 
     @torch.inference_mode()
@@ -126,18 +169,20 @@ def freeze_table(model: DCMPL, table: ImageTable, views: str, precision: str) ->
 
     files = {path: os.path.realpath(path) for path in table.frame["image"]}
     rows = {file: row for row, file in enumerate(dict.fromkeys(files.values()))}
-    cut = (windows(read_image(f), size, views) for f in track(rows, "reading images once"))
-    starts, values = [0], torch.empty(0)
-    for found in outputs_of(cut, outputs, BATCH):
-        start, end = starts[-1], starts[-1] + len(found)
-        if end > len(values):
-            # One block that doubles: small tensors among large passing ones tear the memory up.
-            grown = found[0].new_empty(2 * end + BATCH, *found[0].shape)
-            if start:
-                grown[:start] = values[:start]
-            values = grown
-        values[start:end] = torch.stack(found)
-        starts.append(end)
+    names = dict(zip(files.values(), table.frame["name"], strict=True))
+    images = (cut(file, names[file]) for file in track(rows, "reading images once"))
+    starts, values, count = [0], torch.empty(0), cores()
+    with core_lanes(count) as pool:
+        for found in outputs_of(images, outputs, BATCH, pool=pool, depth=count):
+            start, end = starts[-1], starts[-1] + len(found)
+            if end > len(values):
+                # One block that doubles: small tensors among large ones tear the memory up.
+                grown = found[0].new_empty(2 * end + BATCH, *found[0].shape)
+                if start:
+                    grown[:start] = values[:start]
+                values = grown
+            values[start:end] = torch.stack(found)
+            starts.append(end)
     return FrozenTable(values[: starts[-1]], starts, {p: rows[file] for p, file in files.items()})
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,9 +35,11 @@ from dcmpl.runs import LAST, MODEL, History, Run, load_learned, save_learned
 from dcmpl.scoring.torch_engine import TorchEngine, predict_table
 from dcmpl.training.batches import Batch, EpochWindows, epoch_loader, mismatched
 from dcmpl.training.features import (
+    Frozen,
     FrozenEngine,
     FrozenTable,
     PromptsOf,
+    freeze_draws,
     freeze_table,
     precision_context,
     texts_of,
@@ -44,7 +47,7 @@ from dcmpl.training.features import (
 from dcmpl.training.labels import with_alignment
 from dcmpl.training.linear_probe import fit_ridge
 
-__all__ = ["EpochReport", "fit", "processes_of"]
+__all__ = ["EpochReport", "fit", "kept_windows", "processes_of"]
 
 WORKERS = min(4, cores())
 """Processes that decode images for a GPU."""
@@ -121,7 +124,7 @@ def fit(
     run: Run,
     folder: Path,
     report: Callable[[EpochReport], None] = lambda _: None,
-    frozen: FrozenTable | None = None,
+    frozen: Frozen | None = None,
 ) -> Run:
     """Train ``model`` as ``run`` says, writing to ``folder``; returns the finished record.
 
@@ -129,7 +132,7 @@ def fit(
     is in the folder. At the end the model holds the tensors of the best epoch on validation.
     With several processes each takes its share of every batch; the first one alone writes.
     ``frozen`` saves computing what the frozen part makes of both parts' images, where the
-    windows to train on are the views'.
+    windows to train on are known beforehand.
     Raises :class:`RunError` where the loss is no number any more, :class:`DataError` where
     training and validation do not have opinions on the same of the model's tasks.
     """
@@ -138,8 +141,8 @@ def fit(
     _check_targets(model, training.table, validation.table)
     parameters = trainable_parameters(model)
     if frozen is None and parameters:
-        frozen = _frozen_part(model, training.table.joined(validation.table), config)
-    table = with_alignment(training.table, config, model, frozen)
+        frozen = _frozen_part(model, training.table, validation.table, config)
+    table = with_alignment(training.table, config, model, frozen.of_views if frozen else None)
     stepwise = bool(parameters) and run.model.readout == "words"
     epochs = config.epochs if stepwise else 1
     optimizer = torch.optim.Adam(parameters.values() if stepwise else [torch.zeros(1)], config.lr)
@@ -151,16 +154,15 @@ def fit(
             break
         entry, seconds = {}, 0.0
         if stepwise:
-            size = model.clip.config.image_size
-            data = EpochWindows(table, size, config, epoch, frozen, run.model.tasks)
+            data = _windows_of(model, table, config, epoch, frozen)
             loss, seconds = _train_epoch(
                 prepared, optimizer, accelerator, data, tokens, config, epoch
             )
             _check_finite(loss, epoch, folder)
             entry = {"loss": loss}
         elif run.model.readout == "linear" and frozen is not None:  # solved at once
-            fit_ridge(model, table, validation.table, frozen)
-        entry |= validate(model, validation, config, frozen)
+            fit_ridge(model, table, validation.table, frozen.scored)
+        entry |= validate(model, validation, config, frozen.scored if frozen else None)
         # One process's numbers for all, or they might not stop together.
         (entry,) = broadcast_object_list([entry])
         history = (*history, entry)
@@ -216,11 +218,26 @@ def _resumed(
     return history
 
 
-def _frozen_part(model: DCMPL, table: ImageTable, config: TrainConfig) -> FrozenTable | None:
-    """Frozen features of the training windows, where all are known beforehand."""
-    if not trains_on_views(model.config, config):
+def _frozen_part(
+    model: DCMPL, training: ImageTable, validation: ImageTable, config: TrainConfig
+) -> Frozen | None:
+    """Frozen features of both parts' windows, where all are known beforehand."""
+    kept = kept_windows(model.config, config)
+    if kept is None:
         return None
-    return freeze_table(model, table, config.views, config.precision)
+    if kept == "views":
+        scored = freeze_table(model, training.joined(validation), config.views, config.precision)
+        return Frozen(scored, scored)
+    scored = freeze_table(model, validation, config.views, config.precision)
+    return Frozen(freeze_draws(model, training, config), scored)
+
+
+def _windows_of(
+    model: DCMPL, table: ImageTable, config: TrainConfig, epoch: int, frozen: Frozen | None
+) -> EpochWindows:
+    """Windows of an epoch, or the frozen features of them."""
+    size, known = model.clip.config.image_size, frozen.training if frozen else None
+    return EpochWindows(table, size, config, epoch, known, model.config.tasks)
 
 
 def _save_epoch(model: DCMPL, run: Run, folder: Path, adam: dict[str, Tensor]) -> None:
@@ -240,11 +257,16 @@ def _check_finite(loss: float, epoch: int, folder: Path) -> None:
         )
 
 
-def trains_on_views(model: ModelConfig, config: TrainConfig) -> bool:
-    """Whether training uses the scored views, so that frozen features are computed once."""
+def kept_windows(model: ModelConfig, config: TrainConfig) -> Literal["views", "drawn"] | None:
+    """Windows to train on whose frozen features are computed once; None where there are none.
+
+    A linear readout is solved on the scored views.
+    """
     if model.readout == "linear":
-        return True
-    return config.windows == "views" or (config.windows == "auto" and not model.has_visual_prompts)
+        return "views"
+    if config.windows == "auto":
+        return None if model.has_visual_prompts else "views"
+    return None if config.windows == "random" else config.windows
 
 
 def _check_targets(model: DCMPL, training: ImageTable, validation: ImageTable) -> None:
