@@ -91,7 +91,7 @@ def make_run(folder: Path, config: ClipConfig, preset: str, seed: int = 0) -> Pa
             clip.logit_scale.data.fill_(float(np.log(100)))
         save_file(clip.state_dict(), place / "model.safetensors")
         (place / "config.json").write_text(json.dumps(as_hugging_face(config)))
-        words = (EMBEDDED["tiny"] / "tokenizer.json").read_bytes()
+        words = (EMBEDDED["small"] / "tokenizer.json").read_bytes()
         (place / "tokenizer.json").write_bytes(words)
     backbone = load_backbone(str(place))
     model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS[preset].model, seed)

@@ -14,8 +14,6 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from dcmpl.weights import EMBEDDED
-
 if TYPE_CHECKING:  # the rest of the package is imported late, or its shapes go unchecked
     from dcmpl.data.table import ImageTable
     from dcmpl.model.dcmpl import DCMPL
@@ -75,6 +73,9 @@ SMALL = {
 }
 """A CLIP of 3 layers that trains in seconds; windows of 32 pixels."""
 
+
+TOKENIZER = Path(__file__).with_name("tokenizer.json")
+"""640 byte pairs of drawn scenes' captions."""
 
 Capture = pytest.CaptureFixture[str]
 Factory = pytest.TempPathFactory
@@ -154,7 +155,7 @@ def _write_small_backbone(folder: Path) -> None:
 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SMALL))
-    (folder / "tokenizer.json").write_bytes((EMBEDDED["tiny"] / "tokenizer.json").read_bytes())
+    (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         clip = Clip(read_config(folder / "config.json"))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import TOKENIZER
 from dcmpl.config import AdapterConfig, FusionConfig, ModelConfig, MpaConfig
 from dcmpl.model.clip import VIT_B_32, Clip, ClipConfig, TowerConfig
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.tokenizer import Tokenizer, Tokens
 from dcmpl.presets import PRESETS, differences
-from dcmpl.weights import EMBEDDED
 from naive import leave_gradients
 
 Build = Callable[..., DCMPL]
@@ -102,7 +102,7 @@ def vit_b_32() -> Callable[[ModelConfig], int]:
 
     def learned(config: ModelConfig) -> int:
         with torch.device("meta"):
-            tokenizer = CpuTokenizer(EMBEDDED["tiny"] / "tokenizer.json", 77)
+            tokenizer = CpuTokenizer(TOKENIZER, 77)
             model = DCMPL(clip, tokenizer, config, 0)
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -277,7 +277,7 @@ def test_nothing_is_learned_in_vain_where_one_tower_is_deeper(
     images: Tensor, name: str, text: int, vision: int
 ) -> None:
     # As in ViT-L/14, with 12 layers of text and 24 of vision.
-    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 40)
+    tokenizer = Tokenizer(TOKENIZER, 40)
     model = DCMPL(unequal_clip(text, vision), tokenizer, UNEQUAL[name], 0)
     reached = leave_gradients(model, model(images).values)
     assert sorted(trainable_parameters(model).keys() - reached) == []

@@ -34,7 +34,7 @@ from dcmpl.weights.backbones import Backbone, load_backbone
 SPLIT = Split("clean", 0, ("a", "b"), ("c",), ("d",))
 RUN = Run(
     preset="dcmpl",
-    backbone="tiny",
+    backbone="small",
     backbone_sha256="0" * 64,
     source=DataSource("/data/scores.csv", "scores", MosScale(1, 5), "1" * 64, {"image": "file"}),
     model=ModelConfig(

@@ -1,4 +1,4 @@
-"""Procedural images with captions: what ``tiny`` is trained on.
+"""Procedural images with captions: what ``small`` is trained on.
 
 A scene is two textured objects on a background, described by a caption. The defects are in
 ``defects.py``. Everything comes from the random generator given.

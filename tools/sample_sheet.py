@@ -1,4 +1,4 @@
-"""Show what ``tiny`` learns from: ``python tools/sample_sheet.py docs/drawings.jpg``."""
+"""Show what ``small`` learns from: ``python tools/sample_sheet.py docs/drawings.jpg``."""
 
 import sys
 from pathlib import Path

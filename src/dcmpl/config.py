@@ -288,10 +288,10 @@ def _changed(section: str, config: Any, plain: Any) -> list[str]:
 
 def check_views(views: str) -> str:
     """``views`` itself where it is valid; raises :class:`UsageError` where not."""
-    named = ("windows", "paper-windows", "center", "resize")
+    named = ("windows", "paper-windows", "center", "tiles", "resize")
     if views not in named and not re.fullmatch(r"grid-[1-9]\d?", views):
         raise UsageError(
-            "views to be windows, paper-windows, center, resize or grid-N (N x N windows)",
+            "views to be windows, paper-windows, center, tiles, resize or grid-N (N x N windows)",
             f"{views!r}",
         )
     return views
@@ -318,15 +318,17 @@ class TrainConfig:
     batch_size: int = option(64, "windows per step")
     lr: float = option(1e-4, "learning rate of Adam")
     schedule: Literal["constant", "cosine"] = option("constant", "learning rate over time")
-    windows: Literal["auto", "random", "views"] = option(
+    windows: Literal["auto", "random", "drawn", "views"] = option(
         "auto",
-        "windows to train on: random, anew in every epoch, or those of the views, whose "
-        "frozen part is computed once; auto: the views where nothing visual is learned",
+        "windows to train on: random, anew in every epoch; drawn once, or those of the views, "
+        "whose frozen part is computed once; auto: the views where nothing visual is learned, "
+        "random else",
+    )
+    draws: int = option(8, "windows of each image that are drawn once")
+    coats: bool = option(
+        False, "cut random and drawn windows from the image in another size and file format"
     )
     crops: int = option(1, "windows of each image per epoch")
-    crop_step: int = option(
-        1, "random ones start at multiples of this; 8 keeps JPEG's blocks in phase"
-    )
     alignment_weight: float = option(0.1, "weight of the alignment loss beside quality's 1")
     mismatch_weight: float = option(
         0.1,
@@ -340,7 +342,7 @@ class TrainConfig:
     patience: int | None = option(15, "stop after this many epochs without a better validation")
     views: str = option(
         "windows",
-        "views whose scores are averaged: windows, paper-windows, center, resize, grid-N",
+        "views whose scores are averaged: windows, paper-windows, center, tiles, resize, grid-N",
     )
     precision: Literal["fp32", "bf16"] = option("fp32", "number format of the towers")
     seed: int = option(0, "seed of split, initial prompts, crops and order")
@@ -363,7 +365,7 @@ class TrainConfig:
             )
 
 
-LEAST = {"epochs": 1, "batch_size": 1, "crops": 1, "crop_step": 1, "patience": 1, "seed": 0}
+LEAST = {"epochs": 1, "batch_size": 1, "crops": 1, "draws": 1, "patience": 1, "seed": 0}
 MOST, MOST_COUNT, MOST_RATE = {"seed": 2**32 - 1}, 10**6, 1000.0
 """Ends of the numbers of a recipe: what lies beyond is a slip of the hand."""
 
@@ -372,14 +374,16 @@ MOST_WORKERS = 1024
 
 RECIPES: dict[str, TrainConfig] = {
     "paper": TrainConfig(),
-    "tiny": TrainConfig(
-        epochs=10,
+    "small": TrainConfig(
+        epochs=8,
         lr=4e-3,
         schedule="cosine",
-        crop_step=8,
+        windows="drawn",
+        draws=4,
+        coats=True,
         alignment_weight=0.5,
         patience=None,
-        views="grid-3",
+        views="tiles",
         precision="bf16",
     ),
 }

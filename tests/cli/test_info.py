@@ -236,8 +236,8 @@ def test_run_that_reads_prompts_is_told_to_read_them(capsys: Capture, copied: Pa
 
 
 def test_run_on_the_embedded_backbone_is_told_to_be_a_floor(capsys: Capture, copied: Path) -> None:
-    replace(read_run(copied), backbone="tiny").write(copied)
-    assert shown(capsys, copied)[1].startswith("note: tiny is a small backbone")
+    replace(read_run(copied), backbone="small").write(copied)
+    assert shown(capsys, copied)[1].startswith("note: small is a small backbone")
 
 
 def test_folder_that_is_no_run_is_refused(capsys: Capture, tmp_path: Path) -> None:

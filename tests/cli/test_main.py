@@ -70,8 +70,8 @@ def test_wrong_type_says_what_is_wanted(
 
 def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str]) -> None:
     assert refused(capsys, 2, *train, "--backbone", "foo") == (
-        "expected a backbone (tiny), a folder, a .pt file of OpenAI's or a Hugging Face id such as "
-        "openai/clip-vit-base-patch32, got 'foo'"
+        "expected a backbone (small), a folder, a .pt file of OpenAI's or a Hugging Face id such "
+        "as openai/clip-vit-base-patch32, got 'foo'"
     )
 
 
@@ -82,7 +82,6 @@ def test_unknown_backbone_names_what_there_is(capsys: Capture, train: list[str])
         (["compare"], "RUN"),
         (["data check"], "PATH"),
         (["data split", "."], "--out"),
-        (["score", "a.png", "-o", "x.csv"], "--model"),
         (["score", "a.png", "--model", "x"], "--out"),
         (["score", "-o", "x.csv", "--model", "x"], "PATH"),
     ],

@@ -24,7 +24,7 @@ from dcmpl.config import RECIPES
         (
             "--set",
             "train.views=grid-0",
-            "expected views to be windows, paper-windows, center, resize or grid-N",
+            "expected views to be windows, paper-windows, center, tiles, resize or grid-N",
         ),
         ("--preset", "foo", "expected --preset of dcmpl"),
     ],
@@ -50,10 +50,10 @@ def test_mapping_without_an_equals_sign_is_wrong_usage(capsys: Capture, train: l
 
 def test_flags_that_are_not_given_have_the_value_of_the_recipe(image_data: Path) -> None:
     words = ["train", "--data", str(image_data), "--mos-scale", "1", "5", "--out", "x"]
-    assert recipe_of(parse(words)[1]) == RECIPES["tiny"]
+    assert recipe_of(parse(words)[1]) == RECIPES["small"]
 
 
-@pytest.mark.parametrize("backbone", ["tiny", "openai/clip-vit-base-patch32"])
+@pytest.mark.parametrize("backbone", ["small", "openai/clip-vit-base-patch32"])
 def test_patience_can_be_turned_off_and_on_for_every_backbone(backbone: str) -> None:
     words = ["train", "--data", ".", "--out", "x", "--backbone", backbone, "--set"]
     assert recipe_of(parse([*words, "train.patience=none"])[1]).patience is None

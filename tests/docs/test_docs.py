@@ -64,7 +64,7 @@ def readers_folder(
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name)
     shutil.copytree(small_backbone, folder / "openai" / "clip-vit-base-patch32")
     (folder / "grids").mkdir()
-    (folder / "grids" / "tiny.yaml").write_text("variants: {ivlp: {preset: ivlp}}")
+    (folder / "grids" / "small.yaml").write_text("variants: {ivlp: {preset: ivlp}}")
     backbone = load_backbone(str(small_backbone))
     model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS["clip-agiqa"].model, 0)
     for file, name in zip(
@@ -81,7 +81,7 @@ def test_commands_and_python_of_the_readme_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(readers_folder)
-    monkeypatch.setitem(EMBEDDED, "tiny", small_backbone)  # or one command takes a minute
+    monkeypatch.setitem(EMBEDDED, "small", small_backbone)  # or one command takes a minute
     monkeypatch.setattr(
         "dcmpl.scoring.export.INT8_SRCC", -1.0
     )  # four images have no ranks to speak of

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import TOKENIZER
 from dcmpl.model.clip import Clip, Transformer
 from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
@@ -110,7 +111,7 @@ def oracle(
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
     del theirs
-    shutil.copy(EMBEDDED["tiny"] / "tokenizer.json", folder)
+    shutil.copy(TOKENIZER, folder)
     clip = load_backbone(str(folder)).clip
     shutil.rmtree(folder)  # half a gigabyte
     # Before version 5 of transformers the features were the tensor itself.
@@ -423,8 +424,8 @@ def test_parameter_names_are_those_of_openai(small_backbone: Path) -> None:
 
 
 def test_embedded_backbone_config_is_what_the_file_says() -> None:
-    record = json.loads((EMBEDDED["tiny"] / "config.json").read_text())
-    config = read_config(EMBEDDED["tiny"] / "config.json")
+    record = json.loads((EMBEDDED["small"] / "config.json").read_text())
+    config = read_config(EMBEDDED["small"] / "config.json")
     assert config.vision.width == record["vision_config"]["hidden_size"]
     assert config.text.layers == record["text_config"]["num_hidden_layers"]
-    assert config.stem == "statistics"
+    assert config.stem == "hybrid"

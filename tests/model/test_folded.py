@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from conftest import TOKENIZER
 from dcmpl.config import CLIP_AGIQA_WORDS, WORDS, AdapterConfig, FusionConfig, MpaConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.clip import Clip, ClipConfig, TextTower, TowerConfig
@@ -22,7 +23,6 @@ from dcmpl.model.folded import Folded
 from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Tokenizer
 from dcmpl.presets import ANTONYMS, PRESETS
-from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import Backbone, load_backbone
 
 Build = Callable[..., DCMPL]
@@ -199,26 +199,26 @@ def test_towers_of_other_depths_and_activations_can_be_folded(
             context_length=40,
         )
     )
-    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 40)
+    tokenizer = Tokenizer(TOKENIZER, 40)
     model = DCMPL(clip, tokenizer, PRESETS[preset].model, 0)
     randomise(model, 5)
     check(spread(model), windows)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny")
+def embedded() -> Backbone:
+    return load_backbone("small")
 
 
 @pytest.mark.parametrize("preset", ["dcmpl", "clip-agiqa"])
 def test_embedded_backbone_scores_folded_as_it_was_trained(
-    tiny: Backbone, randomise: Fill, preset: str
+    embedded: Backbone, randomise: Fill, preset: str
 ) -> None:
-    model = DCMPL(tiny.clip, tiny.tokenizer, PRESETS[preset].model, 0)
+    model = DCMPL(embedded.clip, embedded.tokenizer, PRESETS[preset].model, 0)
     for index, (name, module) in enumerate(model.named_children()):
         if name != "clip":
             randomise(module, index)
-    size = tiny.image_size
+    size = embedded.image_size
     noise = torch.randint(256, (2, size, size, 3), generator=torch.Generator().manual_seed(3))
     windows = torch.cat([noise, noise[:1] // 4 + 64]).to(torch.uint8)
     check(model, windows)
@@ -231,7 +231,7 @@ def test_backbone_with_a_trunk_scores_folded_as_it_was_trained(randomise: Fill) 
         torch.manual_seed(0)
         towers = TowerConfig(24, 3, 2, 48, "quick_gelu"), TowerConfig(16, 3, 2, 32, "quick_gelu")
         clip = Clip(ClipConfig(*towers, 20, 128, 64, 640, 40, "hybrid", "lite0")).eval()
-    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 40)
+    tokenizer = Tokenizer(TOKENIZER, 40)
     model = DCMPL(clip, tokenizer, PRESETS["dcmpl"].model, 0)
     for index, (name, module) in enumerate(model.named_children()):
         if name != "clip":

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tokenizers
 
+from conftest import TOKENIZER
 from dcmpl.errors import DcmplError, WeightsError
 from dcmpl.model.tokenizer import END, START, UNKNOWN, Tokenizer
-from dcmpl.weights import EMBEDDED
 
-FILE = EMBEDDED["tiny"] / "tokenizer.json"
+FILE = TOKENIZER
 LENGTH = 12
 
 

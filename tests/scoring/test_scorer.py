@@ -298,7 +298,7 @@ WRONG_WORDS = {
     "precision": ({"precision": "fp64"}, "a precision of fp32, bf16, int8, got auto and fp64"),
     "views": (
         {"views": "all"},
-        "expected views to be windows, paper-windows, center, resize or grid-N",
+        "expected views to be windows, paper-windows, center, tiles, resize or grid-N",
     ),
     "engine of exports": ({"engine": "onnx"}, "expected an exported model for the engine onnx"),
     "precision of exports": ({"precision": "int8"}, "dcmpl export makes models of int8"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from conftest import TOKENIZER
 from dcmpl.errors import UsageError
 from dcmpl.model.clip import Clip, ClipConfig, TowerConfig
 from dcmpl.model.dcmpl import DCMPL
@@ -19,7 +20,6 @@ from dcmpl.presets import PRESETS
 from dcmpl.scoring.results import Score
 from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine
-from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import load_backbone
 
 Build = Callable[..., DCMPL]
@@ -50,7 +50,7 @@ def words(count: int) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", LENGTH)
+    return Tokenizer(TOKENIZER, LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def model(randomise: Fill) -> DCMPL:
     vision = TowerConfig(64, 3, 4, 96, "quick_gelu")
     text = TowerConfig(32, 3, 2, 64, "quick_gelu")
     clip = Clip(ClipConfig(vision, text, 24, 32, 8, 640, LENGTH))
-    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", LENGTH)
+    tokenizer = Tokenizer(TOKENIZER, LENGTH)
     made = DCMPL(clip, tokenizer, PRESETS["dcmpl-prompted"].model, 0)
     randomise(made, 4)
     return made
@@ -72,9 +72,9 @@ def of_model(model: DCMPL) -> ScorerWith:
 
 
 @pytest.fixture(scope="module")
-def of_tiny(randomise: Fill) -> ScorerWith:
+def of_embedded(randomise: Fill) -> ScorerWith:
     """The embedded backbone, with all that is learned drawn at random."""
-    backbone = load_backbone("tiny")
+    backbone = load_backbone("small")
     model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS["dcmpl-prompted"].model, 0)
     for index, (name, module) in enumerate(model.named_children()):
         if name != "clip":
@@ -129,7 +129,7 @@ def test_prompt_that_fits_is_read_whole_whatever_was_asked(
 def test_end_token_is_always_kept_and_all_tokens_accounted_for(
     tokenizer: Tokenizer, count: int, slots: int, long: str
 ) -> None:
-    whole = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 400).parts(words(count)).ids[0]
+    whole = Tokenizer(TOKENIZER, 400).parts(words(count)).ids[0]
     parts = tokenizer.parts(words(count), slots, long)
     tokens, room = tokenizer.framed(parts.ids, slots), LENGTH - 2 - slots
     rows = torch.arange(len(parts.ids))
@@ -194,9 +194,9 @@ def test_more_slots_than_fit_are_refused(tokenizer: Tokenizer, long: str) -> Non
 @pytest.mark.parametrize("long", ["truncate", "window"])
 @pytest.mark.parametrize("count", [76, 77, 200])
 def test_prompts_about_the_context_and_far_beyond_are_scored(
-    of_tiny: ScorerWith, long: str, count: int
+    of_embedded: ScorerWith, long: str, count: int
 ) -> None:
-    (found,) = scored(of_tiny(long), [words(count)])
+    (found,) = scored(of_embedded(long), [words(count)])
     dropped, read = count - ROOM, -(-count // ROOM)
     assert found.status == "ok"
     assert found.alignment is not None
@@ -228,7 +228,7 @@ def test_cut_prompt_scores_as_what_is_left_of_it(of_model: ScorerWith) -> None:
 def slid(model: DCMPL) -> np.ndarray:
     """The alignment of every part of 67 tokens of a prompt of 200, by where it begins."""
     engine = TorchEngine(model, ["alignment"])
-    whole = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 400).parts(words(200)).ids[0]
+    whole = Tokenizer(TOKENIZER, 400).parts(words(200)).ids[0]
     texts: list[Ids] = [whole[start : start + ROOM] for start in range(200 - ROOM + 1)]
     return engine(np.array(noise(side=32))[None], [texts])[:, 0]
 

@@ -34,9 +34,9 @@ def scorer_of(build: Build) -> Callable[..., Scorer]:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Scorer:
-    """The embedded backbone, whose stem computes statistics."""
-    backbone = load_backbone("tiny")
+def embedded() -> Scorer:
+    """The embedded backbone, with its trunk."""
+    backbone = load_backbone("small")
     model = DCMPL(backbone.clip, backbone.tokenizer, PRESETS["dcmpl"].model, 0)
     return Scorer(TorchEngine(model, model.config.tasks), "center", ScoringOptions(workers=1))
 
@@ -72,11 +72,11 @@ def test_loss_is_one_less_the_score(
     assert (1 - loss).tolist() == pytest.approx(scores, abs=TOLERANCE)
 
 
-def test_loss_of_the_embedded_backbone_is_one_less_the_score(tiny: Scorer) -> None:
-    images = of_bytes(2, 3, 260, 300)
+def test_loss_of_the_embedded_backbone_is_one_less_the_score(embedded: Scorer) -> None:
+    images = of_bytes(2, 3, 520, 600)
     images[1] = (images[1] / 8 + 0.5).mul(255).round() / 255
-    scores = [score.quality for score in tiny.score(images)]
-    assert (1 - tiny.as_loss()(images)).tolist() == pytest.approx(scores, abs=TOLERANCE)
+    scores = [score.quality for score in embedded.score(images)]
+    assert (1 - embedded.as_loss()(images)).tolist() == pytest.approx(scores, abs=TOLERANCE)
 
 
 def test_loss_of_resized_images_is_near_one_less_the_score(
@@ -187,9 +187,9 @@ def test_steps_along_the_gradient_lower_the_loss(
     assert values[0] - values[-1] > 0.01
 
 
-def test_steps_along_the_gradient_lower_the_loss_of_the_embedded_backbone(tiny: Scorer) -> None:
-    images, loss = 0.4 + of_bytes(1, 3, 256, 256) / 5, tiny.as_loss()
-    before, slope = loss(images).item(), gradient(tiny, images)
+def test_steps_along_the_gradient_lower_the_loss_of_the_embedded_backbone(embedded: Scorer) -> None:
+    images, loss = 0.4 + of_bytes(1, 3, 512, 512) / 5, embedded.as_loss()
+    before, slope = loss(images).item(), gradient(embedded, images)
     assert slope.isfinite().all()
     assert (slope != 0).float().mean() > 0.99
     after = loss((images - 0.5 * slope / slope.norm()).clamp(0, 1)).item()
@@ -198,9 +198,9 @@ def test_steps_along_the_gradient_lower_the_loss_of_the_embedded_backbone(tiny: 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_images_have_finite_gradients(
-    scorer_of: Callable[..., Scorer], tiny: Scorer, value: float
+    scorer_of: Callable[..., Scorer], embedded: Scorer, value: float
 ) -> None:
-    for scorer in (scorer_of(), tiny):
+    for scorer in (scorer_of(), embedded):
         for target in ("quality", "alignment"):
             slope = gradient(
                 scorer, torch.full((1, 3, scorer.engine.size, scorer.engine.size), value), target

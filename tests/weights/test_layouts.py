@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import golden_open_clip
-from conftest import refused_backbone
+from conftest import TOKENIZER, refused_backbone
 from dcmpl.files import sha256_of
 from dcmpl.model.clip import Clip, as_tensors
-from dcmpl.weights import EMBEDDED
 from dcmpl.weights.backbones import Backbone, load_backbone
 from dcmpl.weights.layouts import read_config
 from dcmpl.weights.torch_files import OPENAI
@@ -55,7 +54,7 @@ def plain(
     """A folder as our other tests have it; its numbers are exact in float16."""
     folder = tmp_path_factory.mktemp("plain")
     (folder / "config.json").write_text(json.dumps(SIZES))
-    shutil.copy(EMBEDDED["tiny"] / "tokenizer.json", folder)
+    shutil.copy(TOKENIZER, folder)
     clip = Clip(read_config(folder / "config.json"))
     randomise(clip, 3)
     save_file(clip.half().float().state_dict(), folder / "model.safetensors")
@@ -76,7 +75,7 @@ def openai(plain: Path) -> State:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with nothing but a tokenizer."""
-    shutil.copy(EMBEDDED["tiny"] / "tokenizer.json", tmp_path)
+    shutil.copy(TOKENIZER, tmp_path)
     return tmp_path
 
 

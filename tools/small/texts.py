@@ -56,6 +56,7 @@ def read_prompts(data: Path) -> list[str]:
 class Classes:
     """ImageNet's classes: all their names, and sentences about them."""
 
+    first: tuple[str, ...]  # one name of each, in the classifier's order
     names: tuple[str, ...]
     sentences: tuple[str, ...]
 
@@ -67,6 +68,7 @@ class Classes:
         entries = json.loads(file.read_text(encoding="utf-8")).values()
         told = [entry.get(kind) for entry in entries for kind in ("description", "guidelines")]
         return Classes(
+            tuple(first),
             tuple(dict.fromkeys([*first, *(name for entry in entries for name in entry["name"])])),
             tuple(s for text in told if text for s in re.split(r"(?<=[.])\s+", text)),
         )

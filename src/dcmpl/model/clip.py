@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.model.stem import CellStem, HybridStem, PatchStem, StatisticsStem
+from dcmpl.model.stem import HybridStem, PatchStem
 from dcmpl.model.tokenizer import Tokens
 from dcmpl.model.trunk import TRUNKS
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Activation = Literal["gelu", "quick_gelu"]
-Stem = Literal["patch", "statistics", "hybrid"]
+Stem = Literal["patch", "hybrid"]
 Prompts = Sequence[Tensor | None]
 """One entry per block; None leaves what the block before it made in the slots."""
 
@@ -246,11 +246,11 @@ class VisionTower(nn.Module):
         super().__init__()
         width = config.vision.width
         sizes = config.image_size, config.patch_size, width
-        self.stem: PatchStem | CellStem
+        self.stem: PatchStem | HybridStem
         if config.stem == "hybrid":
             self.stem = HybridStem(*sizes, TRUNKS[config.trunk])
         else:
-            self.stem = (StatisticsStem if config.stem == "statistics" else PatchStem)(*sizes)
+            self.stem = PatchStem(*sizes)
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(tokens, width) * width**-0.5)

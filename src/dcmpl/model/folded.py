@@ -19,7 +19,7 @@ from dcmpl.errors import UsageError
 from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower, as_tensors
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Reading
-from dcmpl.model.stem import CellStem, PatchStem, to_unit_range
+from dcmpl.model.stem import HybridStem, PatchStem, to_unit_range
 from dcmpl.model.tokenizer import Parts
 
 __all__ = ["Folded", "TextReader"]
@@ -59,7 +59,7 @@ class FoldedCells(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, stem: CellStem, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, stem: HybridStem, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.stem = _shared(stem)
         self.register_buffer("mean", mean)

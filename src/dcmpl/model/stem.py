@@ -1,9 +1,9 @@
-"""Stems, from pixels to tokens: CLIP's patch convolution, image statistics, or a trunk.
+"""Stems, from pixels to tokens: CLIP's patch convolution, or a trunk beside image statistics.
 
-:class:`PatchStem` is CLIP's (arXiv:2103.00020). :class:`StatisticsStem` takes natural-scene
-statistics in the manner of DCT-domain quality assessment (Saad, Bovik, Charrier, *Blind Image
-Quality Assessment: A Natural Scene Statistics Approach in the DCT Domain*, IEEE TIP 21(8),
-2012), :class:`HybridStem` the maps of a convolutional network that was trained on photographs.
+:class:`PatchStem` is CLIP's (arXiv:2103.00020). :class:`HybridStem` takes the maps of a
+convolutional network that was trained on photographs, and natural-scene statistics in the
+manner of DCT-domain quality assessment (Saad, Bovik, Charrier, *Blind Image Quality Assessment:
+A Natural Scene Statistics Approach in the DCT Domain*, IEEE TIP 21(8), 2012).
 """
 
 import math
@@ -18,10 +18,8 @@ from dcmpl.model.trunk import STRIDES, Trunk, TrunkConfig
 __all__ = [
     "NORMALIZATION",
     "TRUNK_NORMALIZATION",
-    "CellStem",
     "HybridStem",
     "PatchStem",
-    "StatisticsStem",
     "cell_statistics",
     "to_unit_range",
 ]
@@ -35,9 +33,15 @@ NORMALIZATION = {
 TRUNK_NORMALIZATION = "imagenet"
 """What a hybrid stem takes, since its trunk is frozen."""
 
+STATISTICS = 693
 LUMA_SCALES, CHROMA_SCALES = 4, 3
+BLOCK_STRIDES = 5, 5, 3, 1
+"""Pixels from block to block at each scale. Odd, so that in every cell blocks stand in all places
+of JPEG's grid of 8 pixels alike, and a crop, which moves the grid, changes no average."""
+
 FLOOR = 4e-3
 """Added to a coefficient's size before the logarithm: about a quarter of an 8-bit step."""
+VARIANCE_FLOOR = 1e-6
 LIMIT = 5.0
 """Standardised statistics are cut here, so that no flat image dominates."""
 
@@ -102,8 +106,7 @@ def cell_statistics(
     numbers = []
     for plane, kernels, scales in planes:
         for scale in range(scales):
-            # The same count of blocks per cell at every scale.
-            numbers += _energies(plane, kernels, max(1, 8 >> scale), cells)
+            numbers += _energies(plane, kernels, BLOCK_STRIDES[scale], cells)
             plane = F.avg_pool2d(plane, 2)
     mean = F.adaptive_avg_pool2d(images, cells)
     highest, lowest = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
@@ -112,13 +115,17 @@ def cell_statistics(
     return torch.cat(numbers, dim=1).flatten(2).mT
 
 
-class CellStem(nn.Module):
+class HybridStem(nn.Module):
     """Cells of ``patch_size`` pixels to tokens; the class token starts from their summary.
 
-    Frozen numbers of each cell, ``count`` of them, go through one learned linear map. The
-    summary holds mean and deviation of every number over the cells: the level and the evenness
-    that people judge. ``center`` and ``scale`` are fitted to the images the backbone was trained
-    on.
+    The frozen numbers of each cell go through one learned linear map: mean and deviation of the
+    maps of a trunk at several depths, and natural-scene statistics. The deviation is left out
+    where a map has no more than one place in a cell. The summary holds mean and deviation of
+    every number over the cells: the level and the evenness that people judge. Nothing in it
+    depends on where the grid of JPEG's blocks lies.
+
+    ``images`` are normalised by ``TRUNK_NORMALIZATION``. ``center`` and ``scale`` are fitted to
+    the images the backbone was trained on.
     """
 
     center: Tensor
@@ -126,20 +133,57 @@ class CellStem(nn.Module):
     summary_center: Tensor
     summary_scale: Tensor
 
-    def __init__(self, image_size: int, patch_size: int, width: int, count: int) -> None:
+    mean: Tensor
+    deviation: Tensor
+    luma: Tensor
+    chroma: Tensor
+
+    def __init__(self, image_size: int, patch_size: int, width: int, trunk: TrunkConfig) -> None:
         super().__init__()
         self.cells = image_size // patch_size
+        self.trunk = Trunk(trunk)
+        self.fine = [patch_size > stride for stride in STRIDES]
+        count = STATISTICS + sum(
+            w * (1 + is_fine) for w, is_fine in zip(self.trunk.widths, self.fine, strict=True)
+        )
         for name, size in (("", count), ("summary_", 2 * count)):
             self.register_buffer(f"{name}center", torch.zeros(size))
             self.register_buffer(f"{name}scale", torch.ones(size))
+        for name, values in zip(
+            ("mean", "deviation"), NORMALIZATION[TRUNK_NORMALIZATION], strict=True
+        ):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        for name, size in (("luma", 8), ("chroma", 4)):
+            self.register_buffer(name, dct_kernels(size), persistent=False)
         self.cell_map = nn.Linear(count, width)
         self.summary_map = nn.Linear(2 * count, width)
 
     def statistics(
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch cells2 numbers"]:
-        """Numbers of every cell, before they are standardised."""
-        raise NotImplementedError
+        """Numbers of every cell, before they are standardised.
+
+        On a CPU one image after the other, whose maps fill the caches as they are.
+        """
+        if images.device.type == "cpu" and not torch.compiler.is_exporting():
+            return torch.cat([self._numbers(image) for image in images.split(1)])
+        return self._numbers(images)
+
+    def _numbers(
+        self, images: Float[Tensor, "batch 3 size size"]
+    ) -> Float[Tensor, "batch cells2 numbers"]:
+        pixels = images * self.deviation + self.mean
+        numbers = []
+        for found, is_fine in zip(self.trunk((pixels * 255 - 127) / 128), self.fine, strict=True):
+            mean = F.adaptive_avg_pool2d(found, self.cells)
+            numbers.append(mean)
+            if is_fine:
+                power = F.adaptive_avg_pool2d(found.square(), self.cells)
+                numbers.append((power - mean.square()).clamp(min=VARIANCE_FLOOR).sqrt())
+        of_trunk = torch.cat(numbers, dim=1).flatten(2).mT
+        return torch.cat(
+            [of_trunk, cell_statistics(pixels, self.cells, self.luma, self.chroma)], dim=2
+        )
 
     def standardised(
         self, statistics: Float[Tensor, "batch cells2 numbers"]
@@ -163,61 +207,3 @@ class CellStem(nn.Module):
         """Tokens of images, in float32: the maps weigh small differences of large numbers."""
         with torch.autocast(images.device.type, enabled=False):
             return self.tokens(self.statistics(images.float()))
-
-
-class StatisticsStem(CellStem):
-    """Natural-scene statistics of each cell, without training."""
-
-    luma: Tensor
-    chroma: Tensor
-
-    def __init__(self, image_size: int, patch_size: int, width: int) -> None:
-        count = 2 * 63 * LUMA_SCALES + 2 * 2 * 15 * CHROMA_SCALES + 9
-        super().__init__(image_size, patch_size, width, count)
-        self.register_buffer("luma", dct_kernels(8), persistent=False)
-        self.register_buffer("chroma", dct_kernels(4), persistent=False)
-
-    def statistics(
-        self, images: Float[Tensor, "batch 3 size size"]
-    ) -> Float[Tensor, "batch cells2 numbers"]:
-        return cell_statistics(images, self.cells, self.luma, self.chroma)
-
-
-class HybridStem(CellStem):
-    """Maps of a frozen trunk at several depths: their mean in each cell, and their deviation.
-
-    The deviation is left out where a map has no more than one place in a cell. No map has a
-    grid of its own that a crop or a resize could put out of step, as JPEG's blocks have.
-    ``images`` are normalised by ``TRUNK_NORMALIZATION``.
-    """
-
-    gain: Tensor
-    shift: Tensor
-
-    def __init__(self, image_size: int, patch_size: int, width: int, trunk: TrunkConfig) -> None:
-        made = Trunk(trunk)
-        self.fine = [patch_size > stride for stride in STRIDES]
-        fine = sum(w for w, is_fine in zip(made.widths, self.fine, strict=True) if is_fine)
-        super().__init__(image_size, patch_size, width, sum(made.widths) + fine)
-        self.trunk = made
-        known = NORMALIZATION[TRUNK_NORMALIZATION]
-        mean, deviation = (torch.tensor(values)[:, None, None] for values in known)
-        self.register_buffer("gain", deviation * 255 / 128, persistent=False)
-        self.register_buffer("shift", (mean * 255 - 127) / 128, persistent=False)
-
-    def statistics(
-        self, images: Float[Tensor, "batch 3 size size"]
-    ) -> Float[Tensor, "batch cells2 numbers"]:
-        numbers = []
-        for found, is_fine in zip(
-            self.trunk(images * self.gain + self.shift), self.fine, strict=True
-        ):
-            mean = F.adaptive_avg_pool2d(found, self.cells)
-            numbers.append(mean)
-            if is_fine:
-                power = F.adaptive_avg_pool2d(found.square(), self.cells)
-                numbers.append((power - mean.square()).clamp(min=VARIANCE_FLOOR).sqrt())
-        return torch.cat(numbers, dim=1).flatten(2).mT
-
-
-VARIANCE_FLOOR = 1e-6

@@ -9,10 +9,23 @@ from pathlib import Path
 from dcmpl.errors import UsageError
 from dcmpl.progress import say
 
-__all__ = ["EMBEDDED", "check_backbone", "warn_of_embedded"]
+__all__ = [
+    "DEFAULT",
+    "EMBEDDED",
+    "check_backbone",
+    "model_folder",
+    "warn_of_default",
+    "warn_of_embedded",
+]
 
-EMBEDDED = {"tiny": Path(__file__).parent / "tiny"}
+EMBEDDED = {"small": Path(__file__).parent / "small"}
 """Backbones that come with the package."""
+
+DEFAULT = Path(__file__).parent / "default"
+"""Run folder of the model that comes with the package."""
+
+GONE = {"tiny": "small took its place in 0.3: train the run anew on it"}
+"""Backbones that came with the package once, and what to do."""
 
 
 def check_backbone(name: str) -> str:
@@ -24,14 +37,33 @@ def check_backbone(name: str) -> str:
             f"a backbone ({', '.join(EMBEDDED)}), a folder, a .pt file of OpenAI's or a "
             "Hugging Face id such as openai/clip-vit-base-patch32",
             f"{name!r}",
+            GONE.get(name, ""),
         )
     return name
+
+
+def model_folder(name: str | Path | None) -> Path:
+    """Folder of a model: that of the package where none or ``default`` is named.
+
+    A folder called ``default`` that exists is meant itself.
+    """
+    if name is None or (str(name) == "default" and not Path(name).is_dir()):
+        return DEFAULT
+    return Path(name)
 
 
 def warn_of_embedded(backbone: str) -> None:
     """Print how far scores of the embedded backbone can be trusted."""
     if backbone in EMBEDDED:
         say(
-            f"note: {backbone} is a small backbone trained on drawings; a pretrained CLIP "
-            "(--backbone) judges real images better"
+            f"note: {backbone} is a small backbone; a pretrained CLIP (--backbone) judges images "
+            "of more kinds"
         )
+
+
+def warn_of_default() -> None:
+    """Print what the model of the package was trained on."""
+    say(
+        "note: the model of the package knows AGIQA-3K, images of six generators of 2021 to 2023; "
+        "of others trust the order of its scores more than their height"
+    )

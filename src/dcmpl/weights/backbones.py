@@ -1,7 +1,7 @@
 """Pretrained CLIP backbones: find, check, load strictly.
 
 A backbone is a folder as Hugging Face or open_clip lays it out, an id on the hub, a ``.pt``
-file of OpenAI's, or ``tiny``, which comes with the package. Tensors are read as tensors;
+file of OpenAI's, or ``small``, which comes with the package. Tensors are read as tensors;
 nothing in these files is executed, but for the four programs that OpenAI published its CLIPs as.
 """
 

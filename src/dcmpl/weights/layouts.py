@@ -53,7 +53,7 @@ def read_config(path: Path) -> ClipConfig:
             f"patch_size to divide image_size in {path}",
             f"{config.patch_size} and {config.image_size}",
         )
-    least = {"patch": 1, "statistics": 8, "hybrid": 32}[config.stem]
+    least = {"patch": 1, "hybrid": 32}[config.stem]
     if config.patch_size % least or (config.stem != "patch" and config.image_size < 128):
         raise WeightsError(
             f"cells of a multiple of {least} pixels and windows of at least 128 in {path}",
