@@ -21,7 +21,7 @@ __all__ = ["EXPLAIN"]
 
 FLAGS = (
     Flag("IMAGE", "an image", required=True, metavar="IMAGE"),
-    Flag("--model", "run folder", required=True, metavar="RUN"),
+    Flag("--model", "run folder (default: the model of the package)", metavar="RUN"),
     Flag("--prompt", "its prompt", metavar="TEXT"),
     Flag("--out", ".png", required=True, short="-o", metavar="FILE"),
     MOVED_BACKBONE,
@@ -31,7 +31,7 @@ FLAGS = (
 
 def explain(arguments: Arguments) -> int:
     """Draw the quality maps of an image, and print a summary of each."""
-    _check(arguments)
+    folder = _check(arguments)
     from dcmpl.images.decode import decode, quiet_pillow
     from dcmpl.pages import has_matplotlib
     from dcmpl.runs import uncalibrated
@@ -41,7 +41,6 @@ def explain(arguments: Arguments) -> int:
 
     if not has_matplotlib():
         raise UsageError("matplotlib to draw with", "none", "pip install 'dcmpl-agiqa[plots]'")
-    folder = Path(arguments.model)
     run, model = load_model(folder, arguments.backbone, arguments.device)
     warn_of_embedded(run.backbone)
     calibration = read_calibration(folder, run.weights_sha256)
@@ -62,8 +61,9 @@ def explain(arguments: Arguments) -> int:
     return 0
 
 
-def _check(arguments: Arguments) -> None:
-    check_run(arguments.model)
+def _check(arguments: Arguments) -> Path:
+    """Folder of the model, after all checks that need no PyTorch."""
+    folder = check_run(arguments.model)
     check_device(arguments.device)
     if not Path(arguments.IMAGE).is_file():
         found = "a folder" if Path(arguments.IMAGE).is_dir() else "no file"
@@ -74,6 +74,7 @@ def _check(arguments: Arguments) -> None:
     if out.exists() and out.samefile(arguments.IMAGE):
         raise UsageError("-o beside the image", f"the image itself, {out}")
     check_replaces(arguments.out)
+    return folder
 
 
 EXPLAIN = Command(

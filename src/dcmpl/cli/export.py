@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPORT"]
 
 FLAGS = (
-    Flag("RUN", "folder made by dcmpl train", required=True, metavar="RUN"),
+    Flag("RUN", "folder made by dcmpl train, or default", required=True, metavar="RUN"),
     Flag("--out", "new folder", required=True, short="-o", metavar="DIR"),
     Flag(
         "--targets",
@@ -44,14 +44,14 @@ FLAGS = (
 
 def export(arguments: Arguments) -> int:
     """Write every variant, each compared with PyTorch's scores."""
-    check_run(arguments.RUN)
+    folder = check_run(arguments.RUN)
     check_targets(arguments.targets or ())
     check_new_folder(arguments.out, "-o")
     from dcmpl.scoring.calibration import read_calibration
     from dcmpl.scoring.export import write_export
     from dcmpl.scoring.torch_engine import TorchEngine, load_model
 
-    folder, out = Path(arguments.RUN), Path(arguments.out)
+    out = Path(arguments.out)
     run, model = load_model(folder, arguments.backbone, "cpu")  # where exported models run
     targets = _targets(arguments.targets, run)
     images = _images(arguments.images, folder, run)

@@ -26,11 +26,10 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 def info(arguments: Arguments) -> int:
     """Show a run and its calibration."""
-    check_run(arguments.RUN)
+    folder = check_run(arguments.RUN)
     from dcmpl.runs import read_run, uncalibrated
     from dcmpl.scoring.calibration import read_calibration
 
-    folder = Path(arguments.RUN)
     run = read_run(folder)
     calibration = read_calibration(folder, run.weights_sha256)
     console = Console()
@@ -156,14 +155,14 @@ def count_of_vit_b_32(config: ModelConfig) -> int:
 
     with torch.device("meta"):
         clip = Clip(VIT_B_32)
-    tokenizer = Tokenizer(EMBEDDED["tiny"] / "tokenizer.json", 77)
+    tokenizer = Tokenizer(EMBEDDED["small"] / "tokenizer.json", 77)
     model = DCMPL(clip, tokenizer, config, 0)
     return sum(parameter.numel() for parameter in trainable_parameters(model).values())
 
 
 INFO = Command(
     "Show what a run is, what its scores mean, how sure they are, where to cut.",
-    (Flag("RUN", "folder made by dcmpl train", required=True, metavar="RUN"),),
+    (Flag("RUN", "folder made by dcmpl train, or default", required=True, metavar="RUN"),),
     info,
 )
 PRESETS = Command("List the presets and the fields that --set may change.", (), presets)

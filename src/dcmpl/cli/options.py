@@ -26,7 +26,7 @@ from dcmpl.config import (
 from dcmpl.errors import UsageError, nearest
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
-from dcmpl.weights import check_backbone
+from dcmpl.weights import check_backbone, model_folder
 
 if TYPE_CHECKING:
     from dcmpl.data.leaks import Facts
@@ -152,7 +152,7 @@ TABLE_FLAGS = (
     ),
 )
 
-BACKBONE = Flag("--backbone", "tiny, a folder, or a Hugging Face id", default="tiny")
+BACKBONE = Flag("--backbone", "small, a folder, or a Hugging Face id", default="small")
 MOVED_BACKBONE = Flag("--backbone", "where the run's backbone lies now", metavar="DIR")
 DEVICE = Flag(
     "--device",
@@ -211,9 +211,12 @@ def check_device(device: str) -> None:
         )
 
 
-def check_run(run: str) -> None:
-    if not run or not Path(run).is_dir():
+def check_run(run: str | None) -> Path:
+    """Folder of a run: that of the package's model for none or ``default``."""
+    folder = model_folder(run)
+    if run == "" or not folder.is_dir():
         raise UsageError("a run folder made by dcmpl train", f"none at {run or 'an empty path'}")
+    return folder
 
 
 def check_folder(out: str) -> None:

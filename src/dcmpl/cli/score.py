@@ -20,7 +20,7 @@ from dcmpl.cli.options import (
 from dcmpl.config import MOST_WORKERS, TARGETS, check_views
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.progress import say
-from dcmpl.weights import warn_of_embedded
+from dcmpl.weights import DEFAULT, model_folder, warn_of_default, warn_of_embedded
 
 if TYPE_CHECKING:
     from dcmpl.data.sources import Source
@@ -41,7 +41,11 @@ FLAGS = (
         required=True,
         metavar="PATH",
     ),
-    Flag("--model", "run folder, or an exported one", required=True, metavar="DIR"),
+    Flag(
+        "--model",
+        "run folder, or an exported one (default: the model of the package)",
+        metavar="DIR",
+    ),
     Flag("--prompt", "prompt of all the images", metavar="TEXT"),
     Flag("--prompts", "table: image, prompt", metavar="FILE"),
     Flag(
@@ -161,7 +165,7 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} or {given[1]}", "both", "leave one out")
-    if not arguments.model or not Path(arguments.model).is_dir():
+    if arguments.model == "" or not model_folder(arguments.model).is_dir():
         place = arguments.model or "an empty path"
         raise UsageError("a run folder or an exported model at --model", f"none at {place}")
     check_device(arguments.device)
@@ -234,7 +238,10 @@ def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
 
 
 def _say_what_scores_mean(scorer: "Scorer", arguments: Arguments) -> None:
-    warn_of_embedded(scorer.about["backbone"])
+    if model_folder(arguments.model) == DEFAULT:
+        warn_of_default()
+    else:
+        warn_of_embedded(scorer.about["backbone"])
     has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
     reads = scorer.row_of.reads
     if reads is None and has_prompts and "alignment" in scorer.targets:

@@ -29,6 +29,7 @@ from dcmpl.scoring.engines import (
     score_images,
 )
 from dcmpl.scoring.results import Score, Scores
+from dcmpl.weights import model_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -232,15 +233,15 @@ class Scorer:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, options: ScoringOptions = DEFAULTS, **changes: Any
+        cls, model: str | Path | None = None, options: ScoringOptions = DEFAULTS, **changes: Any
     ) -> "Scorer":
-        """Load a run folder or an export.
+        """Load a run folder or an export; the model of the package where none is named.
 
         ``changes`` are fields of :class:`ScoringOptions` by name, as in ``device="cuda"``.
         Raises :class:`RunError` for a folder that is neither or was changed,
         :class:`UsageError` for what it has not.
         """
-        folder, options = Path(model), options.changed(**changes)
+        folder, options = model_folder(model), options.changed(**changes)
         if (folder / EXPORT).is_file():
             return cls._of_export(folder, options)
         return cls._of_run(folder, options)
