@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dcmpl.scoring.scorer import Scorer
     from dcmpl.weights.backbones import load_backbone
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "DCMPL",
