@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.images.coats import COATS, Pixels, random_coat, random_windows
+from dcmpl.images.coats import COATS, Pixels, encoded, random_coat, random_windows
 from dcmpl.images.decode import decode_bytes
 
 
@@ -71,6 +71,13 @@ def test_png_of_a_coat_is_the_coat(coat: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 5)])
 def test_smallest_images_have_coats(coat: str, shape: tuple[int, int]) -> None:
     assert min(COATS[coat](photo(*shape)).shape) >= 1
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("JPEG", 65_500), ("WEBP", 16_383)])
+def test_image_that_a_format_cannot_hold_is_left_as_it_is(kind: str, longest: int) -> None:
+    assert encoded(photo(2, longest), kind, 80).shape == (2, longest, 3)
+    larger = photo(2, longest + 1)
+    assert np.array_equal(encoded(larger, kind, 80), larger)
 
 
 def test_random_coat_is_its_seed_s() -> None:

@@ -354,3 +354,10 @@ def test_drawn_windows_without_coats_show_the_image_s_own_pixels(
     window = random_window(read_image(path), 32, rng)
     wanted = model.frozen(to_unit_range(torch.from_numpy(window[None].copy())))
     torch.testing.assert_close(plain[path], wanted, rtol=0, atol=1e-5)
+
+
+def test_image_that_stands_in_two_rows_is_drawn_once(model: DCMPL, table: ImageTable) -> None:
+    twice = [table.frame["image"][7]] * 2
+    some = ImageTable(table.name, table.scale, table.frame[:2].assign(image=twice))
+    assert len(freeze_draws(model, some, DRAWN).values) == DRAWN.draws
+    assert len(freeze_table(model, some, "center", "fp32").values) == 1

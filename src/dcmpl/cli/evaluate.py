@@ -20,7 +20,7 @@ from dcmpl.cli.options import (
 )
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.progress import Console, say
-from dcmpl.weights import DEFAULT, warn_of_embedded
+from dcmpl.weights import DEFAULT, warn_of_model
 
 if TYPE_CHECKING:
     from dcmpl.data.splits import Split
@@ -74,7 +74,7 @@ def evaluate(arguments: Arguments) -> int:
     part = arguments.split or ("test" if own else "all")
     table = _part(whole, part, own, split)
     _, model = load_model(folder, device=arguments.device)
-    warn_of_embedded(run.backbone)
+    warn_of_model(folder, run.backbone)
     training = _training(run, split, whole, table, own)
     at_home = folder if part == "test" else folder / part
     default = at_home if own else folder / f"{table.name}-{table.digest[:6]}-{part}"

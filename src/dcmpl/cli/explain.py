@@ -15,7 +15,7 @@ from dcmpl.cli.options import (
 from dcmpl.errors import UsageError
 from dcmpl.files import write_atomically
 from dcmpl.progress import say
-from dcmpl.weights import warn_of_embedded
+from dcmpl.weights import warn_of_model
 
 __all__ = ["EXPLAIN"]
 
@@ -42,7 +42,7 @@ def explain(arguments: Arguments) -> int:
     if not has_matplotlib():
         raise UsageError("matplotlib to draw with", "none", "pip install 'dcmpl-agiqa[plots]'")
     run, model = load_model(folder, arguments.backbone, arguments.device)
-    warn_of_embedded(run.backbone)
+    warn_of_model(folder, run.backbone)
     calibration = read_calibration(folder, run.weights_sha256)
     if calibration is None:
         say(f"note: no MOS units and no map of patches: {uncalibrated(run)}")

@@ -13,7 +13,7 @@ from dcmpl.config import ModelConfig
 from dcmpl.presets import PRESETS as KNOWN
 from dcmpl.presets import differences, model_fields, train_fields
 from dcmpl.progress import Console, shown
-from dcmpl.weights import EMBEDDED, warn_of_embedded
+from dcmpl.weights import EMBEDDED, warn_of_model
 
 if TYPE_CHECKING:
     from dcmpl.runs import Run
@@ -34,7 +34,7 @@ def info(arguments: Arguments) -> int:
     calibration = read_calibration(folder, run.weights_sha256)
     console = Console()
     console.print(_about(folder, run))
-    warn_of_embedded(run.backbone)
+    warn_of_model(folder, run.backbone)
     if calibration is None:
         print(f"Scores have no MOS units and no labels: {uncalibrated(run)}.")
         return 0

@@ -20,7 +20,7 @@ from dcmpl.cli.options import (
 from dcmpl.config import MOST_WORKERS, TARGETS, check_views
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.progress import say
-from dcmpl.weights import DEFAULT, model_folder, warn_of_default, warn_of_embedded
+from dcmpl.weights import model_folder, warn_of_model
 
 if TYPE_CHECKING:
     from dcmpl.data.sources import Source
@@ -238,10 +238,7 @@ def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
 
 
 def _say_what_scores_mean(scorer: "Scorer", arguments: Arguments) -> None:
-    if model_folder(arguments.model) == DEFAULT:
-        warn_of_default()
-    else:
-        warn_of_embedded(scorer.about["backbone"])
+    warn_of_model(model_folder(arguments.model), scorer.about["backbone"])
     has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
     reads = scorer.row_of.reads
     if reads is None and has_prompts and "alignment" in scorer.targets:

@@ -30,8 +30,17 @@ def resized(image: Pixels, factor: float) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
+"""Pixels of a side that the formats can hold, as their libraries write them."""
+
+
 def encoded(image: Pixels, kind: str, quality: int) -> Pixels:
-    """Image after one trip through JPEG or WebP of a quality from 0 to 100."""
+    """Image after one trip through JPEG or WebP of a quality from 0 to 100.
+
+    One whose side the format cannot hold is left as it is.
+    """
+    if max(image.shape[:2]) > LONGEST[kind]:
+        return image
     with io.BytesIO() as file:
         Image.fromarray(image).save(file, kind, quality=quality)
         with Image.open(file) as opened:

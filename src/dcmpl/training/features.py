@@ -169,7 +169,9 @@ def _freeze(
 
     files = {path: os.path.realpath(path) for path in table.frame["image"]}
     rows = {file: row for row, file in enumerate(dict.fromkeys(files.values()))}
-    names = dict(zip(files.values(), table.frame["name"], strict=True))
+    names: dict[str, str] = {}
+    for path, name in zip(table.frame["image"], table.frame["name"], strict=True):
+        names.setdefault(files[path], name)
     images = (cut(file, names[file]) for file in track(rows, "reading images once"))
     starts, values, count = [0], torch.empty(0), cores()
     with core_lanes(count) as pool:

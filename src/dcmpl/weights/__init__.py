@@ -14,8 +14,8 @@ __all__ = [
     "EMBEDDED",
     "check_backbone",
     "model_folder",
-    "warn_of_default",
     "warn_of_embedded",
+    "warn_of_model",
 ]
 
 EMBEDDED = {"small": Path(__file__).parent / "small"}
@@ -61,9 +61,12 @@ def warn_of_embedded(backbone: str) -> None:
         )
 
 
-def warn_of_default() -> None:
-    """Print what the model of the package was trained on."""
-    say(
-        "note: the model of the package knows AGIQA-3K, images of six generators of 2021 to 2023; "
-        "of others trust the order of its scores more than their height"
-    )
+def warn_of_model(folder: Path, backbone: str) -> None:
+    """Print how far scores of the model in ``folder`` can be trusted."""
+    if folder == DEFAULT:
+        say(
+            "note: the model of the package knows AGIQA-3K, images of six generators of 2021 to "
+            "2023; of others trust the order of its scores more than their height"
+        )
+    else:
+        warn_of_embedded(backbone)
