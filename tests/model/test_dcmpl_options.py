@@ -232,7 +232,7 @@ def test_vision_source_text_makes_visual_prompts_of_the_text_prompts(
     for own, made, layer in zip(main.text, main.visual, model.main.from_text, strict=True):
         close(made, linear(layer, own))
     assert not any(name.startswith("main.visual") for name in trainable_parameters(model))
-    reached = leave_gradients(model, model._encoded(model.frozen(images), [main.visual])[0][0])
+    reached = leave_gradients(model, model._encoded(model.frozen(images), [main.visual])[0])
     assert {f"main.text.{layer}" for layer in range(LAYERS)} <= reached
 
 

@@ -51,9 +51,9 @@ Words = list[str]
 
 @pytest.fixture(scope="module")
 def prompted_words(train_words: Words) -> Words:
-    """Of a quick training of the preset, all but ``--out``; the weight has it learn to read."""
+    """Of a quick training of the preset, all but ``--out``; the rate has it learn to read."""
     words = [*train_words, "--preset", "dcmpl-prompted", "--epochs", "2"]
-    return [*words, "--set", "train.mismatch_weight=3"]
+    return [*words, "--lr", "0.03"]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_run_records_that_alignment_reads_the_prompt(prompted_run: Path) -> None
     assert run.learned == ("quality", "alignment")
     assert (run.train.epochs, len(run.history)) == (2, 2)
     tensors = load_file(prompted_run / "model.safetensors")
-    assert tensors["reader.out.weight"].any()  # no reader begins so
+    assert tensors["reader.share"].any()  # no reader begins so
 
 
 def test_training_that_was_broken_off_ends_with_the_same_tensors(
@@ -541,7 +541,7 @@ def test_evaluation_says_what_other_prompts_change(
         np.array([row.alignment for row in scorer.score(paths, prompts)], dtype=np.float64)
         for prompts in (list(table.frame["prompt"]), shuffled_prompts(table))
     )
-    assert np.abs(own - other).mean() > 1e-3
+    assert np.abs(own - other).mean() > 5e-4
     assert found["mean_drop"] == pytest.approx((own - other).mean(), abs=TOLERANCE)
     # Ranks of scores that differ by less than a rounding may change places.
     drop = srcc(own, opinions) - srcc(other, opinions)

@@ -9,7 +9,7 @@ import torch
 from dcmpl.config import TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.training.batches import EpochWindows, epoch_loader, mismatched
+from dcmpl.training.batches import EpochWindows, epoch_loader
 
 CONFIG = TrainConfig(batch_size=10, seed=3)
 TASKS = ("quality", "alignment")
@@ -64,13 +64,3 @@ def test_process_without_an_image_of_its_own_takes_another_s(table: ImageTable) 
     config = replace(CONFIG, batch_size=47)  # and one image
     shares = [epoch_loader(epoch_of(table), config, 1, 0, (i, 2)) for i in range(2)]
     assert [[len(b.targets) for b in share] for share in shares] == [[24, 1], [23, 1]]
-
-
-@pytest.mark.parametrize(
-    ("prompts", "negatives"),
-    [([0, 1, 2], [1, 2, 0]), ([0, 0, 1], [1, 1, 0]), ([4, 4, 4], [4, 4, 4]), ([5], [5])],
-)
-def test_negative_prompt_is_the_next_different_one(
-    prompts: list[int], negatives: list[int]
-) -> None:
-    assert mismatched(torch.tensor(prompts)).tolist() == negatives

@@ -199,13 +199,13 @@ def table(image_data: Path) -> ImageTable:
     return load_table(image_data, MosScale(1, 5))
 
 
-READS_PLAIN_PATCHES = with_settings(
+READS_PLAIN_IMAGES = with_settings(
     PRESETS["dcmpl-prompted"].model,
     ["model.mpa.form=none", "model.vision_depth=0", "model.fusion.on=false"],
 )
 FROZEN_UP_TO = {
     "first block": PRESETS["dcmpl"].model,
-    "last block": READS_PLAIN_PATCHES,
+    "embedding, for a reader": READS_PLAIN_IMAGES,
     "embedding": PRESETS["coop-deep"].model,
 }
 
@@ -216,7 +216,7 @@ def either(small_backbone: Path, request: pytest.FixtureRequest) -> DCMPL:
     backbone = load_backbone(str(small_backbone))
     model = DCMPL(backbone.clip, backbone.tokenizer, FROZEN_UP_TO[request.param], 0).eval()
     if model.reads_prompt:
-        torch.nn.init.normal_(model.reader.out.weight, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.constant_(model.reader.share, 0.5)
     return model
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,9 +110,9 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with one fused matrix for query, key and value.
 
-    With ``context`` queries come from ``x``, keys and values from ``context`` under the mask
-    ``keep``. ``extra`` tokens are keys and values but no queries; there may be fewer of them
-    than of ``x``, each for an equal part of the batch.
+    With ``context`` queries come from ``x``, keys and values from ``context``. ``extra`` tokens
+    are keys and values but no queries; there may be fewer of them than of ``x``, each for an
+    equal part of the batch.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -130,7 +130,6 @@ class Attention(nn.Module):
         context: Float[Tensor, "batch keys width"] | None = None,
         causal: bool = False,
         extra: Float[Tensor, "*groups slots width"] | None = None,
-        keep: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
         if context is None:
@@ -144,8 +143,7 @@ class Attention(nn.Module):
                 torch.cat(pair, dim=1) for pair in zip((k, v), of_extra.chunk(2, -1), strict=True)
             )
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        kept = None if keep is None else keep[:, None, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, kept, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -202,8 +200,8 @@ class Transformer(nn.Module):
 
     def first_token(
         self, x: Float[Tensor, "batch tokens width"], prompts: Prompts
-    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch tokens width"]]:
-        """First token after the last block, and all tokens that entered the last block.
+    ) -> Float[Tensor, "batch width"]:
+        """First token after the last block.
 
         ``prompts[i]`` stands behind ``x`` in block i. Equivalent to appending prompt tokens and
         replacing them before every block with a prompt; outputs that are never used are not
@@ -219,9 +217,8 @@ class Transformer(nn.Module):
                 x = x[:, :tokens]
                 if following is None and index < last:  # the next block reads these slots
                     x, prompt = torch.cat([x, _spread(prompt.to(x.dtype), len(x))], dim=1), None
-            entering = x
             x = block(x, False, prompt, first_only=prompted and index == last)
-        return x[:, 0], entering[:, :tokens]
+        return x[:, 0]
 
 
 def _spread(prompt: Tensor, batch: int) -> Tensor:
@@ -279,27 +276,9 @@ class VisionTower(nn.Module):
 
         Each is (n, width), or (groups, n, width) with one for each equal part of the batch.
         """
-        return self.encode_with_patches(tokens, prompts)[0]
-
-    def encode_with_patches(
-        self, tokens: Float[Tensor, "batch tokens width"], prompts: Prompts = ()
-    ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch patches width"]]:
-        """:meth:`encode`, and the patches as they enter the last block."""
         if prompts and prompts[0] is not None:
             prompts = [self.ln_pre(prompts[0]), *prompts[1:]]
-        x, entering = self.transformer.first_token(self.ln_pre(tokens), prompts)
-        return self._joint(x), entering[:, 1:]
-
-    def entering_last(self, tokens: Float[Tensor, "batch tokens width"]) -> Tensor:
-        """Tokens that enter the last block when no block has prompts."""
-        return self.transformer.first_token(self.ln_pre(tokens), ())[1]
-
-    def leave(self, entering: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch joint"]:
-        """Image embedding of the tokens that enter the last block."""
-        last = self.transformer.resblocks[-1]
-        return self._joint(last(entering, False, first_only=True)[:, 0])
-
-    def _joint(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch joint"]:
+        x = self.transformer.first_token(self.ln_pre(tokens), prompts)
         return cast(Tensor, self.ln_post(x) @ self.proj)
 
     def forward(
@@ -328,13 +307,6 @@ class TextTower(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
-    def begin(
-        self, ids: Int[Tensor, "texts length"], prompt: Tensor | None
-    ) -> Float[Tensor, "texts length width"]:
-        """Tokens that enter the first block: words, ``prompt`` in the slots, positions."""
-        x = put(self.token_embedding(ids), prompt, 1)
-        return x + self.positional_embedding[: ids.shape[1]]
-
     def forward(
         self,
         ids: Int[Tensor, "texts length"],
@@ -346,22 +318,12 @@ class TextTower(nn.Module):
         The mask is causal, so nothing behind the end token can reach it and the cut
         changes no result.
         """
-        return self.at_end(self.states(ids[:, : int(end.max()) + 1], prompts), end)
-
-    def states(
-        self, ids: Int[Tensor, "texts length"], prompts: Prompts = ()
-    ) -> Float[Tensor, "texts length width"]:
-        """States of every token after the blocks."""
-        x = self.begin(ids, prompts[0] if prompts else None)
-        return cast(Tensor, self.transformer(x, prompts[1:], 1, causal=True))
-
-    def at_end(
-        self, states: Float[Tensor, "texts length width"], end: Int[Tensor, " texts"]
-    ) -> Float[Tensor, "texts joint"]:
-        """The embedding of each text: its end token's state, projected."""
-        rows = torch.arange(len(states), device=states.device)
-        embedding: Tensor = self.ln_final(states[rows, end]) @ self.text_projection
-        return embedding
+        ids = ids[:, : int(end.max()) + 1]
+        x = put(self.token_embedding(ids), prompts[0] if prompts else None, 1)
+        x = x + self.positional_embedding[: ids.shape[1]]
+        x = self.transformer(x, prompts[1:], 1, causal=True)
+        rows = torch.arange(len(x), device=x.device)
+        return cast(Tensor, self.ln_final(x[rows, end]) @ self.text_projection)
 
 
 class Clip(nn.Module):

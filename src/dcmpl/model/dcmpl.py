@@ -18,7 +18,7 @@ from dcmpl.config import ModelConfig
 from dcmpl.errors import UsageError
 from dcmpl.model.adapter import ImageAdapter
 from dcmpl.model.clip import Clip, as_tensors
-from dcmpl.model.prompt_reader import Reader, Reading, Texts
+from dcmpl.model.prompt_reader import Reader, Texts, text_vectors
 from dcmpl.model.prompts import (
     CoupledPrompts,
     FreePrompts,
@@ -41,13 +41,13 @@ __all__ = [
 class Scores:
     """One number per task and image, each in [0, 1], higher is better.
 
-    ``ahead``: by how much the alignment logit of an image with its own text is above that
-    with another's, where both were read.
+    ``mismatch``: where texts were read, the cross-entropy of telling an image's own text from
+    all others of the batch by CLIP's own logits.
     """
 
     tasks: tuple[str, ...]
     values: Float[Tensor, "tasks batch"]
-    ahead: Float[Tensor, " batch"] | None = None
+    mismatch: Float[Tensor, " batch"] | None = None
 
     def __getitem__(self, task: str) -> Float[Tensor, " batch"]:
         if task not in self.tasks:
@@ -123,7 +123,7 @@ class DCMPL(nn.Module):
                 }
             )
             if config.reads_prompt:
-                self.reader = Reader(text.width, vision.width)
+                self.reader = Reader()
             if config.readout == "linear":
                 self.linear = nn.Linear(clip.config.embed_dim, len(config.tasks))
                 nn.init.zeros_(self.linear.weight)
@@ -173,16 +173,11 @@ class DCMPL(nn.Module):
         branch = self.auxiliary if self.reading_branch else self.main
         return self.config.n_context if branch is not None and len(branch.text) else 0
 
-    def read(self, tokens: Tokens, condition: Condition) -> Reading:
-        """Image prompts encoded by the prompted text tower."""
-        ids, end = as_tensors(tokens, self.mean.device)
-        return Reading.begin(self.clip.text, ids, end, condition.text)
-
     def frozen(self, images: Float[Tensor, "batch 3 size size"]) -> Tensor:
         """Frozen features of images: tower states before anything learned.
 
         Tokens before the first block, (N, tokens, width); where no visual prompt is learned,
-        the image embedding, (N, joint), or for a reader the tokens before the last block.
+        the image embedding, (N, joint).
         """
         with torch.no_grad():
             return self.frozen_of(self.clip.visual.embed((images - self.mean) / self.std))
@@ -191,14 +186,13 @@ class DCMPL(nn.Module):
         """Frozen features of images whose tokens before the first block are known."""
         if self.config.frozen_part == "tokens":
             return tokens
-        tower = self.clip.visual
-        return tower.entering_last(tokens) if self.reads_prompt else tower.encode(tokens)
+        return self.clip.visual.encode(tokens)
 
     def plain_embedding(self, frozen: Tensor) -> Float[Tensor, "batch joint"]:
         """Image embedding without deep prompts, from frozen features."""
         if self.config.frozen_part == "tokens":
             return self.clip.visual.encode(frozen)
-        return self.clip.visual.leave(frozen) if self.reads_prompt else frozen
+        return frozen
 
     def prompts(self) -> list[LayerPrompts]:
         """Prompts of the main branch and, in a model with two branches, of the auxiliary branch."""
@@ -233,20 +227,22 @@ class DCMPL(nn.Module):
         """
         if condition is None:
             condition = self.condition()
-        of_branch, patches = self._encoded(frozen, condition.visual)
-        embeddings = self._adapted_embeddings(of_branch)
-        added, ahead = None, None
+        embeddings = self._adapted_embeddings(self._encoded(frozen, condition.visual))
+        vectors = None
         if texts is not None and self.reads_prompt:
-            seen = embeddings[self.config.tasks.index("alignment")], patches
-            read = self.read(texts.tokens, condition)
-            added = self.reader(*seen, read.of(texts.own.to(frozen.device)))
-            if texts.other is not None:
-                ahead = added - self.reader(*seen, read.of(texts.other.to(frozen.device)))
+            vectors = text_vectors(self.clip.text, texts.tokens, condition.text)
         # Whatever the towers' precision: a logit of 100 times a cosine needs more than 3 digits.
         with torch.autocast(frozen.device.type, enabled=False):
             if self.config.readout == "linear":
                 values = self.linear(embeddings[0].float()).clamp(0, 1).T
                 return Scores(self.config.tasks, values)
+            added, mismatch = None, None
+            if texts is not None and vectors is not None:
+                own = texts.own.to(frozen.device)
+                seen = embeddings[self.config.tasks.index("alignment")].float()
+                logits = self.logits(seen, vectors)
+                added = self.reader(logits.gather(1, own[:, None])[:, 0])
+                mismatch = F.cross_entropy(logits, own, reduction="none")
             values = torch.stack(
                 [
                     self._score(e.float(), words, added if task == "alignment" else None)
@@ -255,16 +251,22 @@ class DCMPL(nn.Module):
                     )
                 ]
             )
-        return Scores(self.config.tasks, values, ahead)
+        return Scores(self.config.tasks, values, mismatch)
+
+    def logits(
+        self, embedding: Float[Tensor, "batch joint"], vectors: Float[Tensor, "texts joint"]
+    ) -> Float[Tensor, "batch texts"]:
+        """CLIP's own logits: exp(logit scale) times the cosine to unit ``vectors``."""
+        scale: Tensor = self.clip.logit_scale.float().exp()
+        return scale * (F.normalize(embedding, dim=-1) @ vectors.T)
 
     def _score(
         self, embedding: Float[Tensor, "batch joint"], words: Tensor, added: Tensor | None
     ) -> Tensor:
         """Mean softmax weight of the positive words; the offset ``added`` goes to their logits."""
-        cosine = F.normalize(embedding, dim=-1) @ words.T
-        logits = (self.clip.logit_scale.float().exp() * cosine).unflatten(-1, (-1, 2))
+        logits = self.logits(embedding, words).unflatten(-1, (-1, 2))
         if added is not None:
-            logits = torch.stack([logits[..., 0] + added.float()[:, None], logits[..., 1]], dim=-1)
+            logits = torch.stack([logits[..., 0] + added[:, None], logits[..., 1]], dim=-1)
         weights: Tensor = logits.softmax(dim=-1)[..., 0]
         return weights.mean(-1)
 
@@ -279,26 +281,18 @@ class DCMPL(nn.Module):
         name = self._adapted[0] if self.config.adapter.shared else task
         return self.adapters[name] if name in self.adapters else nn.Identity()
 
-    def _encoded(
-        self, frozen: Tensor, visual: list[list[Tensor]]
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Image embedding of each branch, and the patches that the prompt reader attends to.
-
-        Those are of the branch that reads, as they enter its last block.
-        """
+    def _encoded(self, frozen: Tensor, visual: list[list[Tensor]]) -> list[Tensor]:
+        """Image embedding of each branch."""
         if not self.config.has_visual_prompts:  # the branches do not differ
-            return [self.plain_embedding(frozen)], frozen[:, 1:] if self.reads_prompt else None
+            return [frozen]
         tower = self.clip.visual
         depths = {len(prompts) for prompts in visual}
         if len(depths) > 1:  # slots that one branch renews and the other keeps
-            made = [tower.encode_with_patches(frozen, prompts) for prompts in visual]
-            embeddings, patches_of = map(list, zip(*made, strict=True))
-        else:
-            n, branches = len(frozen), len(visual)
-            layers = [torch.stack(branch_prompts) for branch_prompts in zip(*visual, strict=True)]
-            both = tower.encode_with_patches(frozen.repeat(branches, 1, 1), layers)
-            embeddings, patches_of = (list(x.unflatten(0, (branches, n))) for x in both)
-        return embeddings, patches_of[self.reading_branch] if self.reads_prompt else None
+            return [tower.encode(frozen, prompts) for prompts in visual]
+        branches = len(visual)
+        layers = [torch.stack(branch_prompts) for branch_prompts in zip(*visual, strict=True)]
+        both = tower.encode(frozen.repeat(branches, 1, 1), layers)
+        return list(both.unflatten(0, (branches, len(frozen))))
 
     def forward(
         self,

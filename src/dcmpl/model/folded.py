@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcmpl.errors import UsageError
-from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower, as_tensors
+from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower
 from dcmpl.model.dcmpl import DCMPL
-from dcmpl.model.prompt_reader import Reading
+from dcmpl.model.prompt_reader import text_vectors
 from dcmpl.model.stem import HybridStem, PatchStem, to_unit_range
 from dcmpl.model.tokenizer import Parts
 
@@ -155,6 +155,7 @@ class Readout(nn.Module):
     """
 
     pairs: Tensor
+    scale: Tensor
 
     def __init__(self, model: DCMPL, index: int, words: Sequence[Tensor]) -> None:
         super().__init__()
@@ -170,21 +171,24 @@ class Readout(nn.Module):
         positive, negative = words[index].unflatten(0, (-1, 2)).unbind(1)
         scale = model.clip.logit_scale.exp()
         self.register_buffer("pairs", scale * (positive - negative))
+        if reads:
+            self.register_buffer("scale", scale)
 
     def forward(
         self,
         embedding: Float[Tensor, "batch joint"],
-        patches: Float[Tensor, "batch patches width"] | None = None,
-        reading: Reading | None = None,
+        vectors: Float[Tensor, "batch joint"] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Scores (N,); ``patches`` and ``reading`` are for a readout with a prompt reader."""
+        """Scores (N,); ``vectors`` of the prompts are for a readout with a prompt reader."""
         embedding = self.adapter(embedding)
         if self.linear is not None:
             score: Tensor = self.linear(embedding)[:, 0].clamp(0, 1)
             return score
-        apart = F.normalize(embedding, dim=-1) @ self.pairs.T
-        if self.reader is not None and reading is not None:
-            apart = apart + self.reader(embedding, patches, reading)[:, None]
+        embedding = F.normalize(embedding, dim=-1)
+        apart = embedding @ self.pairs.T
+        if self.reader is not None and vectors is not None:
+            logits = self.scale * (embedding * vectors).sum(-1)
+            apart = apart + self.reader(logits)[:, None]
         return apart.sigmoid().mean(-1)
 
 
@@ -201,14 +205,12 @@ class TextReader:
         """Token chunks of a prompt; see :meth:`dcmpl.model.tokenizer.Tokenizer.parts`."""
         return self.tokenizer.parts(text, self.slots, long)
 
-    def __call__(self, texts: Sequence[tuple[int, ...]]) -> Reading:
-        """Encode one prompt per window; equal prompts are encoded once."""
+    def __call__(self, texts: Sequence[tuple[int, ...]]) -> Float[Tensor, "texts joint"]:
+        """Unit vectors of one prompt per window; equal prompts are encoded once."""
         known = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = self.tokenizer.framed(list(known), self.slots)
-        device = self.tower.positional_embedding.device
-        ids, end = as_tensors(tokens, device)
-        rows = torch.tensor([known[text] for text in texts]).to(device)
-        return Reading.begin(self.tower, ids, end, self.prompts).of(rows)
+        vectors = text_vectors(self.tower, tokens, self.prompts)
+        return vectors[torch.tensor([known[text] for text in texts]).to(vectors.device)]
 
 
 class Folded(nn.Module):
@@ -271,10 +273,10 @@ class Folded(nn.Module):
     def forward(
         self,
         windows: Num[Tensor, "batch size size 3"],
-        reading: Reading | None = None,
+        vectors: Float[Tensor, "texts joint"] | None = None,
         rows: Int[Tensor, " texts"] | None = None,
     ) -> Float[Tensor, "texts tasks"]:
-        """Scores (windows, tasks); ``reading`` holds encoded prompts for a model that reads.
+        """Scores (windows, tasks); ``vectors`` are those of prompts, for a model that reads.
 
         With ``rows`` text i is one of the window in row ``rows[i]``, and so is score i.
         """
@@ -282,19 +284,16 @@ class Folded(nn.Module):
         first = (self.start + summary)[:, None]
         tokens = torch.cat([first, patches + self.positions], dim=1)
         entering: Tensor = self.ln_pre(tokens)
-        embeddings, patches = [], []
+        embeddings = []
         for branch in range(self.branches):
             x = entering
             for index, block in enumerate(self.blocks):
-                last = index == len(self.blocks) - 1
-                if last:
-                    patches.append(x[:, 1 : tokens.shape[1]])
-                x = block(x, branch, tokens.shape[1], last)
+                x = block(x, branch, tokens.shape[1], index == len(self.blocks) - 1)
             embeddings.append(self.ln_post(x[:, 0]) @ self.proj)
         if rows is not None:
-            embeddings, patches = ([x[rows] for x in each] for each in (embeddings, patches))
+            embeddings = [x[rows] for x in embeddings]
         scores = [
-            readout(embeddings[branch], patches[branch], reading)
+            readout(embeddings[branch], vectors)
             for readout, branch in zip(self.readouts, self.branch_of, strict=True)
         ]
         return torch.stack(scores, dim=1)

@@ -187,8 +187,8 @@ class TorchEngine(ModelEngine):
         else:
             of_window = texts or [[()]] * len(windows)
             rows = [row for row, own in enumerate(of_window) for _ in own]
-            reading = self._reader([text for own in of_window for text in own])
-            found = self.network(inputs, reading, torch.tensor(rows).to(self.device))
+            vectors = self._reader([text for own in of_window for text in own])
+            found = self.network(inputs, vectors, torch.tensor(rows).to(self.device))
         return found.cpu().double().numpy()
 
     def windows_of(self, path: str, views: str) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ from dcmpl.images.decode import read_image
 from dcmpl.model.stem import to_unit_range
 from dcmpl.training.features import FrozenTable, PromptsOf
 
-__all__ = ["Batch", "EpochWindows", "epoch_loader", "mismatched"]
+__all__ = ["Batch", "EpochWindows", "epoch_loader"]
 
 
 class Batch(NamedTuple):
@@ -88,15 +88,3 @@ def epoch_loader(
 def joined(items: list[Batch]) -> Batch:
     """Collate the windows of several images; at module level, so that spawned workers find it."""
     return Batch(*map(torch.cat, zip(*items, strict=True)))
-
-
-def mismatched(prompts: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """In-batch negative prompts: for each image, the next different prompt in the batch.
-
-    Its own where all have the same, so that there is nothing to tell apart.
-    """
-    found = prompts.clone()
-    for step in range(len(prompts) - 1, 0, -1):
-        other = prompts.roll(-step)
-        found = torch.where(other != prompts, other, found)
-    return found

@@ -56,18 +56,11 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
     return nullcontext()
 
 
-def texts_of(
-    tokens: Tokens, own: Int[Tensor, " batch"], other: Int[Tensor, " batch"] | None = None
-) -> Texts:
+def texts_of(tokens: Tokens, own: Int[Tensor, " batch"]) -> Texts:
     """Prompts of a batch, each once."""
-    asked = own if other is None else torch.cat([own, other])
-    chosen, places = torch.unique(asked.cpu(), return_inverse=True)
+    chosen, places = torch.unique(own.cpu(), return_inverse=True)
     rows = chosen.numpy()
-    return Texts(
-        Tokens(tokens.ids[rows], tokens.end[rows]),
-        places[: len(own)],
-        None if other is None else places[len(own) :],
-    )
+    return Texts(Tokens(tokens.ids[rows], tokens.end[rows]), places)
 
 
 def _pixels(batch: Sequence[np.ndarray], device: torch.device) -> Tensor:

@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dcmpl.config import ModelConfig, TrainConfig
@@ -33,7 +32,7 @@ from dcmpl.model.tokenizer import Tokens
 from dcmpl.progress import progress_bar
 from dcmpl.runs import LAST, MODEL, History, Run, load_learned, save_learned
 from dcmpl.scoring.torch_engine import TorchEngine, predict_table
-from dcmpl.training.batches import Batch, EpochWindows, epoch_loader, mismatched
+from dcmpl.training.batches import Batch, EpochWindows, epoch_loader
 from dcmpl.training.features import (
     Frozen,
     FrozenEngine,
@@ -69,17 +68,16 @@ def task_loss(
 ) -> Tensor:
     """Loss: MSE of the main task + ``alignment_weight`` MSE of each other, without missing ones.
 
-    ``targets`` (N, tasks) in [0, 1], NaN where missing. Where an image
-    was also read with another's text, ``mismatch_weight`` times the cross-entropy of telling
-    its own apart is added.
+    ``targets`` (N, tasks) in [0, 1], NaN where missing. Where texts were read,
+    ``mismatch_weight`` times the cross-entropy of telling an image's own apart is added.
     """
     columns = targets.T
     known = columns.isfinite()
     squared = torch.where(known, scores.values - columns.nan_to_num(), 0.0).square()
     weights = torch.tensor([1.0, *(alignment_weight for _ in scores.tasks[1:])]).to(targets.device)
     loss = (squared.sum(1) / known.sum(1).clamp(min=1) * weights).sum()
-    if scores.ahead is not None:
-        loss = loss + mismatch_weight * F.softplus(-scores.ahead.float()).mean()
+    if scores.mismatch is not None:
+        loss = loss + mismatch_weight * scores.mismatch.mean()
     return loss
 
 
@@ -352,7 +350,7 @@ def train_step(
     ``tokens`` are those of all prompts, for a model that reads them.
     """
     inputs, targets, prompts = batch
-    texts = None if tokens is None else texts_of(tokens, prompts, mismatched(prompts))
+    texts = None if tokens is None else texts_of(tokens, prompts)
     # On CPUs the plain formula's gradient is faster than the fused kernel's.
     kernel = sdpa_kernel(SDPBackend.MATH) if inputs.device.type == "cpu" else nullcontext()
     with kernel, precision_context(inputs.device, config.precision):
