@@ -47,7 +47,7 @@ SIZES: dict[str, Any] = {
         "hidden_size": 256,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "intermediate_size": 768,
+        "intermediate_size": 512,
         "image_size": SIZE,
         "patch_size": CELL,
         "hidden_act": "quick_gelu",

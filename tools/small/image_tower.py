@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from dcmpl.data.table import ImageTable
 from dcmpl.images.decode import read_image
 from dcmpl.images.windows import windows
 from dcmpl.metrics import srcc
-from dcmpl.model.clip import Clip
+from dcmpl.model.clip import Block, Clip
 from dcmpl.model.stem import (
     LIMIT,
     NORMALIZATION,
@@ -160,6 +161,19 @@ def fit_stem(stem: HybridStem, statistics: Tensor, classifier: Classifier) -> Te
     return (summary @ both.T).clone()
 
 
+@torch.no_grad()
+def start_blocks(clip: Clip) -> None:
+    """Start all blocks of the image tower as the identity.
+
+    So the class token passes through them as it was, and what the tower learns from drawings
+    is added to it, where it would else be mixed into it for good.
+    """
+    for block in cast(Sequence[Block], clip.visual.transformer.resblocks):
+        for last in (block.attn.out_proj, block.mlp.c_proj):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+
 class Student(nn.Module):
     """The CLIP and the two linear readouts that only training needs."""
 
@@ -167,6 +181,7 @@ class Student(nn.Module):
         super().__init__()
         self.clip = clip
         clip.text.requires_grad_(False)
+        start_blocks(clip)
         hybrid_stem(clip).trunk.requires_grad_(False)
         self.components = nn.Linear(clip.config.embed_dim, COMPONENTS + MEANINGS)
         self.pseudo_mos = nn.Linear(clip.config.embed_dim, 1)

@@ -82,10 +82,14 @@ class Convolution(nn.Conv2d):
     """
 
     def __init__(self, inside: int, out: int, kernel: int, stride: int = 1, groups: int = 1):
-        super().__init__(inside, out, kernel, stride, groups=groups)
+        # With a stride of 1 the padding is even, and needs no padded copy of the input.
+        padding = kernel // 2 if stride == 1 else 0
+        super().__init__(inside, out, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Float[Tensor, "batch inside h w"]) -> Float[Tensor, "batch out h2 w2"]:
         kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            return super().forward(x)
         height, width = (
             max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in x.shape[2:]
         )
@@ -109,8 +113,8 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and inside == out
 
     def forward(self, x: Float[Tensor, "batch inside h w"]) -> Float[Tensor, "batch out h2 w2"]:
-        wide = x if self.expand is None else F.relu6(self.expand(x))
-        out: Tensor = self.project(F.relu6(self.filter(wide)))
+        wide = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        out: Tensor = self.project(F.relu6(self.filter(wide), inplace=True))
         return x + out if self.adds else out
 
 
@@ -144,12 +148,12 @@ class Trunk(nn.Module):
         ``images`` are (pixel - 127) / 128. The sides of the maps are those of the image divided
         by ``STRIDES``, rounded up.
         """
-        x, maps = F.relu6(self.stem(images)), []
+        x, maps = F.relu6(self.stem(images), inplace=True), []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.ends:
                 maps.append(x)
-        return [*maps, F.relu6(self.head(x))]
+        return [*maps, F.relu6(self.head(x), inplace=True)]
 
 
 def fold_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
