@@ -148,7 +148,7 @@ def main() -> None:
     stem = image_tower.hybrid_stem(clip)
     names = image_tower.text_embeddings(clip, tokenizer, corpus.classes.first)
     classifier = Classifier.of(state, names)
-    components = image_tower.fit_stem(stem, pool.statistics, classifier)
+    components = image_tower.start_tower(clip, pool.statistics, classifier)
     lessons = Lessons(
         pool,
         classifier.meanings(stem, pool.statistics),

@@ -329,8 +329,9 @@ class TrainConfig:
     crops: int = option(1, "windows of each image per epoch")
     alignment_weight: float = option(0.1, "weight of the alignment loss beside quality's 1")
     mismatch_weight: float = option(
-        0.1,
-        "weight of telling an image's own prompt from another's, where alignment reads it",
+        0.005,
+        "weight of telling an image's own prompt from all others of a batch, where alignment "
+        "reads it",
     )
     missing_alignment: Literal["none", "quality", "clip_similarity"] = option(
         "none",

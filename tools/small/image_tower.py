@@ -46,6 +46,9 @@ from small.text_tower import embed
 COMPONENTS, MEANINGS = 160, 96
 """Whitened components of the summary, and directions of class names, that the embedding tells."""
 
+BESIDE = 0.5
+"""Length of a component in the first embedding, where a meaning's is 1."""
+
 WEIGHTS = {
     "class names": 1.0,
     "image to text": 0.25,
@@ -53,7 +56,7 @@ WEIGHTS = {
     "components": 4.0,
     "pseudo-MOS": 0.5,
 }
-RATE, DECAY, WARM = 1e-3, 0.05, 0.05
+RATE, DECAY, WARM = 4e-4, 0.05, 0.05
 SUBJECTS = 64
 """Of a step, each with both of its pictures."""
 
@@ -130,13 +133,17 @@ def scale_of(stem: HybridStem, rows: Float[Tensor, "rows numbers"]) -> Float[Ten
 
 
 @torch.inference_mode()
-def fit_stem(stem: HybridStem, statistics: Tensor, classifier: Classifier) -> Tensor:
-    """Set centre and scale, start the maps.
+def start_tower(clip: Clip, statistics: Tensor, classifier: Classifier) -> Tensor:
+    """Set the stem's centre and scale; start its maps, the blocks and the projection.
 
     The class token starts from the summary's whitened components, and from the directions in
     which the class names differ most. Returns these numbers of all pictures, the
-    (pictures, ``COMPONENTS`` + ``MEANINGS``) targets.
+    (pictures, ``COMPONENTS`` + ``MEANINGS``) targets. The blocks start as the identity, and the
+    projection gives a meaning its direction among the texts and the components those beside
+    them: what the tower learns from drawings is added to it, where it would else be mixed into
+    it for good.
     """
+    stem, visual = hybrid_stem(clip), clip.visual
     some = torch.cat([part.float().flatten(0, 1) for part in statistics[::8].split(100)])
     stem.center.copy_(some.mean(0))
     stem.scale.copy_(scale_of(stem, some))
@@ -151,27 +158,22 @@ def fit_stem(stem: HybridStem, statistics: Tensor, classifier: Classifier) -> Te
     raw = stem.scale[head] * stem.summary_scale[head]
     meanings = torch.zeros(MEANINGS, summary.shape[1])
     meanings[:, head] = (strongest.T @ classifier.map) * raw
-    meanings /= (summary @ meanings.T).std(0)[:, None]
+    spread = (summary @ meanings.T).std(0)[:, None]
+    meanings /= spread
     both = torch.cat([whitened(summary, COMPONENTS), meanings])
     stem.summary_map.weight.copy_(both)
     cells = ((some[::16] - stem.center) / stem.scale).clamp(-LIMIT, LIMIT)
     stem.cell_map.weight.copy_(whitened(cells, width))
     stem.summary_map.bias.zero_()
     stem.cell_map.bias.zero_()
-    return (summary @ both.T).clone()
-
-
-@torch.no_grad()
-def start_blocks(clip: Clip) -> None:
-    """Start all blocks of the image tower as the identity.
-
-    So the class token passes through them as it was, and what the tower learns from drawings
-    is added to it, where it would else be mixed into it for good.
-    """
-    for block in cast(Sequence[Block], clip.visual.transformer.resblocks):
+    beside = torch.linalg.svd(strongest)[0].T[MEANINGS : MEANINGS + COMPONENTS]
+    spread /= spread.square().mean().sqrt()
+    visual.proj.copy_(torch.cat([BESIDE * beside, spread * strongest.T]))
+    for block in cast(Sequence[Block], visual.transformer.resblocks):
         for last in (block.attn.out_proj, block.mlp.c_proj):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+    return (summary @ both.T).clone()
 
 
 class Student(nn.Module):
@@ -181,9 +183,9 @@ class Student(nn.Module):
         super().__init__()
         self.clip = clip
         clip.text.requires_grad_(False)
-        start_blocks(clip)
         hybrid_stem(clip).trunk.requires_grad_(False)
         self.components = nn.Linear(clip.config.embed_dim, COMPONENTS + MEANINGS)
+        self.components.weight.data.copy_(torch.linalg.pinv(clip.visual.proj.detach()).T)
         self.pseudo_mos = nn.Linear(clip.config.embed_dim, 1)
 
     def image_embedding(self, statistics: Tensor) -> Tensor:
