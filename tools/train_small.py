@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=120_000, help="that the teacher embeds")
     parser.add_argument("--text-steps", type=int, default=4000, help="of 256 texts")
     parser.add_argument("--subjects", type=int, default=3000, help="two pictures each")
-    parser.add_argument("--steps", type=int, default=800, help="of 128 pictures")
+    parser.add_argument("--steps", type=int, default=300, help="of 128 pictures")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_float32_matmul_precision("medium")
