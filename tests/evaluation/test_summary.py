@@ -88,6 +88,18 @@ def test_other_metrics_are_means_over_the_repeats() -> None:
     assert [found[name] for name in names] == pytest.approx([0.71, 0.52, 0.42, 0.67], abs=EXACT)
 
 
+def test_what_the_prompt_is_worth_is_a_mean_over_the_repeats_of_what_reads() -> None:
+    trials = repeated("clean", CLEAN, alignment=0.5, floor=0.3)
+    for repeat, trial in enumerate(trials):
+        trial["prompts"] = {"alignment": {"own_higher": 0.8 + repeat / 100, "srcc_drop": 0.04}}
+    frame = summarise(pd.DataFrame([row for trial in trials for row in trial_rows(trial)]))
+    of_model = frame[frame["variant"] == "model"].set_index("target")
+    assert of_model.loc["alignment", "own_higher"] == pytest.approx(0.815, abs=EXACT)
+    assert of_model.loc["alignment", "srcc_drop"] == pytest.approx(0.04, abs=EXACT)
+    assert of_model.loc["quality", ["own_higher", "srcc_drop"]].isna().all()
+    assert frame[frame["variant"] != "model"]["own_higher"].isna().all()
+
+
 def test_optimism_is_the_difference_of_means_with_welchs_interval_by_hand() -> None:
     trials = [*repeated("clean", CLEAN), *repeated("image-level", LEAKY)]
     found = row(summed(trials), "image-level")

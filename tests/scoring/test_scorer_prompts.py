@@ -565,8 +565,7 @@ def test_alignment_of_rows_without_a_prompt_counts_nowhere(
     assert np.isfinite(np.delete(scores, column, axis=1)).all()
     assert len(judged(table, "alignment", scores[:, column], spread[:, column])) == len(table) - 2
     blank = replace(table, frame=table.frame.assign(prompt=prompts))
-    model = load_model(prompted_run)[1]
-    found = prompts_matter(scorer.engine, model, blank, "center", scores)["alignment"]
+    found = prompts_matter(scorer.engine, blank, "center", scores)["alignment"]
     assert np.isfinite(list(found.values())).all()
 
 

@@ -31,7 +31,7 @@ from dcmpl.model.dcmpl import DCMPL
 from dcmpl.pages import figure_png, has_matplotlib
 from dcmpl.runs import Run
 from dcmpl.scoring.calibration import CLOSE, Calibration, Meaning
-from dcmpl.scoring.torch_engine import TorchEngine, by_target, predict_table
+from dcmpl.scoring.torch_engine import TableEngine, TorchEngine, by_target, predict_table
 from dcmpl.training.calibrate import COVERAGES, Judged, judged, pairs_of
 from dcmpl.training.features import shuffled_prompts
 
@@ -323,7 +323,7 @@ def evaluate_run(
     known = {} if calibration is None else calibration.targets
     found = {
         "calibration": calibrations(known, engine.tasks, table, scores, spread),
-        "prompts": prompts_matter(engine, model, table, views, scores),
+        "prompts": prompts_matter(engine, table, views, scores),
         "split_sha256": run.split_sha256,
         "backbone": run.backbone,
         "preset": run.preset,
@@ -362,7 +362,7 @@ def calibrations(
 
 
 def prompts_matter(
-    engine: TorchEngine, model: DCMPL, table: ImageTable, views: str, scores: np.ndarray
+    engine: TableEngine, table: ImageTable, views: str, scores: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """SRCC and PLCC of alignment with every image under another image's prompt.
 
@@ -372,12 +372,13 @@ def prompts_matter(
     if "alignment" not in engine.tasks or "alignment" not in table.judged:
         return {}
     opinion = table.targets(["alignment"])[:, 0]
-    own = scores[:, engine.tasks.index("alignment")]
+    column = engine.tasks.index("alignment")
+    own = scores[:, column]
     if engine.reads is None:  # the image alone decides
         return {"alignment": {"srcc_drop": 0.0, "mean_drop": 0.0, "own_higher": 0.5}}
-    reading, shuffled = TorchEngine(model, ["alignment"]), shuffled_prompts(table)
-    found, _ = predict_table(reading, table, views, "with other prompts", shuffled)
-    others = found[:, 0]
+    shuffled = shuffled_prompts(table)
+    found, _ = predict_table(engine, table, views, "with other prompts", shuffled)
+    others = found[:, column]
     both = np.isfinite(own) & np.isfinite(others)  # images that have a prompt
     if not both.any():
         return {}

@@ -32,7 +32,8 @@ SURE = 0.05
 """A difference is called one below this p-value."""
 
 KEYS = ["trained_on", "tested_on", "target", "protocol", "variant"]
-MEANS = ["plcc", "krcc", "within_generator_srcc", "pairwise_accuracy", "selection"]
+READING = ["own_higher", "srcc_drop"]
+MEANS = ["plcc", "krcc", "within_generator_srcc", "pairwise_accuracy", *READING, "selection"]
 BASELINE = "baseline: "
 
 
@@ -40,7 +41,8 @@ def trial_rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of one trial's metrics: the model's and each baseline's, for every target.
 
     ``selection`` is the SRCC of the chosen epoch minus that of the last, as the choosing part
-    saw it: what choosing on the test part is worth.
+    saw it: what choosing on the test part is worth. ``own_higher`` and ``srcc_drop`` say what
+    the prompt is worth to alignment, where it was measured.
     """
     trained_on = result.get("trained_on", result["data"])
     about = {
@@ -60,9 +62,11 @@ def trial_rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 continue
             numbers = plain_numbers(entry)
             own = variant == result["name"]
+            reading = result.get("prompts", {}).get(target, {}) if own else {}
             yield {
                 **{**about, "target": target, "variant": variant, "images": result[target]["n"]},
                 **{name: numbers.get(name) for name in names},
+                **{name: reading.get(name, math.nan) for name in READING},
                 "selection": _selection(result, target) if own else math.nan,
                 **(cost if own else dict.fromkeys(cost)),
             }
@@ -200,6 +204,8 @@ SHOWN = {
     "krcc": "KRCC",
     "within_generator_srcc": "within a generator",
     "pairwise_accuracy": "pairwise accuracy",
+    "own_higher": "own prompt higher",
+    "srcc_drop": "SRCC lost with other prompts",
     "difference": "difference",
     "difference interval": "its interval",
     "p": "p",

@@ -21,7 +21,7 @@ from dcmpl.data.splits import PROTOCOLS, Split, draw_split
 from dcmpl.data.table import ImageTable, listed
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.evaluation.baselines import predict_baselines, statistics_of
-from dcmpl.evaluation.results import write_results
+from dcmpl.evaluation.results import prompts_matter, write_results
 from dcmpl.files import read_plain, read_yaml
 from dcmpl.model.dcmpl import DCMPL, trainable_parameters
 from dcmpl.presets import PRESETS, with_settings
@@ -267,6 +267,7 @@ def _measure(trial: Trial, context: TrialContext) -> None:
         **_about(trial, run),
         "data": table.name,
         "leaks": leaks,
+        "prompts": prompts_matter(engine, test, config.views, scores),
         "best_epoch": run.best_epoch,
         "history": list(run.history),
         "parameters": sum(p.numel() for p in trainable_parameters(model).values()),
