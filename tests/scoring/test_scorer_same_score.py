@@ -213,10 +213,10 @@ def golden_images() -> list[np.ndarray]:
 
 
 GOLDEN = {
-    "clip-iqa": {"quality": [0.3022069, 0.3360750, 0.2173840]},
+    "clip-iqa": {"quality": [0.3063494, 0.3380516, 0.2073408]},
     "dcmpl": {
-        "quality": [0.1660351, 0.3655270, 0.1443741],
-        "alignment": [0.3117842, 0.4340010, 0.3181955],
+        "quality": [0.3325802, 0.3341907, 0.3157074],
+        "alignment": [0.3332339, 0.3583167, 0.3603943],
     },
 }
 """By preset and target. Where a change of scores is meant, a failing test shows the new ones:
