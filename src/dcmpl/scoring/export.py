@@ -51,7 +51,9 @@ FP32_DRIFT, BF16_DRIFT = 1e-5, 5e-3
 INT8_SRCC = 0.995
 """A variant beyond these is left out, and said to be."""
 
-CALIBRATION_WINDOWS, CALIBRATION_BATCH = 512, 32
+CALIBRATION_WINDOWS, CALIBRATION_PIXELS = 512, 2**20
+"""To calibrate int8 on, and those of a batch, whose maps are all in memory at once."""
+
 MOST_WINDOWS = 2**16
 """In one call; the exporter wants a bound."""
 
@@ -193,12 +195,8 @@ def _write_int8(
     spread = range(0, len(images), max(1, len(images) // CALIBRATION_WINDOWS))
     cut = (window for index in spread for window in windows(images[index], size, views))
     shown = [window for window, _ in zip(cut, range(CALIBRATION_WINDOWS), strict=False)]
-    batches = iter(
-        [
-            {"windows": np.stack(shown[i : i + CALIBRATION_BATCH])}
-            for i in range(0, len(shown), CALIBRATION_BATCH)
-        ]
-    )
+    count = max(1, CALIBRATION_PIXELS // size**2)
+    batches = ({"windows": np.stack(shown[i : i + count])} for i in range(0, len(shown), count))
 
     class Shown(quantization.CalibrationDataReader):  # type: ignore[misc]  # no stubs
         def get_next(self) -> dict[str, np.ndarray] | None:
