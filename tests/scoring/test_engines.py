@@ -159,6 +159,19 @@ def test_export_scores_without_torch(
     assert json.loads(out.read_text())["quality"] == pytest.approx(expected, abs=TOLERANCE)
 
 
+def test_large_windows_are_taken_one_by_one_and_score_the_same(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = read_export(made.folder)
+    size = exported.record["size"]
+    noise = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    wanted = open_export(exported, "openvino", "fp32", 2)(noise)
+    monkeypatch.setattr(engines, "LARGE", size)
+    found = open_export(exported, "openvino", "fp32", 2)(noise)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert len(np.unique(found[:, 0])) == 5
+
+
 def test_engine_is_the_first_at_hand_unless_one_is_named(made: Made) -> None:
     exported = read_export(made.folder)
     assert open_export(exported, "auto", "fp32", 1).name == "openvino"

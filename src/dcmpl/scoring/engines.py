@@ -64,6 +64,10 @@ MODULES = {"openvino": "openvino", "onnx": "onnxruntime"}
 BATCH = 16
 """Windows in a call."""
 
+LARGE = 512
+"""Side of windows that OpenVINO takes one by one, in a model of a fixed shape: on a core that is a
+third faster, where smaller ones gain from standing together."""
+
 FIELDS = {
     "tasks": list,
     "size": int,
@@ -255,7 +259,10 @@ class OpenVinoEngine(_OfExport):
                 "INFERENCE_NUM_THREADS": self._lanes,
             }
             core = openvino_core(process)
-            compiled = core.compile_model(core.read_model(self._path), "CPU", settings)
+            model = core.read_model(self._path)
+            if self.size >= LARGE:
+                model.reshape([1, self.size, self.size, 3])
+            compiled = core.compile_model(model, "CPU", settings)
             idle: SimpleQueue[Any] = SimpleQueue()
             for _ in range(self._lanes):
                 idle.put(compiled.create_infer_request())
@@ -274,10 +281,13 @@ class OpenVinoEngine(_OfExport):
         idle = self._idle()
         request = idle.get()
         try:
-            # In OpenVINO's own threads: one of ours would first get a copy of the model.
-            request.start_async([windows])
-            request.wait()
-            return np.array(request.get_output_tensor(0).data, dtype=np.float64)
+            found = []
+            for part in np.split(windows, len(windows) if self.size >= LARGE else 1):
+                # In OpenVINO's own threads: one of ours would first get a copy of the model.
+                request.start_async([part])
+                request.wait()
+                found.append(np.array(request.get_output_tensor(0).data, dtype=np.float64))
+            return np.concatenate(found)
         finally:
             idle.put(request)
 
