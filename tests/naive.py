@@ -77,4 +77,5 @@ def leave_gradients(model: DCMPL, score: Tensor) -> set[str]:
 
 def image_embeddings(model: DCMPL, frozen: Tensor, condition: Condition) -> list[Tensor]:
     """Each task's image embedding behind its adapter, as the model computes it."""
-    return model._adapted_embeddings(model._encoded(frozen, condition.visual))
+    seen, summary = model._apart(frozen, model.config.frozen_part == "tokens")
+    return model._adapted_embeddings(model._encoded(seen, condition.visual), summary, None)

@@ -136,6 +136,11 @@ class AdapterConfig:
     learnable_ratio: bool = option(False, "learn the ratio, one number per adapter")
     reduction: int = option(4, "its bottleneck is 1/this of the joint width")
     final_relu: bool = option(True, "ReLU behind its second layer")
+    reads_summary: bool = option(
+        True,
+        "it reads what the stem summarises the image by beside the image embedding, where a "
+        "stem has such a summary; CLIP's has none",
+    )
 
 
 @dataclass(frozen=True)
@@ -333,6 +338,9 @@ class TrainConfig:
         "weight of telling an image's own prompt from all others of a batch, where alignment "
         "reads it",
     )
+    adapter_dropout: float = option(
+        0.0, "share of the image adapters' bottleneck that a training step leaves out"
+    )
     missing_alignment: Literal["none", "quality", "clip_similarity"] = option(
         "none",
         "what stands in for alignment that nobody judged: nothing, the opinion on quality, "
@@ -355,6 +363,8 @@ class TrainConfig:
                 raise UsageError(f"{name} of at least {low}", value)
             if value is not None and value > MOST.get(name, MOST_COUNT):
                 raise UsageError(f"{name} of at most {MOST.get(name, MOST_COUNT)}", f"{value:.3g}")
+        if not 0 <= self.adapter_dropout < 1:
+            raise UsageError("an adapter_dropout from 0 to below 1", self.adapter_dropout)
         weights = self.alignment_weight, self.mismatch_weight
         if not 0 < self.lr <= MOST_RATE or not all(0 <= w <= MOST_RATE for w in weights):
             raise UsageError(
@@ -375,12 +385,13 @@ RECIPES: dict[str, TrainConfig] = {
     "paper": TrainConfig(),
     "small": TrainConfig(
         epochs=8,
-        lr=4e-3,
+        lr=2e-3,
         schedule="cosine",
         windows="drawn",
         draws=4,
         coats=True,
         alignment_weight=0.5,
+        adapter_dropout=0.5,
         patience=None,
         views="tiles",
         precision="bf16",

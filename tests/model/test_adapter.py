@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dcmpl.config import AdapterConfig
-from dcmpl.model.adapter import ImageAdapter
+from dcmpl.model.adapter import Dropout, ImageAdapter
 
 
 @pytest.fixture
@@ -94,3 +94,47 @@ def test_adapter_takes_any_leading_axes(embedding: Tensor) -> None:
     module = adapter()
     # kernels differ with the number of axes, by a rounding
     torch.testing.assert_close(module(embedding[None])[0], module(embedding), rtol=0, atol=1e-6)
+
+
+def test_adapter_reads_the_summary_behind_the_embedding(embedding: Tensor) -> None:
+    module = ImageAdapter(16, AdapterConfig(), numbers=3)
+    summary = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    assert module.down.weight.shape == (4, 19)
+    both = torch.cat([embedding, summary], dim=1)
+    refined = ((both @ module.down.weight.T).relu() @ module.up.weight.T).relu()
+    # the same float32 sums by another kernel, on values of order 1
+    torch.testing.assert_close(
+        module(embedding, summary), 0.2 * refined + 0.8 * embedding, atol=1e-6, rtol=0
+    )
+
+
+def test_dropout_leaves_out_a_share_and_keeps_the_mean() -> None:
+    found = Dropout(0.7, torch.Generator().manual_seed(0))(torch.ones(200, 500))
+    assert found.unique().tolist() == pytest.approx([0, 1 / 0.3])
+    # 100,000 draws: the share's standard error is 0.0015
+    assert (found == 0).float().mean().item() == pytest.approx(0.7, abs=0.006)
+
+
+def test_dropout_is_drawn_from_its_dice_alone() -> None:
+    first, again, other = (
+        Dropout(0.5, torch.Generator().manual_seed(seed))(torch.ones(9, 9)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_dropout_draws_nothing(embedding: Tensor) -> None:
+    dice = torch.Generator().manual_seed(0)
+    before = dice.get_state()
+    assert Dropout(0.0, dice)(embedding) is embedding
+    assert torch.equal(dice.get_state(), before)
+
+
+def test_dropout_reaches_the_bottleneck(embedding: Tensor) -> None:
+    module, shares = adapter(ratio=1.0), []
+    for seed in range(50):
+        dice = torch.Generator().manual_seed(seed)
+        shares.append(module(embedding, None, Dropout(0.5, dice)))
+    mean = torch.stack(shares).mean(0)
+    assert (torch.stack(shares).std(0) > 0).any()
+    assert not torch.equal(mean, module(embedding))

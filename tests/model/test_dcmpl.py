@@ -272,7 +272,7 @@ def test_scores_under_autocast_are_the_float32_function_of_the_embedding(
     """The towers may run in bfloat16; what follows them keeps all its digits."""
     embedding = torch.randn(8, 24, generator=torch.Generator().manual_seed(1)).bfloat16()
     for adapter in model.adapters.values():
-        monkeypatch.setattr(adapter, "forward", lambda x: x)
+        monkeypatch.setattr(adapter, "forward", lambda x, *_: x)
     condition = model.condition()
     monkeypatch.setattr(model.clip.visual, "encode", lambda *_: embedding)
     with torch.autocast("cpu", torch.bfloat16):

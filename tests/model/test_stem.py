@@ -139,8 +139,9 @@ def test_a_mirrored_image_changes_little() -> None:
 
 
 def test_patch_stem_has_no_summary() -> None:
-    summary, patches = PatchStem(64, 32, 16)(images(2, 64))
-    assert torch.equal(summary, torch.zeros(2, 16))
+    first, patches, summary = PatchStem(64, 32, 16)(images(2, 64))
+    assert torch.equal(first, torch.zeros(2, 16))
+    assert summary.shape == (2, PatchStem.numbers) == (2, 0)
     assert patches.shape == (2, 4, 16)
 
 
@@ -149,7 +150,7 @@ def test_patches_run_row_by_row() -> None:
     image = torch.arange(4.0).reshape(1, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
     with torch.no_grad():
         stem.conv1.weight.fill_(1 / 48)
-        _, patches = stem(image.expand(1, 3, 8, 8))
+        _, patches, _ = stem(image.expand(1, 3, 8, 8))
     # means of 48 equal numbers
     torch.testing.assert_close(patches[0, :, 0], torch.arange(4.0), rtol=0, atol=1e-5)
 
@@ -206,7 +207,9 @@ def test_standardised_counts_deviations_from_the_center(stem: HybridStem) -> Non
 def test_tokens_are_linear_maps_of_the_standardised_statistics(stem: HybridStem) -> None:
     batch = images(2, 128)
     summary, cells = stem.standardised(stem.statistics(batch))
-    token, patches = stem(batch)
+    token, patches, read = stem(batch)
+    assert torch.equal(read, summary)
+    assert read.shape == (2, stem.numbers)
     assert token.shape == (2, 16)
     assert patches.shape == (2, 4, 16)
     assert torch.equal(token, stem.summary_map(summary))

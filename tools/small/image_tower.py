@@ -192,7 +192,7 @@ class Student(nn.Module):
         """From numbers of the cells that are known already."""
         visual = self.clip.visual
         with torch.autocast("cpu", enabled=False):  # as the stem does it
-            tokens = visual.join(*hybrid_stem(self.clip).tokens(statistics.float()))
+            tokens = visual.join(hybrid_stem(self.clip).seen(statistics.float()))
         embedding: Tensor = visual.encode(tokens)
         return embedding
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcmpl.model.stem import HybridStem, PatchStem
+from dcmpl.model.stem import HybridStem, PatchStem, Seen
 from dcmpl.model.tokenizer import Tokens
 from dcmpl.model.trunk import TRUNKS
 
@@ -260,14 +260,12 @@ class VisionTower(nn.Module):
         self, images: Float[Tensor, "batch 3 size size"]
     ) -> Float[Tensor, "batch tokens width"]:
         """Class token and patches with their positions, before any prompt."""
-        return self.join(*self.stem(images))
+        return self.join(self.stem(images))
 
-    def join(
-        self, summary: Float[Tensor, "batch width"], patches: Float[Tensor, "batch patches width"]
-    ) -> Float[Tensor, "batch tokens width"]:
+    def join(self, seen: Seen) -> Float[Tensor, "batch tokens width"]:
         """Class token and patches of the stem's output, with positions."""
-        cls = self.class_embedding + summary
-        return torch.cat([cls[:, None], patches], dim=1) + self.positional_embedding
+        cls = self.class_embedding + seen.first
+        return torch.cat([cls[:, None], seen.patches], dim=1) + self.positional_embedding
 
     def encode(
         self, tokens: Float[Tensor, "batch tokens width"], prompts: Prompts = ()

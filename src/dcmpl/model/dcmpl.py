@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dcmpl.config import ModelConfig
 from dcmpl.errors import UsageError
-from dcmpl.model.adapter import ImageAdapter
+from dcmpl.model.adapter import Dropout, ImageAdapter
 from dcmpl.model.clip import Clip, as_tensors
 from dcmpl.model.prompt_reader import Reader, Texts, text_vectors
 from dcmpl.model.prompts import (
@@ -25,7 +25,7 @@ from dcmpl.model.prompts import (
     Fusion,
     LayerPrompts,
 )
-from dcmpl.model.stem import NORMALIZATION, TRUNK_NORMALIZATION
+from dcmpl.model.stem import NORMALIZATION, TRUNK_NORMALIZATION, Seen
 from dcmpl.model.tokenizer import Tokenizer, Tokens
 
 __all__ = [
@@ -116,9 +116,10 @@ class DCMPL(nn.Module):
             if config.fusion.on and self.auxiliary is not None:
                 depths = self.main.depths[1], self.auxiliary.depths[1]
                 self.fusion = Fusion(*depths, vision.width, config.fusion)
+            summed = clip.visual.stem.numbers if config.adapter.reads_summary else 0
             self.adapters = nn.ModuleDict(
                 {
-                    task: ImageAdapter(clip.config.embed_dim, config.adapter)
+                    task: ImageAdapter(clip.config.embed_dim, config.adapter, summed)
                     for task in self._adapted
                 }
             )
@@ -174,25 +175,46 @@ class DCMPL(nn.Module):
         return self.config.n_context if branch is not None and len(branch.text) else 0
 
     def frozen(self, images: Float[Tensor, "batch 3 size size"]) -> Tensor:
-        """Frozen features of images: tower states before anything learned.
+        """Frozen features of images: what the towers make of them before anything learned.
 
         Tokens before the first block, (N, tokens, width); where no visual prompt is learned,
-        the image embedding, (N, joint).
+        the image embedding, (N, joint). Where the stem has a summary, that stands behind them:
+        (N, tokens * width + numbers) or (N, joint + numbers).
         """
         with torch.no_grad():
-            return self.frozen_of(self.clip.visual.embed((images - self.mean) / self.std))
+            return self.frozen_of(
+                self.tokens_seen(self.clip.visual.stem((images - self.mean) / self.std))
+            )
 
-    def frozen_of(self, tokens: Float[Tensor, "batch tokens width"]) -> Tensor:
-        """Frozen features of images whose tokens before the first block are known."""
+    def tokens_seen(self, seen: Seen) -> Tensor:
+        """Tokens before the first block, and the summary behind them where there is one."""
+        tokens = self.clip.visual.join(seen)
+        if not self.clip.visual.stem.numbers:
+            return tokens
+        return torch.cat([tokens.flatten(1), seen.summary.to(tokens.dtype)], dim=1)
+
+    def frozen_of(self, tokens: Tensor) -> Tensor:
+        """Frozen features of images that :meth:`tokens_seen` is known of."""
         if self.config.frozen_part == "tokens":
             return tokens
-        return self.clip.visual.encode(tokens)
+        tokens, summary = self._apart(tokens, tokens=True)
+        embedding = self.clip.visual.encode(tokens)
+        return embedding if summary is None else torch.cat([embedding, summary], dim=1)
 
     def plain_embedding(self, frozen: Tensor) -> Float[Tensor, "batch joint"]:
         """Image embedding without deep prompts, from frozen features."""
-        if self.config.frozen_part == "tokens":
-            return self.clip.visual.encode(frozen)
-        return frozen
+        seen, _ = self._apart(frozen, tokens=self.config.frozen_part == "tokens")
+        return self.clip.visual.encode(seen) if seen.ndim == 3 else seen
+
+    def _apart(self, frozen: Tensor, tokens: bool) -> tuple[Tensor, Tensor | None]:
+        """Tokens or image embedding, and the stem's summary where it has one."""
+        numbers = self.clip.visual.stem.numbers
+        if not numbers:
+            return frozen, None
+        seen, summary = frozen.split([frozen.shape[1] - numbers, numbers], dim=1)
+        if tokens:
+            seen = seen.unflatten(1, (-1, self.clip.config.vision.width))
+        return seen, summary
 
     def prompts(self) -> list[LayerPrompts]:
         """Prompts of the main branch and, in a model with two branches, of the auxiliary branch."""
@@ -219,15 +241,21 @@ class DCMPL(nn.Module):
         return Condition([branch.visual for branch in branches], words, text)
 
     def score(
-        self, frozen: Tensor, condition: Condition | None = None, texts: Texts | None = None
+        self,
+        frozen: Tensor,
+        condition: Condition | None = None,
+        texts: Texts | None = None,
+        dropout: Dropout | None = None,
     ) -> Scores:
         """Scores of every task from frozen features.
 
-        Without ``texts`` alignment is judged from the image alone.
+        Without ``texts`` alignment is judged from the image alone. ``dropout`` is for training.
         """
         if condition is None:
             condition = self.condition()
-        embeddings = self._adapted_embeddings(self._encoded(frozen, condition.visual))
+        seen, summary = self._apart(frozen, tokens=self.config.frozen_part == "tokens")
+        encoded = self._encoded(seen, condition.visual)
+        embeddings = self._adapted_embeddings(encoded, summary, dropout)
         vectors = None
         if texts is not None and self.reads_prompt:
             vectors = text_vectors(self.clip.text, texts.tokens, condition.text)
@@ -270,16 +298,19 @@ class DCMPL(nn.Module):
         weights: Tensor = logits.softmax(dim=-1)[..., 0]
         return weights.mean(-1)
 
-    def _adapted_embeddings(self, of_branch: list[Tensor]) -> list[Tensor]:
-        return [
-            self.adapter_of(task)(of_branch[min(index, len(of_branch) - 1)])
-            for index, task in enumerate(self.config.tasks)
-        ]
+    def _adapted_embeddings(
+        self, of_branch: list[Tensor], summary: Tensor | None, dropout: Dropout | None
+    ) -> list[Tensor]:
+        embeddings = []
+        for index, task in enumerate(self.config.tasks):
+            embedding, adapter = of_branch[min(index, len(of_branch) - 1)], self.adapter_of(task)
+            embeddings.append(adapter(embedding, summary, dropout) if adapter else embedding)
+        return embeddings
 
-    def adapter_of(self, task: str) -> nn.Module:
-        """Adapter of the image embedding of ``task``, or the identity."""
+    def adapter_of(self, task: str) -> nn.Module | None:
+        """Adapter of the image embedding of ``task``; None where it has none."""
         name = self._adapted[0] if self.config.adapter.shared else task
-        return self.adapters[name] if name in self.adapters else nn.Identity()
+        return dict(self.adapters.items()).get(name)
 
     def _encoded(self, frozen: Tensor, visual: list[list[Tensor]]) -> list[Tensor]:
         """Image embedding of each branch."""
@@ -300,13 +331,14 @@ class DCMPL(nn.Module):
         condition: Condition | None = None,
         frozen: bool = False,
         texts: Texts | None = None,
+        dropout: Dropout | None = None,
     ) -> Scores:
         """Score ``images``; pass a :meth:`condition` to compute it once for many batches.
 
         With ``frozen`` the first argument is what :meth:`frozen` gave for them. ``texts`` are
         their own, for a model that reads them.
         """
-        return self.score(images if frozen else self.frozen(images), condition, texts)
+        return self.score(images if frozen else self.frozen(images), condition, texts, dropout)
 
 
 def _rounded(prompts: LayerPrompts) -> LayerPrompts:

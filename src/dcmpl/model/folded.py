@@ -19,7 +19,7 @@ from dcmpl.errors import UsageError
 from dcmpl.model.clip import MLP, Block, QuickGELU, VisionTower
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import text_vectors
-from dcmpl.model.stem import HybridStem, PatchStem, to_unit_range
+from dcmpl.model.stem import HybridStem, PatchStem, Seen, to_unit_range
 from dcmpl.model.tokenizer import Parts
 
 __all__ = ["Folded", "TextReader"]
@@ -45,12 +45,13 @@ class FoldedPatches(nn.Module):
         rows = (weight / 255).permute(0, 2, 3, 1).reshape(width, -1)
         self.project = _linear(rows.float().to(device), bias.float().to(device))
 
-    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> tuple[Tensor, Tensor]:
+    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> Seen:
         cells = windows.shape[1] // self.patch
         x = windows.reshape(-1, cells, self.patch, cells, 3 * self.patch).transpose(2, 3)
         x = x.reshape(-1, cells * cells, 3 * self.patch**2)
         patches: Tensor = self.project(x.to(self.project.weight.dtype))
-        return torch.zeros_like(patches[:, 0]), patches
+        first = torch.zeros_like(patches[:, 0])
+        return Seen(first, patches, first[:, :0])
 
 
 class FoldedCells(nn.Module):
@@ -65,9 +66,9 @@ class FoldedCells(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> tuple[Tensor, Tensor]:
-        tokens: tuple[Tensor, Tensor] = self.stem((to_unit_range(windows) - self.mean) / self.std)
-        return tokens
+    def forward(self, windows: Num[Tensor, "batch size size 3"]) -> Seen:
+        seen: Seen = self.stem((to_unit_range(windows) - self.mean) / self.std)
+        return seen
 
 
 class FoldedBlock(nn.Module):
@@ -163,7 +164,8 @@ class Readout(nn.Module):
         tasks = model.config.tasks
         reads = model.config.reads_prompt and tasks[index] == "alignment"
         self.reader = _shared(model.reader) if reads else None
-        self.adapter = _shared(model.adapter_of(tasks[index] if words else tasks[0]))
+        adapter = model.adapter_of(tasks[index] if words else tasks[0])
+        self.adapter = None if adapter is None else _shared(adapter)
         if model.config.readout == "linear":
             rows = slice(index, index + 1)
             self.linear = _linear(model.linear.weight[rows], model.linear.bias[rows])
@@ -177,10 +179,12 @@ class Readout(nn.Module):
     def forward(
         self,
         embedding: Float[Tensor, "batch joint"],
+        summary: Float[Tensor, "batch numbers"],
         vectors: Float[Tensor, "batch joint"] | None = None,
     ) -> Float[Tensor, " batch"]:
         """Scores (N,); ``vectors`` of the prompts are for a readout with a prompt reader."""
-        embedding = self.adapter(embedding)
+        if self.adapter is not None:
+            embedding = self.adapter(embedding, summary)
         if self.linear is not None:
             score: Tensor = self.linear(embedding)[:, 0].clamp(0, 1)
             return score
@@ -280,9 +284,8 @@ class Folded(nn.Module):
 
         With ``rows`` text i is one of the window in row ``rows[i]``, and so is score i.
         """
-        summary, patches = self.stem(windows)
-        first = (self.start + summary)[:, None]
-        tokens = torch.cat([first, patches + self.positions], dim=1)
+        first, patches, summary = self.stem(windows)
+        tokens = torch.cat([(self.start + first)[:, None], patches + self.positions], dim=1)
         entering: Tensor = self.ln_pre(tokens)
         embeddings = []
         for branch in range(self.branches):
@@ -291,9 +294,9 @@ class Folded(nn.Module):
                 x = block(x, branch, tokens.shape[1], index == len(self.blocks) - 1)
             embeddings.append(self.ln_post(x[:, 0]) @ self.proj)
         if rows is not None:
-            embeddings = [x[rows] for x in embeddings]
+            embeddings, summary = [x[rows] for x in embeddings], summary[rows]
         scores = [
-            readout(embeddings[branch], vectors)
+            readout(embeddings[branch], summary, vectors)
             for readout, branch in zip(self.readouts, self.branch_of, strict=True)
         ]
         return torch.stack(scores, dim=1)

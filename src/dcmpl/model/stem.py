@@ -7,6 +7,7 @@ A Natural Scene Statistics Approach in the DCT Domain*, IEEE TIP 21(8), 2012).
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Num
@@ -20,6 +21,7 @@ __all__ = [
     "TRUNK_NORMALIZATION",
     "HybridStem",
     "PatchStem",
+    "Seen",
     "cell_statistics",
     "to_unit_range",
 ]
@@ -51,18 +53,31 @@ def to_unit_range(windows: Num[Tensor, "batch h w 3"]) -> Float[Tensor, "batch 3
     return windows.permute(0, 3, 1, 2).float() / 255
 
 
+class Seen(NamedTuple):
+    """What a stem makes of images.
+
+    ``summary`` are its standardised numbers of the whole image, none for CLIP's; ``first`` is
+    what it adds to the class token, made of them.
+    """
+
+    first: Float[Tensor, "batch width"]
+    patches: Float[Tensor, "batch patches width"]
+    summary: Float[Tensor, "batch numbers"]
+
+
 class PatchStem(nn.Module):
-    """Linear map of each patch, as in CLIP; its summary of the image is zero."""
+    """Linear map of each patch, as in CLIP; it has no summary of the image."""
+
+    numbers = 0
 
     def __init__(self, image_size: int, patch_size: int, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
 
-    def forward(
-        self, images: Float[Tensor, "batch 3 size size"]
-    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch patches width"]]:
+    def forward(self, images: Float[Tensor, "batch 3 size size"]) -> Seen:
         patches = self.conv1(images).flatten(2).mT
-        return patches.new_zeros(len(patches), patches.shape[2]), patches
+        first = patches.new_zeros(len(patches), patches.shape[2])
+        return Seen(first, patches, first[:, :0])
 
 
 def dct_kernels(size: int) -> Float[Tensor, "frequencies 1 size size"]:
@@ -155,8 +170,9 @@ class HybridStem(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         for name, size in (("luma", 8), ("chroma", 4)):
             self.register_buffer(name, dct_kernels(size), persistent=False)
+        self.numbers = 2 * count
         self.cell_map = nn.Linear(count, width)
-        self.summary_map = nn.Linear(2 * count, width)
+        self.summary_map = nn.Linear(self.numbers, width)
 
     def statistics(
         self, images: Float[Tensor, "batch 3 size size"]
@@ -194,16 +210,12 @@ class HybridStem(nn.Module):
         summary = ((summary - self.summary_center) / self.summary_scale).clamp(-LIMIT, LIMIT)
         return summary, cells
 
-    def tokens(
-        self, statistics: Float[Tensor, "batch cells2 numbers"]
-    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
-        """Tokens of standardised numbers: the learned part of the stem."""
+    def seen(self, statistics: Float[Tensor, "batch cells2 numbers"]) -> Seen:
+        """What the stem makes of the numbers of cells: its learned part."""
         summary, cells = self.standardised(statistics)
-        return self.summary_map(summary), self.cell_map(cells)
+        return Seen(self.summary_map(summary), self.cell_map(cells), summary)
 
-    def forward(
-        self, images: Float[Tensor, "batch 3 size size"]
-    ) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch cells2 width"]]:
+    def forward(self, images: Float[Tensor, "batch 3 size size"]) -> Seen:
         """Tokens of images, in float32: the maps weigh small differences of large numbers."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.tokens(self.statistics(images.float()))
+            return self.seen(self.statistics(images.float()))

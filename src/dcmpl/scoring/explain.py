@@ -71,9 +71,9 @@ def patch_features(
     blocks = list(network.blocks)[:-1]
     for start in range(0, len(windows), BATCH):
         batch = torch.from_numpy(np.stack(windows[start : start + BATCH])).to(network.proj.device)
-        summary, patches = network.stem(batch)
-        first = (network.start + summary)[:, None]
-        x = network.ln_pre(torch.cat([first, patches + network.positions], dim=1))
+        first, patches, _ = network.stem(batch)
+        class_token = (network.start + first)[:, None]
+        x = network.ln_pre(torch.cat([class_token, patches + network.positions], dim=1))
         count = x.shape[1]
         for block in blocks:
             x = block(x, branch, count, False)

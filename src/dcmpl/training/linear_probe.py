@@ -17,9 +17,9 @@ STRENGTHS = np.logspace(-2, 5, 29)
 """Penalties on standardised features, from next to none to all but the mean."""
 
 
-def _features(table: ImageTable, frozen: FrozenTable) -> np.ndarray:
+def _features(model: DCMPL, table: ImageTable, frozen: FrozenTable) -> np.ndarray:
     """(rows, joint): the mean embedding over an image's windows."""
-    means = [frozen[path].double().mean(0) for path in table.frame["image"]]
+    means = [model.plain_embedding(frozen[path]).double().mean(0) for path in table.frame["image"]]
     return torch.stack(means).cpu().numpy()
 
 
@@ -30,7 +30,7 @@ def fit_ridge(
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
 
-    x, x_val = _features(training, frozen), _features(validation, frozen)
+    x, x_val = (_features(model, table, frozen) for table in (training, validation))
     for row, task in enumerate(model.config.tasks):
         y, y_val = (table.targets([task])[:, 0] for table in (training, validation))
         known, known_val = np.isfinite(y), np.isfinite(y_val)

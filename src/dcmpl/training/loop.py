@@ -27,6 +27,7 @@ from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.images.decode import cores
 from dcmpl.metrics import plcc, srcc
+from dcmpl.model.adapter import Dropout
 from dcmpl.model.dcmpl import DCMPL, Scores, trainable_parameters
 from dcmpl.model.tokenizer import Tokens
 from dcmpl.progress import progress_bar
@@ -317,6 +318,7 @@ def _train_epoch(
     share = accelerator.process_index, accelerator.num_processes
     loader = epoch_loader(data, config, epoch, workers, share)
     losses, seconds = [], []
+    dropout = Dropout(config.adapter_dropout, dice_of(config.seed, epoch))
     with progress_bar() as bar, fast_float32():
         batches = bar.track(loader, description=f"epoch {epoch}")
         for step, batch in enumerate(batches):
@@ -325,14 +327,21 @@ def _train_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
             batch = Batch(*(part.to(device) for part in batch))
-            is_frozen = data.frozen is not None
-            losses.append(
-                train_step(model, optimizer, batch, config, accelerator, is_frozen, tokens)
+            known = data.frozen is not None
+            step_loss = train_step(
+                model, optimizer, batch, config, accelerator, known, tokens, dropout
             )
+            losses.append(step_loss)
             if not math.isfinite(losses[-1]):
                 return math.nan, 0.0
             seconds.append(time.perf_counter() - start)
     return float(np.mean(losses)), float(np.median(seconds))
+
+
+def dice_of(seed: int, epoch: int) -> torch.Generator:
+    """Random numbers of an epoch's dropout: all that it takes is the seed and the epoch."""
+    (start,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(start >> 1))
 
 
 def train_step(
@@ -343,6 +352,7 @@ def train_step(
     accelerator: Accelerator,
     frozen: bool,
     tokens: Tokens | None = None,
+    dropout: Dropout | None = None,
 ) -> float:
     """One optimiser step; returns the loss, and changes nothing where the loss is nan.
 
@@ -354,7 +364,7 @@ def train_step(
     # On CPUs the plain formula's gradient is faster than the fused kernel's.
     kernel = sdpa_kernel(SDPBackend.MATH) if inputs.device.type == "cpu" else nullcontext()
     with kernel, precision_context(inputs.device, config.precision):
-        scores = model(inputs, frozen=frozen, texts=texts)
+        scores = model(inputs, frozen=frozen, texts=texts, dropout=dropout)
     loss = task_loss(scores, targets, config.alignment_weight, config.mismatch_weight)
     value = float(accelerator.reduce(loss.detach(), "mean"))  # all processes stop, or none
     if math.isfinite(value):
