@@ -215,8 +215,8 @@ def golden_images() -> list[np.ndarray]:
 GOLDEN = {
     "clip-iqa": {"quality": [0.3063494, 0.3380516, 0.2073408]},
     "dcmpl": {
-        "quality": [0.3325802, 0.3341907, 0.3157074],
-        "alignment": [0.3332339, 0.3583167, 0.3603943],
+        "quality": [0.3337786, 0.3289103, 0.3159946],
+        "alignment": [0.3307902, 0.3650803, 0.3627116],
     },
 }
 """By preset and target. Where a change of scores is meant, a failing test shows the new ones:
