@@ -77,5 +77,5 @@ def leave_gradients(model: DCMPL, score: Tensor) -> set[str]:
 
 def image_embeddings(model: DCMPL, frozen: Tensor, condition: Condition) -> list[Tensor]:
     """Each task's image embedding behind its adapter, as the model computes it."""
-    seen, summary = model._apart(frozen, model.config.frozen_part == "tokens")
+    seen, summary = model._apart(frozen, model.config.frozen_part)
     return model._adapted_embeddings(model._encoded(seen, condition.visual), summary, None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dcmpl.config import AdapterConfig, FusionConfig, ModelConfig, MpaConfig
+from dcmpl.config import AdapterConfig, FusionConfig, ModelConfig, MpaConfig, TrainConfig
 from dcmpl.errors import UsageError
 from dcmpl.presets import PRESETS, differences, with_settings
 
@@ -258,3 +258,9 @@ def test_field_that_nothing_reads_is_refused(preset: str, settings: list[str], n
     assert told.startswith("expected only fields that this model reads, got ")
     assert f"got {named}:" in told
     assert told.endswith("leave them at their defaults")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_dropout_that_leaves_nothing_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match=r"expected an adapter_dropout from 0 to below 1, got"):
+        TrainConfig(adapter_dropout=share)

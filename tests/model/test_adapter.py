@@ -138,3 +138,9 @@ def test_dropout_reaches_the_bottleneck(embedding: Tensor) -> None:
     mean = torch.stack(shares).mean(0)
     assert (torch.stack(shares).std(0) > 0).any()
     assert not torch.equal(mean, module(embedding))
+
+
+def test_dropout_is_on_the_device_of_what_it_drops() -> None:
+    elsewhere = torch.ones(3, 4, device="meta")
+    found = Dropout(0.5, torch.Generator().manual_seed(0))(elsewhere)
+    assert found.device == elsewhere.device

@@ -36,30 +36,26 @@ def build(clip: Clip, config: ModelConfig) -> Any:
     return DCMPL(clip, Tokenizer(TOKENIZER, 40), config, 0)
 
 
-@pytest.mark.parametrize("config", [WHOLE, NOTHING_VISUAL], ids=["tokens", "embedding"])
-def test_frozen_features_hold_the_summary_behind_the_rest(
-    clip: Clip, images: Tensor, config: ModelConfig
-) -> None:
-    model = build(clip, config)
+@pytest.fixture(params=[WHOLE, NOTHING_VISUAL], ids=["tokens", "embedding"])
+def model(clip: Clip, request: pytest.FixtureRequest) -> Any:
+    return build(clip, request.param)
+
+
+def test_frozen_features_hold_the_summary_behind_the_rest(model: Any, images: Tensor) -> None:
+    visual = model.clip.visual
     with torch.no_grad():
-        seen = clip.visual.stem((images - model.mean) / model.std)
-        first = (
-            clip.visual.join(seen)
-            if config is WHOLE
-            else clip.visual.encode(clip.visual.join(seen))
-        )
+        seen = visual.stem((images - model.mean) / model.std)
+        first = visual.join(seen)
+        if model.config is NOTHING_VISUAL:
+            first = visual.encode(first)
         wanted = torch.cat([first.flatten(1), seen.summary], dim=1)
     assert torch.equal(model.frozen(images), wanted)
     assert torch.equal(model.frozen_of(model.tokens_seen(seen)), wanted)
 
 
-@pytest.mark.parametrize("config", [WHOLE, NOTHING_VISUAL], ids=["tokens", "embedding"])
-def test_plain_embedding_leaves_the_summary_out(
-    clip: Clip, images: Tensor, config: ModelConfig
-) -> None:
-    model = build(clip, config)
+def test_plain_embedding_leaves_the_summary_out(model: Any, images: Tensor) -> None:
     with torch.no_grad():
-        wanted = clip.visual((images - model.mean) / model.std)
+        wanted = model.clip.visual((images - model.mean) / model.std)
         assert torch.equal(model.plain_embedding(model.frozen(images)), wanted)
 
 

@@ -29,7 +29,7 @@ from dcmpl.images.decode import read_image
 from dcmpl.model.dcmpl import DCMPL, Scores, is_trainable, trainable_parameters
 from dcmpl.presets import PRESETS
 from dcmpl.runs import DataSource, Run, read_run
-from dcmpl.training.loop import EpochReport, fit, learning_rate, task_loss
+from dcmpl.training.loop import EpochReport, dice_of, fit, learning_rate, task_loss
 from dcmpl.weights.backbones import load_backbone
 
 QUICK = TrainConfig(epochs=3, batch_size=16, lr=3e-3, views="center")
@@ -147,6 +147,36 @@ def test_run_killed_at_a_write_ends_as_an_unbroken_one(
     again = fitted("killed")
     assert again.content() == unbroken.content()
     assert again.run == unbroken.run
+
+
+def test_dropout_changes_training_and_is_drawn_anew_from_seed_and_epoch(
+    fitted: Fit, unbroken: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, real, count = replace(QUICK, adapter_dropout=0.5), os.replace, 0
+    whole = fitted("whole", config=config)
+    assert whole.run.history[0]["loss"] != unbroken.run.history[0]["loss"]
+
+    def replace_or_die(source: str, target: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise Killed
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dcmpl.files.os.replace", replace_or_die)
+        with pytest.raises(Killed):
+            fitted("killed", config=config)
+    assert len(read_run(whole.folder.with_name("killed")).history) > 0
+    assert fitted("killed", config=config).content() == whole.content()
+
+
+def test_dropout_is_another_in_every_epoch_and_process() -> None:
+    drawn = {
+        tuple(torch.rand(4, generator=dice_of(*where)).tolist())
+        for where in ((0, 1, 0), (0, 2, 0), (1, 1, 0), (0, 1, 1), (0, 1, 0))
+    }
+    assert len(drawn) == 4
 
 
 @pytest.mark.parametrize("image", [1, 38, 70])

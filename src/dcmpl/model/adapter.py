@@ -63,7 +63,7 @@ class ImageAdapter(nn.Module):
         ratio = self.ratio.clamp(0, 1) if isinstance(self.ratio, Tensor) else self.ratio
         read = embedding
         if self.numbers and summary is not None:
-            read = torch.cat([embedding, summary.to(embedding.dtype)], dim=-1)
+            read = torch.cat([embedding, summary], dim=-1)
         hidden = torch.relu(self.down(read))
         refined = self.up(hidden if dropout is None else dropout(hidden))
         if self.config.final_relu:

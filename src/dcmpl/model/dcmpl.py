@@ -8,6 +8,7 @@ configuration of the same parts (``dcmpl.presets``).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -191,28 +192,31 @@ class DCMPL(nn.Module):
         tokens = self.clip.visual.join(seen)
         if not self.clip.visual.stem.numbers:
             return tokens
-        return torch.cat([tokens.flatten(1), seen.summary.to(tokens.dtype)], dim=1)
+        return torch.cat([tokens.flatten(1), seen.summary], dim=1)
 
-    def frozen_of(self, tokens: Tensor) -> Tensor:
-        """Frozen features of images that :meth:`tokens_seen` is known of."""
+    def frozen_of(self, tokens_seen: Tensor) -> Tensor:
+        """Frozen features of images, from what :meth:`tokens_seen` gave for them."""
         if self.config.frozen_part == "tokens":
-            return tokens
-        tokens, summary = self._apart(tokens, tokens=True)
+            return tokens_seen
+        tokens, summary = self._apart(tokens_seen, "tokens")
         embedding = self.clip.visual.encode(tokens)
         return embedding if summary is None else torch.cat([embedding, summary], dim=1)
 
     def plain_embedding(self, frozen: Tensor) -> Float[Tensor, "batch joint"]:
         """Image embedding without deep prompts, from frozen features."""
-        seen, _ = self._apart(frozen, tokens=self.config.frozen_part == "tokens")
-        return self.clip.visual.encode(seen) if seen.ndim == 3 else seen
+        part = self.config.frozen_part
+        seen, _ = self._apart(frozen, part)
+        return self.clip.visual.encode(seen) if part == "tokens" else seen
 
-    def _apart(self, frozen: Tensor, tokens: bool) -> tuple[Tensor, Tensor | None]:
-        """Tokens or image embedding, and the stem's summary where it has one."""
+    def _apart(
+        self, frozen: Tensor, part: Literal["tokens", "embedding"]
+    ) -> tuple[Tensor, Tensor | None]:
+        """``part`` of frozen features, and the stem's summary (N, numbers) where it has one."""
         numbers = self.clip.visual.stem.numbers
         if not numbers:
             return frozen, None
         seen, summary = frozen.split([frozen.shape[1] - numbers, numbers], dim=1)
-        if tokens:
+        if part == "tokens":
             seen = seen.unflatten(1, (-1, self.clip.config.vision.width))
         return seen, summary
 
@@ -253,7 +257,7 @@ class DCMPL(nn.Module):
         """
         if condition is None:
             condition = self.condition()
-        seen, summary = self._apart(frozen, tokens=self.config.frozen_part == "tokens")
+        seen, summary = self._apart(frozen, self.config.frozen_part)
         encoded = self._encoded(seen, condition.visual)
         embeddings = self._adapted_embeddings(encoded, summary, dropout)
         vectors = None

@@ -66,7 +66,7 @@ class Seen(NamedTuple):
 
 
 class PatchStem(nn.Module):
-    """Linear map of each patch, as in CLIP; it has no summary of the image."""
+    """Linear map of each patch, as in CLIP; its summary of the image has no ``numbers``."""
 
     numbers = 0
 

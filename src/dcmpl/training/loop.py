@@ -318,7 +318,8 @@ def _train_epoch(
     share = accelerator.process_index, accelerator.num_processes
     loader = epoch_loader(data, config, epoch, workers, share)
     losses, seconds = [], []
-    dropout = Dropout(config.adapter_dropout, dice_of(config.seed, epoch))
+    dice = dice_of(config.seed, epoch, accelerator.process_index)
+    dropout = Dropout(config.adapter_dropout, dice)
     with progress_bar() as bar, fast_float32():
         batches = bar.track(loader, description=f"epoch {epoch}")
         for step, batch in enumerate(batches):
@@ -327,9 +328,9 @@ def _train_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
             batch = Batch(*(part.to(device) for part in batch))
-            known = data.frozen is not None
+            is_frozen = data.frozen is not None
             step_loss = train_step(
-                model, optimizer, batch, config, accelerator, known, tokens, dropout
+                model, optimizer, batch, config, accelerator, is_frozen, tokens, dropout
             )
             losses.append(step_loss)
             if not math.isfinite(losses[-1]):
@@ -338,9 +339,9 @@ def _train_epoch(
     return float(np.mean(losses)), float(np.median(seconds))
 
 
-def dice_of(seed: int, epoch: int) -> torch.Generator:
-    """Random numbers of an epoch's dropout: all that it takes is the seed and the epoch."""
-    (start,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+def dice_of(seed: int, epoch: int, process: int) -> torch.Generator:
+    """Random numbers of an epoch's dropout, others in each process."""
+    (start,) = np.random.SeedSequence([seed, epoch, process]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(start >> 1))
 
 
