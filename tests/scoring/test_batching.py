@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,6 +290,16 @@ def test_what_has_not_begun_when_lanes_end_is_not_done() -> None:
     assert first.done()
     assert last.cancelled()
     assert done == [0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are not told here")
+def test_threads_of_lanes_have_ended_when_the_block_has() -> None:
+    """A process that forks while one is ending gets its locks, and nobody to open them."""
+    for _ in range(300):
+        before = set(Path("/proc/self/task").iterdir())
+        with lanes(3) as pool:
+            list(pool.map(len, ["image"] * 3))
+        assert set(Path("/proc/self/task").iterdir()) <= before
 
 
 def test_reading_and_computing_may_share_a_pool() -> None:

@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Barrier
+from pathlib import Path
+from threading import Barrier, get_native_id
+from time import sleep
 from typing import Any, TypeVar
 
 __all__ = ["ahead", "keyed_outputs", "lanes", "outputs_of"]
@@ -33,17 +35,36 @@ class _Inline(Executor):
 def lanes(count: int, begin: Callable[[], object] | None = None) -> Iterator[Executor]:
     """Pool of ``count`` threads, all of which have called ``begin`` before the block starts.
 
-    What has not begun when the block ends is not done any more.
+    What has not begun when the block ends is not done any more, and a process may fork then.
     """
     pool = ThreadPoolExecutor(count, thread_name_prefix="lane", initializer=begin)
+    ids: list[Future[int]] = []
     try:
         together = Barrier(count + 1)
         for _ in range(count):  # threads are made as work comes
-            pool.submit(together.wait)
+            ids.append(pool.submit(_named, together))
         together.wait()
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        for thread in ids:
+            _until_gone(thread.result())
+
+
+def _named(together: Barrier) -> int:
+    """Number that the system gives this thread, once all of its pool have begun."""
+    together.wait()
+    return get_native_id()
+
+
+def _until_gone(thread: int) -> None:
+    """Wait until the system has ended a thread that Python has done with.
+
+    Before Python 3.13 that is a moment later, in which the thread still gives back memory
+    under locks of libraries: who forks then has locks that nobody opens.
+    """
+    while Path(f"/proc/self/task/{thread}").exists():
+        sleep(0.0005)
 
 
 def ahead(
