@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcmpl import __version__
-from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig
+from dcmpl.config import AdapterConfig, ModelConfig, MpaConfig, TrainConfig, fields_of, option
 from dcmpl.data.splits import Split
 from dcmpl.data.table import MosScale
 from dcmpl.errors import RunError
@@ -181,6 +181,81 @@ def test_file_holds_the_learned_tensors_and_nothing_else(saved: Path, new_model:
 
 def test_history_beside_the_tensors_comes_back(saved: Path, new_model: NewModel) -> None:
     assert load_learned(saved, new_model(2), RUN) == (RUN.history, {})
+
+
+def test_identity_of_a_run_is_held() -> None:
+    """Another value would make every run of before one that does not fit its tensors."""
+    held = "77bc89458592072e47686d71fa0fb1b668c635a90b9e3e643e154b80b501f0a4"
+    assert RUN.identity == held
+
+
+@dataclass(frozen=True)
+class LaterConfig(TrainConfig):
+    """The recipe of a later version, which has one field more."""
+
+    added: bool = option(False, "what today's runs do not do")
+
+
+def test_run_keeps_its_tensors_when_a_later_version_adds_a_field(
+    saved: Path, new_model: NewModel
+) -> None:
+    later = LaterConfig(**asdict(RUN.train))
+    load_learned(saved, new_model(2), replace(RUN, train=later))
+    with pytest.raises(RunError, match="got those of another run"):
+        load_learned(saved, new_model(2), replace(RUN, train=replace(later, added=True)))
+
+
+def test_defaults_stay_since_a_run_is_known_by_what_it_changes() -> None:
+    """A field may be added here; one whose default changes makes other runs of old ones."""
+    found = {n: f.default for c in (ModelConfig(), TrainConfig()) for n, f in fields_of(c)}
+    assert found == {
+        "words": {
+            "quality": (("good photo", "bad photo"),),
+            "alignment": (("aligned photo", "misaligned photo"),),
+        },
+        "readout": "words",
+        "n_context": 8,
+        "text_depth": None,
+        "vision_depth": None,
+        "vision_source": "free",
+        "normalization": "imagenet",
+        "round_prompts": False,
+        "reads_prompt": False,
+        "mpa.form": "cmpa",
+        "mpa.share": "shared",
+        "mpa.deep": "generated",
+        "mpa.depth": None,
+        "mpa.identity_start": False,
+        "mpa.directions": "both",
+        "fusion.on": True,
+        "fusion.depth": None,
+        "fusion.aux_tap": "same_layer",
+        "fusion.clone_start": True,
+        "fusion.detach_aux": False,
+        "adapter.where": "both",
+        "adapter.shared": False,
+        "adapter.ratio": 0.2,
+        "adapter.learnable_ratio": False,
+        "adapter.reduction": 4,
+        "adapter.final_relu": True,
+        "adapter.reads_summary": True,
+        "epochs": 50,
+        "batch_size": 64,
+        "lr": 1e-4,
+        "schedule": "constant",
+        "windows": "auto",
+        "draws": 8,
+        "coats": False,
+        "crops": 1,
+        "alignment_weight": 0.1,
+        "mismatch_weight": 0.005,
+        "adapter_dropout": 0.0,
+        "missing_alignment": "none",
+        "patience": 15,
+        "views": "windows",
+        "precision": "fp32",
+        "seed": 0,
+    }
 
 
 DECIDES = {

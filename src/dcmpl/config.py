@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from dcmpl.errors import UsageError
+from dcmpl.files import as_json
 
 __all__ = [
     "COLUMNS",
@@ -25,6 +26,7 @@ __all__ = [
     "WordPairs",
     "check_views",
     "recipe_for",
+    "set_fields",
     "target_of",
 ]
 
@@ -449,6 +451,20 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
             yield from fields_of(value, f"{name}.")
         else:
             yield name, Field(kinds[entry.name], value, entry.metadata["help"])
+
+
+def set_fields(config: Any) -> dict[str, Any]:
+    """Fields of a configuration that differ from their defaults, by dotted name.
+
+    These stay what they are when later versions add fields.
+    """
+    usual = dict(fields_of(type(config)()))
+    # As JSON: the first task is the main one, so the order of words counts.
+    return {
+        name: ours.default
+        for name, ours in fields_of(config)
+        if as_json(ours.default) != as_json(usual[name].default)
+    }
 
 
 def with_fields(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dcmpl import __version__
-from dcmpl.config import ModelConfig, TrainConfig, check_recorded_views
+from dcmpl.config import ModelConfig, TrainConfig, check_recorded_views, set_fields
 from dcmpl.data.datasets import load_table
 from dcmpl.data.splits import Split
 from dcmpl.data.table import ImageTable, MosScale
@@ -131,10 +131,14 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of everything that determines the learned tensors, which carry it."""
+        """SHA-256 of everything that determines the learned tensors, which carry it.
+
+        Of the configurations only what is not the default: a field that a later version adds
+        leaves the runs of earlier ones what they are.
+        """
         data = self.source.sha256 if self.source else ""
         decides = self.preset, self.backbone_sha256, self.split_sha256, data
-        text = as_json([*decides, asdict(self.model), asdict(self.train)])
+        text = as_json([*decides, set_fields(self.model), set_fields(self.train)])
         return hashlib.sha256(text).hexdigest()
 
     def about(self) -> dict[str, str]:
