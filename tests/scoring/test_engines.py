@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,40 @@ def test_export_scores_images_as_its_run(
     assert [(r.image, r.prompt, r.index) for r in found] == [
         (r.image, r.prompt, r.index) for r in expected
     ]
+
+
+COPIES: dict[str, Callable[[Scorer], Scorer]] = {
+    "pickled": lambda scorer: pickle.loads(pickle.dumps(scorer)),
+    "copied": copy,
+    "copied deeply": deepcopy,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
+def test_copy_of_a_scorer_gives_the_same_rows(
+    made: Made, trained_run: Path, image_data: Path, engine: str, how: str
+) -> None:
+    """Workers of data loaders, maps over data sets and metrics all send scorers around."""
+    folder = trained_run if engine == "torch" else made.folder
+    scorer = Scorer.from_pretrained(folder, engine=engine, workers=2, views="grid-2")
+    paths = sorted(image_data.parent.glob("*.png"))[:5]
+    copied = COPIES[how](scorer)
+    assert (copied.views, copied.targets, copied.about) == (
+        scorer.views,
+        scorer.targets,
+        scorer.about,
+    )
+    assert list(copied.score(paths, "a fox")) == list(scorer.score(paths, "a fox"))
+
+
+def test_copy_of_an_export_that_was_changed_since_is_refused(made: Made, tmp_path: Path) -> None:
+    folder = shutil.copytree(made.folder, tmp_path / "export")
+    kept = pickle.dumps(Scorer.from_pretrained(folder, engine="onnx"))
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(RunError, match="the file was changed, export again"):
+        pickle.loads(kept)
 
 
 ALONE = """

@@ -637,7 +637,7 @@ class _Torch(TorchEngine):
 
     name, run = "onnx", Path()
 
-    def __init__(self, exported: Exported, precision: str, path: Path, lanes: int) -> None:
+    def __init__(self, exported: Exported, variant: dict[str, Any], lanes: int) -> None:
         _, model = load_model(self.run, device="cpu")
         super().__init__(model, exported.tasks)
 

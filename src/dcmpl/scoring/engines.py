@@ -178,14 +178,22 @@ def read_export(folder: Path) -> Exported:
 
 
 class _OfExport:
-    """Common part of the engines of exported models."""
+    """Common part of the engines of exported models; a copy opens its files anew, and checks them.
+
+    ``lanes`` is the number of threads that will call it at a time.
+    """
 
     name: str
     reads: str | None = None
 
-    def __init__(self, exported: Exported, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, exported: Exported, variant: dict[str, Any], lanes: int) -> None:
+        self._opened_with = exported, variant, lanes
+        self.precision = str(variant["precision"])
         self.tasks, self.size = exported.tasks, exported.size
+        self._path = exported.folder / variant["file"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_variant, self._opened_with
 
     def lanes(self, count: int) -> AbstractContextManager[Executor]:
         """Pool of threads; the engines keep each call to one core."""
@@ -205,15 +213,15 @@ class OnnxEngine(_OfExport):
 
     name = "onnx"
 
-    def __init__(self, exported: Exported, precision: str, path: Path, lanes: int) -> None:
+    def __init__(self, exported: Exported, variant: dict[str, Any], lanes: int) -> None:
         import onnxruntime
 
-        super().__init__(exported, precision)
+        super().__init__(exported, variant, lanes)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
+            self._path, options, providers=["CPUExecutionProvider"]
         )
 
     def __call__(
@@ -243,9 +251,9 @@ class OpenVinoEngine(_OfExport):
 
     name = "openvino"
 
-    def __init__(self, exported: Exported, precision: str, path: Path, lanes: int) -> None:
-        super().__init__(exported, precision)
-        self._path, self._lanes = path, lanes
+    def __init__(self, exported: Exported, variant: dict[str, Any], lanes: int) -> None:
+        super().__init__(exported, variant, lanes)
+        self._lanes = lanes
         self._opened: dict[int, tuple[Any, SimpleQueue[Any]]] = {}
         self._idle()
 
@@ -302,7 +310,7 @@ def open_variant(exported: Exported, variant: dict[str, Any], lanes: int) -> Eng
     for name in names:
         _check_unchanged(exported.folder / name, str(exported.record["files"].get(name)))
     try:
-        return KINDS[variant["engine"]](exported, variant["precision"], path, lanes)
+        return KINDS[variant["engine"]](exported, variant, lanes)
     except Exception as error:  # each runtime has exceptions of its own
         reason = str(error).strip().splitlines()[0]
         raise RunError(
