@@ -31,6 +31,7 @@ COMMANDS = {
     "benchmark": ("benchmark", "train and test presets, grids and protocols over repeats"),
     "compare": ("compare", "set runs beside published numbers"),
     "score": ("score", "score images"),
+    "serve": ("serve", "score images over HTTP, and on a page in the browser"),
     "merge": ("score", "join the scores of shards"),
     "select": ("select", "keep, copy or move the best of what was scored"),
     "export": ("export", "make models that need no torch"),

@@ -219,6 +219,15 @@ def check_run(run: str | None) -> Path:
     return folder
 
 
+def check_scoring_model(model: str | None) -> Path:
+    """Folder of a run or an export: that of the package's model for none or ``default``."""
+    folder = model_folder(model)
+    if model == "" or not folder.is_dir():
+        place = model or "an empty path"
+        raise UsageError("a run folder or an exported model at --model", f"none at {place}")
+    return folder
+
+
 def check_folder(out: str) -> None:
     if Path(out).exists() and not Path(out).is_dir():
         raise UsageError(f"a folder at --out {out}", "a file")

@@ -15,6 +15,7 @@ from dcmpl.cli.options import (
     check_device,
     check_not_read,
     check_scores_replace,
+    check_scoring_model,
     check_targets,
 )
 from dcmpl.config import MOST_WORKERS, TARGETS, check_views
@@ -165,9 +166,7 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} or {given[1]}", "both", "leave one out")
-    if arguments.model == "" or not model_folder(arguments.model).is_dir():
-        place = arguments.model or "an empty path"
-        raise UsageError("a run folder or an exported model at --model", f"none at {place}")
+    check_scoring_model(arguments.model)
     check_device(arguments.device)
     _check_destination(arguments)
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():

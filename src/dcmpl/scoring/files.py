@@ -13,6 +13,7 @@ from dcmpl.config import TARGETS
 from dcmpl.data.texts import as_cell, of_cell
 from dcmpl.errors import RunError
 from dcmpl.files import put_in_place, read_record, sealed, sha256_of, write_whole
+from dcmpl.scoring.results import Score
 
 __all__ = [
     "COLUMNS",
@@ -24,6 +25,7 @@ __all__ = [
     "merged",
     "read_manifest",
     "read_scores",
+    "row_of",
     "write_scores",
 ]
 
@@ -34,12 +36,19 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("image", "prompt", *TARGETS, "status", "reason", "note")
 """What every file of scores has; a job may have more, which its ``columns`` name."""
 
+Row = Mapping[str, Any]
 TEXTS = ("image", "prompt", "status", "reason", "note", "call")
 
 
 def columns_of(more: Sequence[str]) -> tuple[str, ...]:
     """Columns of a job; ``more`` stand behind the targets."""
     return (*COLUMNS[:-3], *more, *COLUMNS[-3:])
+
+
+def row_of(score: Score) -> Row:
+    """Row of a score, its columns in the order of :func:`columns_of`."""
+    values = {**{column: getattr(score, column) for column in COLUMNS}, **score.more}
+    return {column: values[column] for column in columns_of(tuple(score.more))}
 
 
 def is_text(column: str) -> bool:
@@ -49,7 +58,6 @@ def is_text(column: str) -> bool:
 
 MAX_CELL = 2**30
 PER_SHARD = ("shard", "count", "images_sha256")
-Row = Mapping[str, Any]
 
 
 def best_first(values: Sequence[float | None]) -> list[int]:

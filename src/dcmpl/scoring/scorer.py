@@ -333,7 +333,11 @@ class Scorer:
         model does not predict.
         """
         self.check_target(by)
-        found, target = self.score(images, prompt).best_first(by), self.target_of(by)
+        return self.ranked(self.score(images, prompt), by)
+
+    def ranked(self, scores: Scores, by: str = "quality") -> Scores:
+        """Rank scores of one prompt as :meth:`rank` does."""
+        found, target = scores.best_first(by), self.target_of(by)
         spreads = [score.more.get(f"{target}_spread") for score in found]
         places = self.places([score[target] for score in found], spreads, target)
         return Scores(

@@ -1,0 +1,154 @@
+"""``dcmpl serve``: an HTTP service that scores images."""
+
+import json
+import signal
+import socket
+import webbrowser
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dcmpl.cli.options import DEVICE, Arguments, Command, Flag, check_device, check_scoring_model
+from dcmpl.config import MOST_WORKERS
+from dcmpl.errors import UsageError
+from dcmpl.progress import say
+from dcmpl.weights import model_folder, warn_of_model
+
+__all__ = ["SERVE"]
+
+NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+LEAST_KEY = 16
+
+FLAGS = (
+    Flag(
+        "--model",
+        "run folder, or an exported one (default: the model of the package)",
+        metavar="DIR",
+    ),
+    Flag(
+        "--host",
+        "address to listen at; others than this machine need --key-file",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+    ),
+    Flag("--port", "0 takes any that is free", int, 8765, metavar="PORT"),
+    Flag("--key-file", "file with the key that requests must bring", metavar="FILE"),
+    Flag("--max-upload", "megabytes of a request", int, 256, metavar="MB"),
+    Flag("--max-images", "images of a request", int, 1000, metavar="N"),
+    Flag(
+        "--workers",
+        "threads that decode and compute, a core each (default: all cores)",
+        int,
+        metavar="N",
+    ),
+    Flag("--open", "open the page in a browser", bool, False),
+    Flag("--log-json", "print a line of JSON for each request", bool, False),
+    DEVICE,
+)
+
+
+def serve(arguments: Arguments) -> int:
+    """Listen until a signal; what was taken by then is finished."""
+    key = _checked(arguments)
+    import uvicorn
+
+    from dcmpl.scoring.scorer import Scorer
+    from dcmpl.serve.app import service
+    from dcmpl.serve.guard import is_loopback
+    from dcmpl.serve.queue import Limits
+
+    folder = model_folder(arguments.model)
+    scorer = Scorer.from_pretrained(folder, device=arguments.device, workers=arguments.workers)
+    warn_of_model(folder, str(scorer.about.get("backbone", "")))
+    limits = Limits(upload=arguments.max_upload * 2**20, images=arguments.max_images)
+    local = is_loopback(arguments.host)
+    log = _print_json if arguments.log_json else None
+    app = service(scorer, limits, key=key, any_host=not local, log=log)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=60,
+    )
+    with _listening(arguments.host, arguments.port) as listener:
+        port = listener.getsockname()[1]
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        say(f"serving {folder} at http://{host}:{port}; Ctrl-C ends it")
+        if arguments.open:
+            webbrowser.open(f"http://{host}:{port}/")
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, _ended)  # uvicorn has its own, and comes back to these at its end
+        uvicorn.Server(config).run([listener])
+    return 0
+
+
+def _ended(number: int, frame: object) -> None:
+    """Do nothing: the service has ended because of this signal."""
+
+
+def _print_json(entry: dict[str, Any]) -> None:
+    stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    print(json.dumps({"time": stamp, **entry}), flush=True)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Socket that listens; raises :class:`UsageError` where it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise UsageError(
+            f"an address of this machine and a free port at {host}:{port}",
+            error.strerror or error,
+            "take another --host or --port",
+        ) from error
+
+
+def _checked(arguments: Arguments) -> str | None:
+    """The key, after all checks that need no PyTorch."""
+    if missing := [name for name in NEEDED if not find_spec(name)]:
+        raise UsageError(
+            "the packages of the service", f"no {missing[0]}", "pip install 'dcmpl-agiqa[serve]'"
+        )
+    check_device(arguments.device)
+    check_scoring_model(arguments.model)
+    if not 0 <= arguments.port <= 65535:
+        raise UsageError("--port from 0 to 65535", arguments.port)
+    if arguments.max_upload < 1 or arguments.max_images < 1:
+        raise UsageError(
+            "--max-upload and --max-images of at least 1",
+            f"{arguments.max_upload} and {arguments.max_images}",
+        )
+    if not 1 <= (arguments.workers or 1) <= MOST_WORKERS:
+        raise UsageError(f"1 to {MOST_WORKERS} --workers", arguments.workers)
+    from dcmpl.serve.guard import is_loopback
+
+    if arguments.key_file is None:
+        if not is_loopback(arguments.host):
+            raise UsageError(
+                "--key-file where others can reach the service",
+                f"--host {arguments.host} alone",
+                "write a long random word into a file and name it",
+            )
+        return None
+    return _key_in(Path(arguments.key_file))
+
+
+def _key_in(file: Path) -> str:
+    try:
+        key = file.read_bytes()[: 2**16].decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"a key in the file {file}", getattr(error, "strerror", "") or error
+        ) from error
+    if not LEAST_KEY <= len(key) <= 1024 or not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(
+            f"a key of {LEAST_KEY} to 1024 letters without blanks in {file}", f"{len(key)} letters"
+        )
+    return key
+
+
+SERVE = Command("Score images over HTTP, and on a page in the browser.", FLAGS, serve)

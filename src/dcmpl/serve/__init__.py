@@ -1,0 +1,1 @@
+"""HTTP service around a scorer: its queue, its requests, its page."""

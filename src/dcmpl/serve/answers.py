@@ -1,0 +1,93 @@
+"""Answers of the service: rows as JSON, or as lines as they are ready; their schema."""
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import StreamingResponse
+
+from dcmpl.scoring.files import row_of
+from dcmpl.scoring.results import Score
+
+__all__ = ["LINES", "Compared", "Fault", "Model", "Ranked", "Rows", "as_lines", "rows_of"]
+
+LINES = "application/x-ndjson"
+
+
+class Row(BaseModel):
+    """Row of one image, as in a CSV of ``dcmpl score``: all its columns, of which these are some.
+
+    Where the image could not be read its numbers are null, ``status`` is ``error`` and
+    ``reason`` says why.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    image: str
+    prompt: str
+    quality: float | None = Field(description="0 to 1, higher is better")
+    alignment: float | None = Field(description="0 to 1, how well it follows its prompt")
+    status: str = Field(pattern="^(ok|error)$")
+    reason: str
+    note: str
+
+
+class Rows(BaseModel):
+    """Rows of all images of the request, in its order."""
+
+    rows: list[Row]
+
+
+class Ranked(BaseModel):
+    """Rows, best first; ``index`` is an image's place in the request."""
+
+    by: str
+    rows: list[Row]
+
+
+class Compared(BaseModel):
+    """Two rows, in the order of the request."""
+
+    by: str
+    rows: list[Row]
+    first_is_better: float | None = Field(
+        description="probability that people prefer the first; null where it is not known"
+    )
+    call: str | None = Field(description="first, second or too close to call")
+
+
+class Model(BaseModel):
+    """Description of the model that scores."""
+
+    model_config = ConfigDict(extra="allow")
+    version: str
+    views: str
+    targets: list[str]
+    reads_prompt: bool
+
+
+class Fault(BaseModel):
+    """Problem (RFC 9457): what was expected, what came, what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    expected: str
+    got: str
+    hint: str
+
+
+def rows_of(scores: Iterable[Score], *, index: bool = False) -> list[dict[str, Any]]:
+    """Rows of scores; with ``index`` the place of each in the request."""
+    return [{**row_of(s), **({"index": s.index} if index else {})} for s in scores]
+
+
+def as_lines(scores: AsyncIterator[Score]) -> StreamingResponse:
+    """Answer of one row a line, each as it is ready."""
+
+    async def lines() -> AsyncIterator[str]:
+        async for score in scores:
+            yield json.dumps(row_of(score)) + "\n"
+
+    return StreamingResponse(lines(), media_type=LINES)

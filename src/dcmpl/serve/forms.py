@@ -1,0 +1,210 @@
+"""Images of a request: files of a form, or base64 in JSON; one prompt, or one for each."""
+
+import base64
+import binascii
+import errno
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from fastapi import UploadFile
+from starlette.datastructures import FormData
+from starlette.datastructures import UploadFile as FormFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from dcmpl.serve.problems import Problem
+from dcmpl.serve.queue import Limits, Upload
+
+__all__ = ["BODY", "Asked", "read_request"]
+
+MOST_NAME, MOST_PROMPT = 1024, 64 * 2**10
+"""Letters of a name, and bytes of a prompt or another field."""
+
+FIELDS = ("prompt", "by")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a request brings: images with their prompts, and the name of a target."""
+
+    images: tuple[Upload, ...]
+    by: str = ""
+
+
+class _Image(msgspec.Struct, forbid_unknown_fields=True):
+    data: str
+    name: str = ""
+    prompt: str | None = None
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    images: list[_Image]
+    prompt: str = ""
+    by: str = ""
+
+
+_FORM = {
+    "type": "object",
+    "required": ["files"],
+    "properties": {
+        "files": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+            "description": "the images",
+        },
+        "prompt": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "the prompt of all images, or one for each, in their order",
+        },
+        "by": {"type": "string", "description": "what to rank by, as quality or quality_mos"},
+    },
+}
+_JSON = {
+    "type": "object",
+    "required": ["images"],
+    "additionalProperties": False,
+    "properties": {
+        "images": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["data"],
+                "additionalProperties": False,
+                "properties": {
+                    "data": {"type": "string", "contentEncoding": "base64"},
+                    "name": {"type": "string", "maxLength": MOST_NAME},
+                    "prompt": {"type": ["string", "null"]},
+                },
+            },
+        },
+        "prompt": {"type": "string", "description": "of images that have none of their own"},
+        "by": {"type": "string"},
+    },
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _FORM},
+            "application/json": {"schema": _JSON},
+        },
+    }
+}
+"""The body of a request, for OpenAPI."""
+
+
+@asynccontextmanager
+async def read_request(
+    request: Request, limits: Limits, count: int | None = None
+) -> AsyncIterator[Asked]:
+    """Read images and prompts; what was spooled to disk is gone when the block ends.
+
+    ``count``: how many images there must be. Raises :class:`Problem`.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        yield _checked(_of_json(await request.body(), limits), count)
+        return
+    if kind != "multipart/form-data":
+        raise Problem(415, "multipart/form-data or application/json", kind or "no content type")
+    form = await _form(request, limits)
+    try:
+        yield _checked(_of_form(form), count)
+    finally:
+        await form.close()
+
+
+def _checked(asked: Asked, count: int | None) -> Asked:
+    if not asked.images or count not in (None, len(asked.images)):
+        wanted = {None: "at least one image", 1: "one image"}.get(count, f"{count} images")
+        raise Problem(422, f"{wanted} in files or images", str(len(asked.images)))
+    return asked
+
+
+async def _form(request: Request, limits: Limits) -> FormData:
+    try:
+        return await request.form(
+            max_files=limits.images,
+            max_fields=limits.images + len(FIELDS),
+            max_part_size=MOST_PROMPT,
+        )
+    except MultiPartException as error:
+        much = error.message.startswith(("Too many", "Part exceeded", "Field exceeded"))
+        raise Problem(
+            413 if much else 400,
+            f"a form of at most {limits.images} files, and fields of at most {MOST_PROMPT:,} bytes",
+            error.message.rstrip("."),
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Problem(507, "room for what was sent", str(error.strerror)) from error
+
+
+def _of_form(form: FormData) -> Asked:
+    known = ("files", *FIELDS)
+    if unknown := [name for name in form if name not in known]:
+        raise Problem(422, f"fields of {', '.join(known)}", repr(unknown[0][:MOST_NAME]))
+    files = [file for file in form.getlist("files") if isinstance(file, FormFile)]
+    texts = {name: [v for v in form.getlist(name) if isinstance(v, str)] for name in known}
+    if texts["files"] or any(len(form.getlist(n)) > len(texts[n]) for n in FIELDS):
+        raise Problem(
+            422, "files in files, and texts in prompt and by", "one in place of the other"
+        )
+    if len(texts["by"]) > 1:
+        raise Problem(422, "one target in by", str(len(texts["by"])))
+    prompts = texts["prompt"] or [""]
+    if len(prompts) == 1:
+        prompts *= len(files)
+    if len(prompts) != len(files):
+        raise Problem(
+            422, f"one prompt for all, or one for each of {len(files)} images", str(len(prompts))
+        )
+    named = [file.filename or "" for file in files]
+    reads = [_reader(file) for file in files]
+    return Asked(_uploads(named, prompts, reads), "".join(texts["by"]))
+
+
+def _reader(file: UploadFile | FormFile) -> Callable[[], bytes]:
+    def read() -> bytes:
+        file.file.seek(0)
+        return file.file.read()
+
+    return read
+
+
+def _of_json(content: bytes, limits: Limits) -> Asked:
+    try:
+        body = msgspec.json.decode(content, type=_Body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(422, "JSON of images, prompt and by", str(error)) from error
+    if len(body.images) > limits.images:
+        raise Problem(413, f"at most {limits.images} images", str(len(body.images)))
+    prompts = [body.prompt if each.prompt is None else each.prompt for each in body.images]
+    reads = [_decoder(each.data, place) for place, each in enumerate(body.images)]
+    return Asked(_uploads([each.name for each in body.images], prompts, reads), body.by)
+
+
+def _decoder(data: str, place: int) -> Callable[[], bytes]:
+    try:
+        content = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Problem(422, f"base64 in data of image {place}", str(error)) from error
+    return lambda: content
+
+
+def _uploads(
+    names: Sequence[str], prompts: Sequence[str], reads: Sequence[Callable[[], bytes]]
+) -> tuple[Upload, ...]:
+    for prompt in prompts:
+        if len(prompt.encode(errors="surrogatepass")) > MOST_PROMPT:
+            raise Problem(413, f"prompts of at most {MOST_PROMPT:,} bytes", "a longer one")
+    rows: Any = zip(names, prompts, reads, strict=True)
+    return tuple(
+        Upload(name[:MOST_NAME] or f"image {place}", prompt, read)
+        for place, (name, prompt, read) in enumerate(rows, 1)
+    )

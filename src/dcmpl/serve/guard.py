@@ -1,0 +1,121 @@
+"""Guard of the service: who may ask, how much may come, what a browser may do with answers.
+
+A service on the own machine can be reached by every web page that is open there. So a request
+must name this machine as its host (no page elsewhere can, not even by a name that resolves to
+it) and, where a browser says from which page it comes, that page must be this service's own.
+"""
+
+import hmac
+from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dcmpl.serve.problems import Problem, problem
+
+__all__ = ["Guard", "is_loopback"]
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+KEPT = "/v1/"
+"""Paths that need a key where there is one; health, figures and the page itself do not."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, a name or an address, is this machine as seen from itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """ASGI application around the service that lets only good requests in.
+
+    ``key``: what requests to the API must bring, as ``Authorization: Bearer`` or ``X-API-Key``.
+    ``any_host``: the service listens beyond this machine, under names it does not know.
+    ``most``: bytes of a request.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, key: str | None = None, any_host: bool = False, most: int
+    ) -> None:
+        self.app, self.key, self.any_host, self.most = app, key, any_host, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            self._check(scope["path"], Headers(scope=scope))
+        except Problem as found:
+            await problem(found.status, found.error, found.headers)(scope, receive, answer)
+            return
+        await self.app(scope, self._counted(receive), answer)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        """Raise :class:`Problem` for a request that must not come in."""
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if not self.any_host and not is_loopback(name):
+            raise Problem(421, "a request to this machine (127.0.0.1 or localhost)", host or "none")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise Problem(403, "a request of this service's own page", f"one of {origin}")
+        if origin is None and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise Problem(403, "a request of this service's own page", "one of another site")
+        if self.key is not None and path.startswith(KEPT):
+            self._check_key(headers)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self.most:
+            raise Problem(
+                413, f"at most {self.most:,} bytes", f"{length} bytes", "send fewer images"
+            )
+
+    def _check_key(self, headers: Mapping[str, str]) -> None:
+        given = headers.get("x-api-key", "")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            given = token.strip()
+        if not hmac.compare_digest(given.encode(), str(self.key).encode()):
+            came = "another" if given else "none"
+            raise Problem(
+                401,
+                "the key of this service, as Authorization: Bearer KEY or X-API-Key: KEY",
+                came,
+                **{"WWW-Authenticate": "Bearer"},
+            )
+
+    def _counted(self, receive: Receive) -> Receive:
+        """``receive`` that stops a body which grows beyond the bound without saying so."""
+        came = 0
+
+        async def counted() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if came > self.most:
+                raise Problem(413, f"at most {self.most:,} bytes", "more", "send fewer images")
+            return message
+
+        return counted
