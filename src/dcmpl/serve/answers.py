@@ -10,7 +10,17 @@ from starlette.responses import StreamingResponse
 from dcmpl.scoring.files import row_of
 from dcmpl.scoring.results import Score
 
-__all__ = ["LINES", "Compared", "Fault", "Model", "Ranked", "Rows", "as_lines", "rows_of"]
+__all__ = [
+    "LINES",
+    "Compared",
+    "Explained",
+    "Fault",
+    "Model",
+    "Ranked",
+    "Rows",
+    "as_lines",
+    "rows_of",
+]
 
 LINES = "application/x-ndjson"
 
@@ -54,6 +64,25 @@ class Compared(BaseModel):
         description="probability that people prefer the first; null where it is not known"
     )
     call: str | None = Field(description="first, second or too close to call")
+
+
+class Map(BaseModel):
+    """Map of the first target: a value for every 8 x 8 pixels, row by row."""
+
+    name: str
+    units: str
+    relative: bool = Field(description="whether only differences have a meaning")
+    values: list[list[float]]
+    worst: list[int] = Field(description="row and column of the pixel in the lowest block")
+
+
+class Explained(BaseModel):
+    """Explanation of an image: sentences, maps, and what the score gains without each word."""
+
+    task: str
+    sentences: list[str]
+    maps: list[Map]
+    words: list[tuple[str, float]]
 
 
 class Model(BaseModel):

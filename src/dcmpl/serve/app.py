@@ -9,17 +9,29 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcmpl import __version__
-from dcmpl.errors import DcmplError, UsageError
+from dcmpl.errors import DataError, DcmplError, UsageError
 from dcmpl.scoring.results import Score, Scores
 from dcmpl.scoring.scorer import Scorer
-from dcmpl.serve.answers import LINES, Compared, Fault, Model, Ranked, Rows, as_lines, rows_of
+from dcmpl.serve.answers import (
+    LINES,
+    Compared,
+    Explained,
+    Fault,
+    Model,
+    Ranked,
+    Rows,
+    as_lines,
+    rows_of,
+)
+from dcmpl.serve.explanations import Explainer
 from dcmpl.serve.figures import Figures
 from dcmpl.serve.forms import BODY, Asked, read_request
 from dcmpl.serve.guard import Guard
+from dcmpl.serve.pages import home, part
 from dcmpl.serve.problems import Problem, problem
 from dcmpl.serve.queue import FullError, Limits, ScoringQueue
 
@@ -37,6 +49,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
         415: "neither a form nor JSON",
         421: "a request to another machine",
         422: "other fields than expected",
+        501: "the model that is served cannot do it",
         503: "the queue is full; Retry-After says when to come again",
     }.items()
 }
@@ -99,6 +112,7 @@ class _Paths:
 
     def __init__(self, queue: ScoringQueue, figures: Figures) -> None:
         self.queue, self.figures, self.scorer = queue, figures, queue.scorer
+        self.explainer = Explainer(queue.scorer)
 
     async def _scores(self, asked: Asked) -> AsyncGenerator[Score, None]:
         async with aclosing(self.queue.scores(asked.images)) as scores:
@@ -161,6 +175,15 @@ class _Paths:
         self.scorer.check_target(by)
         return by
 
+    async def explain(self, request: Request) -> Any:
+        """Show where an image looks bad, and which words of its prompt it lacks.
+
+        JSON of maps and words, or with ``Accept: image/png`` a figure.
+        """
+        async with read_request(request, self.queue.limits, count=1) as asked:
+            answer = self.explainer.answer(asked.images[0], request.headers.get("accept", ""))
+            return await _while_there(request, answer)
+
     async def model(self) -> Any:
         """Describe the model: what it is, what it predicts, and what its scores mean."""
         scorer = self.scorer
@@ -175,7 +198,7 @@ class _Paths:
                 "targets": list(scorer.targets),
                 "reads_prompt": scorer.engine.reads is not None,
                 "columns": list(scorer.row_of.columns),
-                "calibrated": sorted(known),
+                "scales": {target: [m.low, m.high] for target, m in known.items()},
                 "uncalibrated": "" if known else scorer.uncalibrated,
             }
         )
@@ -237,6 +260,12 @@ def _add_paths(app: FastAPI, paths: _Paths) -> None:
         ("/v1/score", paths.score, Rows, lines),
         ("/v1/rank", paths.rank, Ranked, {}),
         ("/v1/compare", paths.compare, Compared, {}),
+        (
+            "/v1/explain",
+            paths.explain,
+            Explained,
+            {200: {"content": {"image/png": {}}}, **_kept(501)},
+        ),
     ):
         app.add_api_route(
             path,
@@ -249,6 +278,8 @@ def _add_paths(app: FastAPI, paths: _Paths) -> None:
     app.add_api_route(
         "/v1/model", paths.model, response_model=Model, responses=_kept(401, 403, 421)
     )
+    app.add_api_route("/", home, response_class=HTMLResponse)
+    app.add_api_route("/page/{name}", part, response_class=Response, include_in_schema=False)
     app.add_api_route("/healthz", paths.healthz)
     app.add_api_route("/readyz", paths.readyz, responses=_kept(503))
     app.add_api_route("/metrics", paths.metrics, response_class=Response)
@@ -266,7 +297,7 @@ def _add_faults(app: FastAPI) -> None:
             return problem(error.status, error.error, error.headers)
         if isinstance(error, FullError):
             return problem(503, error, {"Retry-After": str(error.seconds)})
-        if isinstance(error, UsageError):
+        if isinstance(error, (UsageError, DataError)):
             return problem(422, error)
         if isinstance(error, HTTPException):
             wanted = "a path of this service" if error.status_code == 404 else "another request"
