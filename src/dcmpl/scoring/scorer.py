@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from dcmpl.scoring.torch_engine import ScoreLoss
 
-__all__ = ["CHUNK", "Scorer", "ScoringOptions"]
+__all__ = ["CHUNK", "Scorer", "ScoringOptions", "paired"]
 
 CHUNK = 64
 """Images: no batch holds windows of two chunks, so a job that goes on at the beginning of a
@@ -199,6 +199,27 @@ def chosen_targets(
     return tuple(targets)
 
 
+def paired(
+    images: "Sequence[Input] | Tensor", prompts: Sequence[object] | str | None
+) -> "Iterator[tuple[Input, object]]":
+    """(image, prompt) pairs of what :meth:`Scorer.score` takes; raises :class:`UsageError`."""
+    is_batch = isinstance(images, np.ndarray) and images.ndim == 4
+    if isinstance(images, (str, Path, Image.Image, np.ndarray)) and not is_batch:
+        raise UsageError("a list of images", f"one {type(images).__name__}", "put it in a list")
+    if is_tensor(images) and len(getattr(images, "shape", ())) != 4:
+        raise UsageError(
+            "a list of images or a tensor (N, 3, height, width)",
+            f"one of shape {tuple(getattr(images, 'shape', ()))}",
+        )
+    if not is_tensor(images):
+        images = list(cast(Sequence[Input], images))
+    if prompts is None or isinstance(prompts, str):
+        prompts = [prompts or ""] * len(images)
+    if len(prompts) != len(images):
+        raise UsageError(f"one prompt for each of {len(images)} images", len(prompts))
+    return zip(images, prompts, strict=True)
+
+
 class Scorer:
     """Score images with a run or an export of one.
 
@@ -306,21 +327,7 @@ class Scorer:
         (N, height, width, 3). Raises
         :class:`UsageError` where the counts differ.
         """
-        is_batch = isinstance(images, np.ndarray) and images.ndim == 4
-        if isinstance(images, (str, Path, Image.Image, np.ndarray)) and not is_batch:
-            raise UsageError("a list of images", f"one {type(images).__name__}", "put it in a list")
-        if is_tensor(images) and len(getattr(images, "shape", ())) != 4:
-            raise UsageError(
-                "a list of images or a tensor (N, 3, height, width)",
-                f"one of shape {tuple(getattr(images, 'shape', ()))}",
-            )
-        if not is_tensor(images):
-            images = list(cast(Sequence[Input], images))
-        if prompts is None or isinstance(prompts, str):
-            prompts = [prompts or ""] * len(images)
-        if len(prompts) != len(images):
-            raise UsageError(f"one prompt for each of {len(images)} images", len(prompts))
-        return Scores(self.stream(zip(images, prompts, strict=True)))
+        return Scores(self.stream(paired(images, prompts)))
 
     def rank(
         self, images: "Sequence[Input] | Tensor", prompt: str = "", by: str = "quality"
