@@ -305,12 +305,6 @@ def _add_faults(app: FastAPI) -> None:
             return problem(error.status_code, found, error.headers)
         return problem(500, DcmplError("to score it", repr(error)))
 
-    handled: tuple[type[Exception], ...] = (
-        Problem,
-        FullError,
-        UsageError,
-        HTTPException,
-        Exception,
-    )
+    handled: tuple[type[Exception], ...] = (Problem, DcmplError, HTTPException, Exception)
     for kind in handled:
         app.add_exception_handler(kind, known)

@@ -1,0 +1,227 @@
+"""The page in a real browser, and its files."""
+
+import csv
+import io
+import threading
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.serve.app import service
+from dcmpl.serve.pages import PARTS
+
+pytest_plugins = ("calibrated",)
+
+CHROMIUM = Path("/usr/bin/chromium")
+SCRIPT = "<script>document.title = 'run'</script>"
+
+
+@pytest.fixture(scope="module")
+def app(calibrated_run: Path) -> Any:
+    return service(Scorer.from_pretrained(calibrated_run, device="cpu"))
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_files_of_the_page_come_by_name(app: Any, name: str) -> None:
+    found = TestClient(app, base_url="http://127.0.0.1").get(f"/page/{name}")
+    assert found.content == PARTS[name].read_bytes()
+    kinds = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+    assert found.headers["content-type"].partition(";")[0] == kinds[name.rpartition(".")[2]]
+
+
+@pytest.mark.parametrize(
+    "name", ["app.py", "..%2fapp.py", "%2e%2e%2fapp.py", "/etc/passwd", "index", "index.html%00"]
+)
+def test_no_other_file_comes(app: Any, name: str) -> None:
+    found = TestClient(app, base_url="http://127.0.0.1").get(f"/page/{name}")
+    assert found.status_code == 404
+    assert b"import" not in found.content
+
+
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_page_names_no_other_host_and_holds_no_code_in_line(name: str) -> None:
+    text = PARTS[name].read_text()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "innerHTML" not in text
+    assert " style=" not in text
+    assert " on" + "click=" not in text
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def address(app: Any) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    listening, begin = threading.Event(), server.startup
+
+    async def startup(*arguments: Any, **options: Any) -> None:
+        await begin(*arguments, **options)
+        listening.set()
+
+    server.startup = startup  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    assert listening.wait(60)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not (CHROMIUM.exists() and find_spec("playwright")):
+        pytest.skip("there is no Chromium, or no Playwright to drive it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(
+            executable_path=str(CHROMIUM),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """The page, with what the browser complained of; at the end there must be nothing."""
+    found = browser.new_page(viewport={"width": 1200, "height": 800})
+    complaints, hosts = list[str](), set[str]()
+    found.on("console", lambda message: complaints.append(message.text))
+    found.on("pageerror", lambda error: complaints.append(str(error)))
+    found.on("request", lambda request: hosts.add(request.url.partition("/page/")[0]))
+    found.goto(address)
+    yield found
+    assert complaints == []
+    assert {host.split(":")[0] for host in hosts} <= {"http", "blob"}
+    assert all("//127.0.0.1:" in host for host in hosts if host.startswith("http"))
+    found.close()
+
+
+def give(page: Any, data: Path, count: int = 6, prompt: str = "a fox") -> list[Path]:
+    """Give the page some images and a file that is none, and wait until all are scored."""
+    paths = [*sorted(data.parent.glob("*.png"))[:count], data]
+    page.fill("#prompt", prompt)
+    page.set_input_files("#files", [str(path) for path in paths])
+    page.wait_for_selector("#work", state="hidden")
+    page.wait_for_function(f"document.querySelectorAll('.card').length >= {count + 1}")
+    return paths
+
+
+def names(page: Any) -> list[str]:
+    return list(page.locator(".name").all_text_contents())
+
+
+def rows(page: Any) -> list[dict[str, str]]:
+    """The rows that the page saves."""
+    with page.expect_download() as download:
+        page.click("#csv")
+    return list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+
+
+def test_images_are_scored_sorted_and_saved_as_the_scorer_does(
+    page: Any, app: Any, judged_data: Path, calibrated_run: Path
+) -> None:
+    paths = give(page, judged_data)
+    found = rows(page)
+    scorer = Scorer.from_pretrained(calibrated_run, device="cpu")
+    wanted = {score.image: score for score in scorer.score(paths, "a fox")}
+    by_name = {Path(name).name: score for name, score in wanted.items()}
+    for row in found:
+        score = by_name[row["image"]]
+        assert row["status"] == score.status
+        assert row["quality"] == ("" if score.quality is None else str(score.quality))
+        assert row["quality_label"] == (score.more["quality_label"] or "")
+    ordered = [float(row["quality"]) for row in found if row["quality"]]
+    assert ordered == sorted(ordered, reverse=True)
+    assert found[-1]["status"] == "error"
+    page.select_option("#sort", "")
+    assert names(page) == sorted(path.name for path in paths)
+
+
+def test_threshold_and_labels_say_how_many_stay(page: Any, judged_data: Path) -> None:
+    give(page, judged_data)
+    scores = [float(row["quality"]) for row in rows(page) if row["quality"]]
+    least = sorted(scores)[2] - 1e-6
+    page.evaluate(f"document.getElementById('threshold').step = 'any', threshold.value = {least}")
+    page.dispatch_event("#threshold", "input")
+    assert page.text_content("#stay") == "4 of 7 stay"
+    with page.expect_download() as download:
+        page.click("#zip")
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.testzip() is None
+        kept = {info.filename: archive.read(info) for info in archive.infolist()}
+    assert len(kept) == 4
+    assert all(content == (judged_data.parent / n).read_bytes() for n, content in kept.items())
+    page.select_option("#label", "error")
+    assert names(page) == [judged_data.name]
+    assert "expected an image that can be decoded" in str(page.text_content(".reason"))
+
+
+def test_image_is_opened_explained_and_scored_with_another_prompt(
+    page: Any, judged_data: Path
+) -> None:
+    give(page, judged_data)
+    page.locator(".open").first.click()
+    page.get_by_role("button", name="Explain").click()
+    page.wait_for_selector("#detail figure + figure, #detail .two .two, #detail p:has-text('MOS')")
+    page.fill("#detail textarea", SCRIPT)
+    page.get_by_role("button", name="Score with this prompt").click()
+    page.wait_for_selector("#detail[open] td:has-text('<script>')")
+    assert page.title() != "run"
+    page.keyboard.press("Escape")
+    page.check("#group")
+    assert SCRIPT in page.locator("#gallery h2").all_text_contents()
+
+
+def test_keyboard_alone_picks_two_and_compares_them(page: Any, judged_data: Path) -> None:
+    give(page, judged_data)
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press(" ")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press(" ")
+    page.keyboard.press("c")
+    page.wait_for_selector("#pair[open] p:has-text('People prefer')")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#pair")
+    page.keyboard.press("Enter")
+    assert page.is_visible("#detail")
+
+
+@pytest.mark.parametrize("width", [360, 800, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window(
+    page: Any, judged_data: Path, width: int, scheme: str
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    give(page, judged_data, 3, "a very long prompt " * 20 + "w" * 300)
+    page.check("#group")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator(".open").first.click()
+    assert page.evaluate("document.getElementById('detail').scrollWidth") <= width
+
+
+def test_work_can_be_cancelled(page: Any, judged_data: Path) -> None:
+    """What was scored by then stays; what was not is gone."""
+    page.route("**/v1/score", lambda route: None)  # an answer that never comes
+    page.set_input_files("#files", [str(judged_data.parent / "000.png")])
+    page.click("#cancel")
+    page.wait_for_selector("#work", state="hidden")
+    assert names(page) == []
+    page.unroute("**/v1/score")
+    give(page, judged_data, 2)
+    assert len(names(page)) == 3
