@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from dcmpl.client import SOME, Client
@@ -17,6 +16,7 @@ from dcmpl.errors import RunError, UsageError
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.serve.app import service
 from dcmpl.serve.queue import Limits
+from serving import listening
 
 pytest_plugins = ("calibrated",)
 
@@ -31,22 +31,8 @@ def scorer(calibrated_run: Path) -> Scorer:
 @pytest.fixture(scope="module")
 def url(scorer: Scorer) -> Iterator[str]:
     """A service that listens, in a thread."""
-    app = service(scorer, Limits(images=SOME), key=KEY)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    listening = threading.Event()
-    begin = server.startup
-
-    async def startup(*arguments: Any, **options: Any) -> None:
-        await begin(*arguments, **options)
-        listening.set()
-
-    server.startup = startup  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert listening.wait(60)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(service(scorer, Limits(images=SOME), key=KEY)) as found:
+        yield found
 
 
 def test_rows_are_those_of_the_scorer(scorer: Scorer, url: str, judged_data: Path) -> None:

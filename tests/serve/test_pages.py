@@ -2,7 +2,6 @@
 
 import csv
 import io
-import threading
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.serve.app import service
 from dcmpl.serve.pages import PARTS
+from serving import listening
 
 pytest_plugins = ("calibrated",)
 
@@ -63,20 +62,8 @@ def test_page_names_no_other_host_and_holds_no_code_in_line(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def address(app: Any) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    listening, begin = threading.Event(), server.startup
-
-    async def startup(*arguments: Any, **options: Any) -> None:
-        await begin(*arguments, **options)
-        listening.set()
-
-    server.startup = startup  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert listening.wait(60)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with listening(app) as found:
+        yield f"{found}/"
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ COMMANDS = {
     "serve": ("serve", "score images over HTTP, and on a page in the browser"),
     "merge": ("score", "join the scores of shards"),
     "select": ("select", "keep, copy or move the best of what was scored"),
-    "export": ("export", "make models that need no torch"),
+    "export": ("convert", "make models that need no torch"),
     "explain": ("explain", "where an image looks bad, and which words it does not show"),
     "info": ("info", "what a run is, what its scores mean, where to cut"),
     "presets": ("info", "list the published variants and every field"),
