@@ -122,7 +122,7 @@ def _checked(arguments: Arguments) -> str | None:
             "--max-upload and --max-images of at least 1",
             f"{arguments.max_upload} and {arguments.max_images}",
         )
-    if not 1 <= (arguments.workers or 1) <= MOST_WORKERS:
+    if arguments.workers is not None and not 1 <= arguments.workers <= MOST_WORKERS:
         raise UsageError(f"1 to {MOST_WORKERS} --workers", arguments.workers)
     from dcmpl.serve.guard import is_loopback
 

@@ -40,7 +40,10 @@ __all__ = ["service"]
 CLOSE = "too close to call"
 
 FAULTS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Fault, "content": {"application/problem+json": {}}, "description": about}
+    status: {
+        "content": {"application/problem+json": {"schema": Fault.model_json_schema()}},
+        "description": about,
+    }
     for status, about in {
         400: "no form that can be read",
         401: "no key",
@@ -303,8 +306,8 @@ def _add_faults(app: FastAPI) -> None:
             wanted = "a path of this service" if error.status_code == 404 else "another request"
             found = DcmplError(wanted, f"{request.method} {request.url.path}", "see /openapi.json")
             return problem(error.status_code, found, error.headers)
-        return problem(500, DcmplError("to score it", repr(error)))
+        return problem(500, DcmplError("an answer", "an error", reason=error))
 
-    handled: tuple[type[Exception], ...] = (Problem, DcmplError, HTTPException, Exception)
+    handled: tuple[type[Exception], ...] = (Problem, DcmplError, HTTPException)
     for kind in handled:
         app.add_exception_handler(kind, known)

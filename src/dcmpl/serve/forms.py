@@ -5,13 +5,14 @@ import binascii
 import errno
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from email.message import Message
 from typing import Any
 
 import msgspec
 from fastapi import UploadFile
 from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as FormFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from dcmpl.serve.problems import Problem
@@ -111,6 +112,10 @@ async def read_request(
         return
     if kind != "multipart/form-data":
         raise Problem(415, "multipart/form-data or application/json", kind or "no content type")
+    about = Message()
+    about["content-type"] = request.headers["content-type"]
+    if (charset := about.get_content_charset("utf-8")) not in ("utf-8", "utf8", "us-ascii"):
+        raise Problem(400, "a form in UTF-8", charset)
     form = await _form(request, limits)
     try:
         yield _checked(_of_form(form), count)
@@ -132,12 +137,12 @@ async def _form(request: Request, limits: Limits) -> FormData:
             max_fields=limits.images + len(FIELDS),
             max_part_size=MOST_PROMPT,
         )
-    except MultiPartException as error:
-        much = error.message.startswith(("Too many", "Part exceeded", "Field exceeded"))
+    except HTTPException as error:  # of starlette's, whose detail is the reason
+        much = error.detail.startswith(("Too many", "Part exceeded", "Field exceeded"))
         raise Problem(
             413 if much else 400,
             f"a form of at most {limits.images} files, and fields of at most {MOST_PROMPT:,} bytes",
-            error.message.rstrip("."),
+            error.detail.rstrip("."),
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -8,11 +8,13 @@ it) and, where a browser says from which page it comes, that page must be this s
 import hmac
 from collections.abc import Mapping
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dcmpl.errors import DcmplError
+from dcmpl.progress import say
 from dcmpl.serve.problems import Problem, problem
 
 __all__ = ["Guard", "is_loopback"]
@@ -43,6 +45,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _split(address: str) -> SplitResult:
+    """Parts of an address, of which one that cannot be read has none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
+
+
 class Guard:
     """ASGI application around the service that lets only good requests in.
 
@@ -61,8 +71,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        began = False
+
         async def answer(message: Message) -> None:
+            nonlocal began
             if message["type"] == "http.response.start":
+                began = True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
@@ -71,26 +85,33 @@ class Guard:
         except Problem as found:
             await problem(found.status, found.error, found.headers)(scope, receive, answer)
             return
-        await self.app(scope, self._counted(receive), answer)
+        try:
+            await self.app(scope, self._counted(receive), answer)
+        except Exception as error:  # one request must not end the service
+            say(f"a request to {scope['path']} failed: {error!r}")
+            if began:
+                raise
+            wanted = DcmplError("an answer", "an error", "the log of the service has more")
+            await problem(500, wanted)(scope, receive, answer)
 
     def _check(self, path: str, headers: Headers) -> None:
         """Raise :class:`Problem` for a request that must not come in."""
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _split(f"//{host}").hostname or ""
         if not self.any_host and not is_loopback(name):
             raise Problem(421, "a request to this machine (127.0.0.1 or localhost)", host or "none")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _split(origin).netloc != host:
             raise Problem(403, "a request of this service's own page", f"one of {origin}")
         if origin is None and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise Problem(403, "a request of this service's own page", "one of another site")
         if self.key is not None and path.startswith(KEPT):
             self._check_key(headers)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.most:
-            raise Problem(
-                413, f"at most {self.most:,} bytes", f"{length} bytes", "send fewer images"
-            )
+        is_number = length.isascii() and length.isdecimal() and len(length) < 20
+        if not is_number or int(length) > self.most:
+            came = f"{length[:20]} bytes"
+            raise Problem(413, f"at most {self.most:,} bytes", came, "send fewer images")
 
     def _check_key(self, headers: Mapping[str, str]) -> None:
         given = headers.get("x-api-key", "")

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from dcmpl.data.sources import Source
-from dcmpl.errors import DcmplError
+from dcmpl.errors import DataError, DcmplError
 from dcmpl.images.decode import quiet_pillow
 from dcmpl.progress import say
 from dcmpl.scoring.results import Score
@@ -59,7 +59,12 @@ class Upload:
     read: Callable[[], bytes]
 
     def source(self) -> Source:
-        return Source(self.name, content=self.read(), prompt=self.prompt)
+        """The image with its bytes, or with the fault that there are none."""
+        try:
+            return Source(self.name, content=self.read(), prompt=self.prompt)
+        except (OSError, ValueError) as error:  # a disk, or a file that was closed
+            fault = DataError("an image that can be read", self.name, reason=error)
+            return Source(self.name, fault=fault, prompt=self.prompt)
 
 
 Deliver = Callable[["Score | Exception"], object]
