@@ -322,7 +322,7 @@ def test_api_is_described_by_openapi(bright: TestClient) -> None:
             place = place[step]
 
 
-@pytest.mark.parametrize("path", ["/docs", "/redoc", "/docs/oauth2-redirect"])
+@pytest.mark.parametrize("path", ["/redoc", "/docs/oauth2-redirect"])
 def test_pages_with_scripts_of_others_are_not_there(bright: TestClient, path: str) -> None:
     fault_of(bright.get(path), 404)
 

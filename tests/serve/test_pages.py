@@ -202,6 +202,15 @@ def test_nothing_is_wider_than_the_window(
     assert page.evaluate("document.getElementById('detail').scrollWidth") <= width
 
 
+def test_page_of_the_api_describes_every_path(page: Any, app: Any) -> None:
+    page.click("text=The API")
+    page.wait_for_selector("#paths section")
+    found = page.locator("#paths h2").all_text_contents()
+    wanted = app.openapi()["paths"]
+    assert found == [f"{method.upper()} {path}" for path in wanted for method in wanted[path]]
+    assert "curl -F files=@a.png" in str(page.text_content("#paths pre"))
+
+
 def test_work_can_be_cancelled(page: Any, judged_data: Path) -> None:
     """What was scored by then stays; what was not is gone."""
     page.route("**/v1/score", lambda route: None)  # an answer that never comes

@@ -31,7 +31,7 @@ from dcmpl.serve.explanations import Explainer
 from dcmpl.serve.figures import Figures
 from dcmpl.serve.forms import BODY, Asked, read_request
 from dcmpl.serve.guard import Guard
-from dcmpl.serve.pages import home, part
+from dcmpl.serve.pages import api, home, part
 from dcmpl.serve.problems import Problem, problem
 from dcmpl.serve.queue import FullError, Limits, ScoringQueue
 
@@ -245,7 +245,7 @@ def service(
         title="dcmpl",
         version=__version__,
         summary="How good AI-generated images look, and how well they follow their prompts.",
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from elsewhere; /docs is ours
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -282,6 +282,7 @@ def _add_paths(app: FastAPI, paths: _Paths) -> None:
         "/v1/model", paths.model, response_model=Model, responses=_kept(401, 403, 421)
     )
     app.add_api_route("/", home, response_class=HTMLResponse)
+    app.add_api_route("/docs", api, response_class=HTMLResponse)
     app.add_api_route("/page/{name}", part, response_class=Response, include_in_schema=False)
     app.add_api_route("/healthz", paths.healthz)
     app.add_api_route("/readyz", paths.readyz, responses=_kept(503))

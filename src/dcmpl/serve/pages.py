@@ -6,7 +6,7 @@ from starlette.responses import FileResponse, Response
 
 from dcmpl.serve.problems import Problem
 
-__all__ = ["home", "part"]
+__all__ = ["api", "home", "part"]
 
 FOLDER = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
@@ -17,6 +17,11 @@ PARTS = {path.name: path for path in FOLDER.iterdir() if path.suffix in KINDS}
 def home() -> Response:
     """The page that scores images."""
     return part("index.html")
+
+
+def api() -> Response:
+    """The page that describes the API."""
+    return part("api.html")
 
 
 def part(name: str) -> Response:
