@@ -30,10 +30,10 @@ class Problem(Exception):  # noqa: N818  # the word of RFC 9457
     """Error of a request, with the status of its answer."""
 
     def __init__(
-        self, status: int, expected: str, got: object = "", hint: str = "", **headers: str
+        self, status: int, wanted: str, got: object = "", hint: str = "", **headers: str
     ) -> None:
         self.status, self.headers = status, headers
-        self.error = DcmplError(expected, got, hint)
+        self.error = DcmplError(wanted, got, hint)
         super().__init__(str(self.error))
 
 
