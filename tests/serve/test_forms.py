@@ -201,7 +201,12 @@ def test_form_that_cannot_be_read_is_a_problem(client: TestClient, kind: str) ->
 
 
 @pytest.mark.parametrize(
-    "charset", ["utf-16", "utf-7", "undefined", "raw_unicode_escape", "base64", "idna", "no-such"]
+    "charset",
+    [
+        *["utf-16", "utf-7", "undefined", "raw_unicode_escape", "base64", "idna", "no-such"],
+        *["utf-8; charset=undefined", 'utf-8; CHARSET="raw_unicode_escape"', "'undefined'"],
+        "utf-8; charset*=utf-8''undefined",
+    ],
 )
 def test_letters_of_any_charset_are_no_failure(client: TestClient, charset: str) -> None:
     asked = body_of(

@@ -1,6 +1,7 @@
 """``dcmpl serve``: an HTTP service that scores images."""
 
 import json
+import os
 import signal
 import socket
 import webbrowser
@@ -17,7 +18,7 @@ from dcmpl.weights import model_folder, warn_of_model
 
 __all__ = ["SERVE"]
 
-NEEDED = ("fastapi", "uvicorn", "multipart", "prometheus_client")
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 LEAST_KEY = 16
 
 FLAGS = (
@@ -73,20 +74,21 @@ def serve(arguments: Arguments) -> int:
         server_header=False,
         timeout_graceful_shutdown=60,
     )
+    server = uvicorn.Server(config)
+
+    def end(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, end)  # uvicorn has its own, and comes back to these at its end
     with _listening(arguments.host, arguments.port) as listener:
         port = listener.getsockname()[1]
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         say(f"serving {folder} at http://{host}:{port}; Ctrl-C ends it")
         if arguments.open:
             webbrowser.open(f"http://{host}:{port}/")
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, _ended)  # uvicorn has its own, and comes back to these at its end
-        uvicorn.Server(config).run([listener])
+        server.run([listener])
     return 0
-
-
-def _ended(number: int, frame: object) -> None:
-    """Do nothing: the service has ended because of this signal."""
 
 
 def _print_json(entry: dict[str, Any]) -> None:
@@ -102,7 +104,7 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UsageError(
             f"an address of this machine and a free port at {host}:{port}",
-            error.strerror or error,
+            os.strerror(error.errno) if error.errno else error,
             "take another --host or --port",
         ) from error
 

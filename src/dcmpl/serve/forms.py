@@ -3,9 +3,9 @@
 import base64
 import binascii
 import errno
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from email.message import Message
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ MOST_NAME, MOST_PROMPT = 1024, 64 * 2**10
 """Letters of a name, and bytes of a prompt or another field."""
 
 FIELDS = ("prompt", "by")
+CHARSET = re.compile(r"charset[^=]*=\s*[\"']?([^\"';\s]*)", re.IGNORECASE)
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -112,10 +113,9 @@ async def read_request(
         return
     if kind != "multipart/form-data":
         raise Problem(415, "multipart/form-data or application/json", kind or "no content type")
-    about = Message()
-    about["content-type"] = request.headers["content-type"]
-    if (charset := about.get_content_charset("utf-8")) not in ("utf-8", "utf8", "us-ascii"):
-        raise Problem(400, "a form in UTF-8", charset)
+    for charset in CHARSET.findall(request.headers["content-type"]):  # the last counts
+        if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+            raise Problem(400, "a form in UTF-8", charset)
     form = await _form(request, limits)
     try:
         yield _checked(_of_form(form), count)
