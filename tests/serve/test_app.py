@@ -523,17 +523,18 @@ def test_full_queue_says_when_to_come_again(accept: str) -> None:
     assert sum(map(len, rounds.rounds)) == 3
 
 
-def test_images_of_a_request_that_goes_are_not_scored() -> None:
+@pytest.mark.parametrize("accept", ["application/json", LINES["accept"]])
+def test_images_of_a_request_that_goes_are_not_scored(accept: str) -> None:
     rounds = Rounds(held=True)
     app = service(held_scorer(rounds))
 
     async def ask() -> None:
         async with running(app, rounds):
-            asked = Asked(app, 100)
+            asked = Asked(app, 100, accept)
             task = asyncio.create_task(asked())
             await entered(rounds)
             asked.gone.set()
-            await task
+            await asyncio.wait_for(task, 60)
             await waiting(app, 0)
             rounds.free()
             await Asked(app, 1)()

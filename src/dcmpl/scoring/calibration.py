@@ -48,6 +48,8 @@ NUMBERS = ("spread", "mos", "low", "high", "percentile", "percentile_against")
 CLOSE = 0.8
 """Two images are too close to call where neither is better with this probability."""
 
+TOO_CLOSE = "too close to call"
+
 Values = Float[np.ndarray, " images"]
 
 
@@ -238,7 +240,7 @@ def ranked(
 def _call(chance: float) -> str:
     if chance >= CLOSE:
         return "better than the next"
-    return "worse than the next" if chance <= 1 - CLOSE else "too close to call"
+    return "worse than the next" if chance <= 1 - CLOSE else TOO_CLOSE
 
 
 def _numbers(values: Any, counts: tuple[int, ...] = ()) -> tuple[float, ...]:

@@ -33,6 +33,7 @@ from dcmpl.scoring.files import (
     manifest_of,
     read_manifest,
     read_scores,
+    row_of,
     write_scores,
 )
 from dcmpl.scoring.results import Score
@@ -336,9 +337,8 @@ class Job:
 
     def _row(self, score: Score) -> Row:
         """Row of all columns; those of a rank are filled in at the end."""
-        row: dict[str, Any] = {column: getattr(score, column) for column in COLUMNS}
         ranks = dict.fromkeys(RANKED) if self.rank_by else {}
-        return {**row, **score.more, **ranks, FILE: score.file}
+        return {**row_of(score), **ranks, FILE: score.file}
 
     def _ranked(self, journal: Journal) -> Iterator[Row]:
         """Rows best first within each prompt, with their ranks; prints the call on the first.

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcmpl import __version__
 from dcmpl.errors import DataError, DcmplError, UsageError
+from dcmpl.scoring.calibration import TOO_CLOSE
 from dcmpl.scoring.results import Score, Scores
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.serve.answers import (
@@ -36,8 +37,6 @@ from dcmpl.serve.problems import Problem, problem
 from dcmpl.serve.queue import FullError, Limits, ScoringQueue
 
 __all__ = ["service"]
-
-CLOSE = "too close to call"
 
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -110,6 +109,10 @@ async def _while_there(request: Request, work: Coroutine[Any, Any, Result]) -> R
         watching.cancel()
 
 
+async def _next(scores: AsyncIterator[Score]) -> Score:
+    return await anext(scores)
+
+
 class _Paths:
     """What each path of the API does."""
 
@@ -137,7 +140,8 @@ class _Paths:
         async with AsyncExitStack() as stack:
             asked = await stack.enter_async_context(read_request(request, self.queue.limits))
             scores = await stack.enter_async_context(aclosing(self._scores(asked)))
-            first = await anext(scores)  # a full queue is told before an answer begins
+            # A full queue must have its own status, so no answer begins before the first row.
+            first = await _while_there(request, _next(scores))
             kept = stack.pop_all()
 
         async def found() -> AsyncIterator[Score]:
@@ -164,7 +168,7 @@ class _Paths:
         chance, call = best.more["better_than_next"], best.more["call"]
         if chance is not None and best.index == 1:
             chance = 1 - chance
-        if chance is not None and call != CLOSE:
+        if chance is not None and call != TOO_CLOSE:
             call = "first" if chance > 0.5 else "second"
         content = {"by": by, "rows": rows_of(found), "first_is_better": chance, "call": call}
         return JSONResponse(content)

@@ -6,10 +6,10 @@ import errno
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from fastapi import UploadFile
 from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException
@@ -27,7 +27,8 @@ FIELDS = ("prompt", "by")
 CHARSET = re.compile(r"charset[^=]*=\s*[\"']?([^\"';\s]*)", re.IGNORECASE)
 
 
-class Asked(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Asked:
     """What a request brings: images with their prompts, and the name of a target."""
 
     images: tuple[Upload, ...]
@@ -174,7 +175,7 @@ def _of_form(form: FormData) -> Asked:
     return Asked(_uploads(named, prompts, reads), "".join(texts["by"]))
 
 
-def _reader(file: UploadFile | FormFile) -> Callable[[], bytes]:
+def _reader(file: FormFile) -> Callable[[], bytes]:
     def read() -> bytes:
         file.file.seek(0)
         return file.file.read()
