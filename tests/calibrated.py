@@ -128,7 +128,7 @@ def plain_calibration(*targets: str, meaning: Meaning | None = None) -> Calibrat
 class Brightness:
     """An engine whose first score is how bright a window is; the second, how dark."""
 
-    name, precision, size, apart = "torch", "fp32", 16, False
+    name, precision, size, batch = "torch", "fp32", 16, 16
     reads: str | None = None
 
     def __init__(self, *tasks: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.client import SOME, Client
+from dcmpl.client import FORM, MODEL, SOME, UNDER_WAY, Client, digest_of
 from dcmpl.errors import RunError, UsageError
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.serve.app import service
@@ -25,7 +25,9 @@ KEY = "a-key-of-the-service"
 
 @pytest.fixture(scope="module")
 def scorer(calibrated_run: Path) -> Scorer:
-    return Scorer.from_pretrained(calibrated_run, device="cpu")
+    return Scorer.from_pretrained(
+        calibrated_run, device="cpu", batch_size=1
+    )  # no rounding of batches
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,17 @@ def test_rows_are_those_of_the_scorer(scorer: Scorer, url: str, judged_data: Pat
     assert [score.status for score in ours].count("error") == 3
 
 
-def test_nothing_to_score_asks_for_nothing() -> None:
-    assert Client("http://127.0.0.1:9").score([]) == []
+def test_nothing_to_score_is_nothing(url: str) -> None:
+    assert Client(url, KEY).score([]) == []
+
+
+def test_ranking_is_that_of_the_scorer(scorer: Scorer, url: str, judged_data: Path) -> None:
+    paths = sorted(judged_data.parent.glob("*.png"))[:5]
+    ours = Client(url, KEY).rank(paths, "a fox", by="quality_mos")
+    assert list(ours) == list(scorer.rank(paths, "a fox", by="quality_mos"))
+    assert ours[0].more["call"]
+    with pytest.raises(UsageError, match=r"targets that .* predicts .*, got beauty"):
+        Client(url, KEY).rank(paths, by="beauty")
 
 
 def test_images_are_taken_as_they_are_needed(url: str, judged_data: Path) -> None:
@@ -72,13 +83,22 @@ def test_images_are_taken_as_they_are_needed(url: str, judged_data: Path) -> Non
 
     stream = Client(url, KEY).stream(pairs())
     assert next(stream).status == "ok"
-    assert taken == SOME
+    assert taken == UNDER_WAY * SOME + 1  # the next image says that a request is full
     stream.close()
 
 
-def test_model_is_described(scorer: Scorer, url: str) -> None:
-    found = Client(url + "/", KEY).model()
-    assert found["weights_sha256"] == scorer.about["weights_sha256"]
+def test_model_is_that_of_the_scorer(scorer: Scorer, url: str) -> None:
+    found = Client(url + "/", KEY)
+    assert found.identity() == scorer.identity()
+    assert found.about == scorer.about
+    assert (found.targets, found.columns, found.reads) == (
+        scorer.targets,
+        scorer.columns,
+        scorer.reads,
+    )
+    assert found.calibration
+    assert scorer.calibration
+    assert found.calibration.digest == scorer.calibration.digest
 
 
 def test_wrong_key_is_told_in_the_words_of_the_service(url: str) -> None:
@@ -101,10 +121,16 @@ class Stranger(BaseHTTPRequestHandler):
     """A server whose answers the test chooses; each is a status, headers and a body."""
 
     answers: list[tuple[int, dict[str, str], bytes]]
+    model: object
+
+    def do_GET(self) -> None:
+        self._answer(200, {}, json.dumps(self.model).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        status, headers, body = self.answers.pop(0)
+        self._answer(*self.answers.pop(0))
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -115,9 +141,29 @@ class Stranger(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+IDENTITY = {"weights_sha256": "0" * 64}
+OURS = {MODEL: digest_of(IDENTITY)}
+
+
+def described(**changes: object) -> dict[str, object]:
+    """A service's description of its model."""
+    return {
+        "about": {"model": "other", "backbone": "none"},
+        "targets": ["quality"],
+        "columns": [],
+        "reads": None,
+        "uncalibrated": "it never was",
+        "calibration": None,
+        "identity": IDENTITY,
+        "most_bytes": 2**20,
+        "most_images": 3,
+        **changes,
+    }
+
+
 @pytest.fixture
 def stranger() -> Iterator[tuple[str, type[Stranger]]]:
-    kind = type("Other", (Stranger,), {"answers": []})
+    kind = type("Other", (Stranger,), {"answers": [], "model": described()})
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_port}", kind
@@ -141,7 +187,7 @@ FULL = 503, {"Retry-After": "7"}, b"{}"
 
 def test_full_queue_is_waited_for(stranger: tuple[str, Any], image_data: Path) -> None:
     url, kind = stranger
-    kind.answers = [FULL, FULL, (200, {}, ROW + b"\n")]
+    kind.answers = [FULL, FULL, (200, OURS, ROW + b"\n")]
     slept: list[float] = []
     client = Client(url, sleep=slept.append)
     assert client.score([image_data.parent / "00.png"])[0].quality == 0.5
@@ -158,11 +204,13 @@ def test_queue_that_stays_full_is_an_error(stranger: tuple[str, Any], image_data
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        ((200, {}, b""), "expected 1 rows from .*, got 0 and the end"),
+        ((200, OURS, b""), "expected 1 rows from .*, got 0 and the end"),
+        ((200, {}, ROW), "expected the model that .* had at first, got another since"),
+        ((200, {MODEL: "1" * 64}, ROW), "got another since: begin anew"),
         ((404, {}, b"<html>"), "got status 404: is it dcmpl serve"),
         ((500, {}, b"[1]"), "got status 500: is it dcmpl serve"),
-        ((200, {}, b"{]\n"), "expected rows of JSON"),
-        ((200, {}, b'{"image": 5}\n'), "expected rows of JSON"),
+        ((200, OURS, b"{]\n"), "expected rows of JSON"),
+        ((200, OURS, b'{"image": 5}\n'), "expected rows of JSON"),
     ],
 )
 def test_answer_of_something_else_is_an_error(
@@ -172,3 +220,39 @@ def test_answer_of_something_else_is_an_error(
     kind.answers = [answer]
     with pytest.raises((RunError, UsageError), match=sentence):
         Client(url).score([image_data.parent / "00.png"])
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ([], "expected an object of JSON from .*, got list"),
+        ({}, "got another description: .*about.: is it dcmpl serve, of this version"),
+        (described(targets="quality"), "got another description"),
+        (described(most_images="many"), "got another description"),
+        (described(calibration={"targets": {}}), "expected a calibration from .*, got another"),
+        (described(calibration={"targets": 5}), "expected a calibration from .*, got another"),
+    ],
+)
+def test_description_of_something_else_is_an_error(
+    stranger: tuple[str, Any], model: object, sentence: str
+) -> None:
+    url, kind = stranger
+    kind.model = model
+    with pytest.raises(RunError, match=sentence):
+        Client(url)
+
+
+def test_requests_have_no_more_than_the_service_takes(
+    stranger: tuple[str, Any], image_data: Path, tmp_path: Path
+) -> None:
+    url, kind = stranger
+    path = image_data.parent / "00.png"
+    large = tmp_path / "large.png"
+    large.write_bytes(path.read_bytes() + bytes(2**20))
+    kind.answers = [(200, OURS, (ROW + b"\n") * 2)] * 2
+    found = Client(url).score([path, path, large, path, path])
+    assert [score.status for score in found] == ["ok", "ok", "error", "ok", "ok"]
+    assert found[2].reason.startswith(
+        f"expected a file of at most {2**20 - FORM:,} bytes for the service, got {large}"
+    )
+    assert kind.answers == []

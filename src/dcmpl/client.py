@@ -5,49 +5,64 @@
 0.71
 """
 
+import hashlib
 import io
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import fields
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from PIL import Image
 
-from dcmpl.data.sources import Source
+from dcmpl.data.sources import NOTHING, Source
 from dcmpl.errors import DataError, DcmplError, RunError, UsageError
 from dcmpl.images.archives import read_file
-from dcmpl.images.decode import Input, name_of, read_input, text_of
-from dcmpl.scoring.results import Score, Scores
-from dcmpl.scoring.scorer import paired
+from dcmpl.images.decode import decode_bytes
+from dcmpl.scoring.batching import ahead
+from dcmpl.scoring.calibration import Calibration, of_record
+from dcmpl.scoring.judge import Judge
+from dcmpl.scoring.results import Score
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["Client"]
+__all__ = ["MODEL", "Client", "digest_of"]
 
 SOME = 32
 """Images of a request: few enough that a broken connection costs little."""
 
+MOST_SENT = 32 * 2**20
+"""Bytes of a request, or those of one image that has more."""
+
+UNDER_WAY = 2
+"""Requests at a time: one is sent while another is scored."""
+
+FORM = 2**12
+"""Bytes that a form may add to an image."""
+
 MOST_LINE = 2**22
 RETRIES = 20
 OWN = {field.name for field in fields(Score)} - {"more"}
+MODEL = "X-Model"
+"""Header of an answer: the digest of what scored."""
 
 
-class Client:
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of a judge's identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class Client(Judge):
     """Score images with the service at ``url``; ``key`` is the one it asks for, if any.
 
     ``timeout``: seconds without a sign of life. While the service's queue is full the client
     waits as long as it is told, up to twenty times. Raises :class:`UsageError` for a URL that
-    is none.
+    is none or a key that is another, :class:`RunError` where no service answers.
     """
 
     def __init__(
@@ -62,60 +77,75 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
             raise UsageError("the address of a service, as http://127.0.0.1:8765", url or "none")
         self._parts, self._key, self._timeout, self._sleep = parts, key, timeout, sleep
+        found = _described(self.model(), parts.netloc)
+        self.about, self.targets, self.columns = found.about, found.targets, found.columns
+        self.reads, self.uncalibrated = found.reads, found.uncalibrated
+        self.calibration = _calibration(found.calibration, parts.netloc)
+        self._identity, self._digest = found.identity, digest_of(found.identity)
+        self._most = found.most_bytes - FORM
+        self._some = min(SOME, found.most_images)
 
     def model(self) -> dict[str, Any]:
         """Description of the model that scores there."""
         with self._asked("GET", "/v1/model") as answer:
-            found: dict[str, Any] = json.loads(answer.read(MOST_LINE))
-            return found
+            return _json_of(answer.read(MOST_LINE), self._parts.netloc)
 
-    def score(
-        self,
-        images: "Sequence[Input] | Tensor",
-        prompts: Sequence[object] | str | None = None,
-    ) -> Scores:
-        """One :class:`Score` per image, in order, as :meth:`dcmpl.Scorer.score`."""
-        return Scores(self.stream(paired(images, prompts)))
+    def identity(self) -> dict[str, Any]:
+        """What the scorer of the service is known by: the same as it has there."""
+        return dict(self._identity)
 
-    def stream(self, pairs: Iterable[tuple[Input, object]]) -> Iterator[Score]:
-        """Score (image, prompt) pairs one by one, in bounded memory."""
-        rest, start = iter(pairs), 0
-        while some := list(islice(rest, SOME)):
-            yield from self._some(some, start)
-            start += len(some)
+    def rows(self, sources: Iterable[Source], start: int = 0) -> Iterator[Score]:
+        """Score sources, numbered from ``start``; a few requests are in memory.
 
-    def _some(self, pairs: Sequence[tuple[Input, object]], start: int) -> Iterator[Score]:
-        """Scores of one request; what cannot be read here has its row, and is not sent."""
-        sources = [
-            Source(name_of(image), prompt=text_of(prompt), given=image) for image, prompt in pairs
+        What cannot be read here has its row, and is not sent.
+        """
+        with ThreadPoolExecutor(UNDER_WAY) as pool:
+            found = ahead(self._requests(sources), self._scored, pool, UNDER_WAY - 1)
+            for index, score in enumerate((s for scores in found for s in scores), start):
+                yield replace(score, index=index)
+
+    def _requests(self, sources: Iterable[Source]) -> "Iterator[list[_Part]]":
+        """Parts of each request, as many as it may have."""
+        parts: list[_Part] = []
+        size = 0
+        for source in sources:
+            part = _part_of(source, self._most)
+            if parts and (len(parts) == self._some or size + part.size > MOST_SENT):
+                yield parts
+                parts, size = [], 0
+            parts.append(part)
+            size += part.size
+        if parts:
+            yield parts
+
+    def _scored(self, parts: "Sequence[_Part]") -> list[Score]:
+        """Scores of one request."""
+        sent = [part for part in parts if part.content is not None]
+        rows = iter(self._answered(sent) if sent else [])
+        return [
+            part.scored(next(rows)) if part.content is not None else part.failed(self.columns)
+            for part in parts
         ]
-        contents: list[bytes | DcmplError] = [_content(source) for source in sources]
-        sent = [(s, c) for s, c in zip(sources, contents, strict=True) if isinstance(c, bytes)]
-        rows = self._rows(sent) if sent else iter(())
-        for place, (source, content) in enumerate(zip(sources, contents, strict=True), start):
-            if isinstance(content, bytes):
-                row = next(rows)
-                yield _score_of(row, source, place)
-            else:
-                more = dict.fromkeys(self._columns)
-                reason = str(content)
-                yield Score(source.name, source.prompt, reason=reason, more=more, index=place)
 
-    @cached_property
-    def _columns(self) -> list[str]:
-        """What the model's rows have beside the columns of all."""
-        return [str(name) for name in self.model()["columns"]]
-
-    def _rows(self, sent: Sequence[tuple[Source, bytes]]) -> Iterator[dict[str, Any]]:
+    def _answered(self, sent: "Sequence[_Part]") -> list[dict[str, Any]]:
+        """Rows of a request."""
         kind, body = _form(sent)
         headers = {"Content-Type": kind, "Accept": "application/x-ndjson"}
-        count = 0
         with self._asked("POST", "/v1/score", body, headers) as answer:
+            if answer.headers.get(MODEL) != self._digest:
+                raise RunError(
+                    f"the model that {self._parts.netloc} had at first",
+                    "another since",
+                    "begin anew, or serve the first again",
+                )
+            rows = []
             while line := answer.readline(MOST_LINE):
-                count += 1
-                yield _row_in(line)
-        if count != len(sent):
-            raise RunError(f"{len(sent)} rows from {self._parts.netloc}", f"{count} and the end")
+                rows.append(_row_in(line))
+        if len(rows) != len(sent):
+            raise RunError(
+                f"{len(sent)} rows from {self._parts.netloc}", f"{len(rows)} and the end"
+            )
+        return rows
 
     @contextmanager
     def _asked(
@@ -184,34 +214,130 @@ def _row_in(line: bytes) -> dict[str, Any]:
         raise RunError("rows of JSON from the service", reason=error) from error
 
 
-def _content(source: Source) -> bytes | DcmplError:
-    """Bytes of a file to send, PNG of an image that a program has, or why there are none."""
-    image = source.given
+@dataclass(frozen=True)
+class _Part:
+    """Image of a request: its source, the bytes to send, and what is known of it here."""
+
+    source: Source
+    content: bytes | None
+    prompt: str
+    words: str
+    note: str
+    fault: str
+    file: str
+
+    @property
+    def size(self) -> int:
+        return len(self.content or b"")
+
+    def scored(self, row: Mapping[str, Any]) -> Score:
+        """Score of the service's row."""
+        more = {name: value for name, value in row.items() if name not in OWN and name != "status"}
+        own = {name: value for name, value in row.items() if name in OWN}
+        note = "; ".join(filter(None, [self.note, row["note"]]))
+        here = {"image": self.source.name, "prompt": self.prompt, "note": note, "file": self.file}
+        return Score(**{**own, **here}, more=more)
+
+    def failed(self, columns: Sequence[str]) -> Score:
+        """Score of an image that was not sent."""
+        more = dict.fromkeys(columns)
+        return Score(
+            self.source.name,
+            self.prompt,
+            reason=self.fault,
+            note=self.note,
+            more=more,
+            file=self.file,
+        )
+
+
+def _part_of(source: Source, most: int) -> _Part:
+    """Part of a request; a failure to read the image becomes the fault of its row."""
+    file = source.file() if source.is_job else ""
+    prompt, note, content, fault = source.prompt, source.note, None, ""
+    words = prompt
     try:
-        if isinstance(image, (str, Path)) and Path(image).is_file():
-            return read_file(str(image))
-        pixels = read_input(image).pixels  # of a path that is no file: the error of a scorer
+        content = _content_of(source)
+        if source.in_metadata:
+            prompt, words, read = source.prompt_of(decode_bytes(content, source.name))
+            note = "; ".join(filter(None, [note, read]))
+        if len(content) > most:
+            content = None
+            raise DataError(f"a file of at most {most:,} bytes for the service", source.name)
     except (DataError, UsageError) as error:
-        return error
+        content, fault = None, str(error)
+    return _Part(source, content, prompt, words, note, fault, file)
+
+
+def _content_of(source: Source) -> bytes:
+    """Bytes of a file, PNG of an image that a program has; raises as a scorer does for none."""
+    if source.content is not None:
+        return source.content
+    given = source.given
+    if given is NOTHING and not source.fault:
+        return source.file_content()
+    if isinstance(given, (str, Path)) and Path(given).is_file():
+        return read_file(str(given))
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
+    Image.fromarray(source.read().pixels).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
-def _form(sent: Sequence[tuple[Source, bytes]]) -> tuple[str, bytes]:
+def _form(sent: Sequence[_Part]) -> tuple[str, bytes]:
     """Content type and body of a form with these files and their prompts (RFC 7578)."""
     mark = secrets.token_hex(16)
     parts = []
-    for source, content in sent:
-        name = source.name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A") or "image"
-        files = f'name="files"; filename="{name}"\r\nContent-Type: application/octet-stream'
-        for about, value in ((files, content), ('name="prompt"', source.prompt.encode())):
+    for part in sent:
+        name = part.source.name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+        files = f'name="files"; filename="{name or "image"}"'
+        kind = "\r\nContent-Type: application/octet-stream"
+        for about, value in (
+            (files + kind, part.content or b""),
+            ('name="prompt"', part.words.encode(errors="replace")),
+        ):
             head = f"--{mark}\r\nContent-Disposition: form-data; {about}\r\n\r\n"
             parts += [head.encode(errors="replace"), value, b"\r\n"]
     return f"multipart/form-data; boundary={mark}", b"".join([*parts, f"--{mark}--\r\n".encode()])
 
 
-def _score_of(row: dict[str, Any], source: Source, place: int) -> Score:
-    more = {name: value for name, value in row.items() if name not in OWN and name != "status"}
-    own = {name: value for name, value in row.items() if name in OWN}
-    return Score(**{**own, "image": source.name, "prompt": source.prompt}, more=more, index=place)
+class _Described(msgspec.Struct):
+    """What the service says of its model."""
+
+    about: dict[str, Any]
+    targets: tuple[str, ...]
+    columns: tuple[str, ...]
+    reads: str | None
+    uncalibrated: str
+    calibration: dict[str, Any] | None
+    identity: dict[str, Any]
+    most_bytes: int
+    most_images: int
+
+
+def _described(found: dict[str, Any], where: str) -> _Described:
+    try:
+        return msgspec.convert(found, _Described)
+    except msgspec.ValidationError as error:
+        raise RunError(
+            f"the model of a service at {where}",
+            "another description",
+            "is it dcmpl serve, of this version?",
+            reason=error,
+        ) from error
+
+
+def _calibration(record: dict[str, Any] | None, where: str) -> Calibration | None:
+    try:
+        return of_record(record) if record else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"a calibration from {where}", "another record", reason=error) from error
+
+
+def _json_of(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"JSON from {where}", "something else", "is it dcmpl serve?") from error
+    if not isinstance(found, dict):
+        raise RunError(f"an object of JSON from {where}", type(found).__name__)
+    return found

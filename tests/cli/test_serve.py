@@ -213,7 +213,7 @@ def test_service_answers_until_it_is_ended(trained_run: Path) -> None:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
         assert asked(address, "/healthz") == {"status": "ok"}
         found = asked(address, "/v1/model")
-        assert (found["version"], found["model"]) == (dcmpl.__version__, trained_run.name)
+        assert (found["version"], found["about"]["model"]) == (dcmpl.__version__, trained_run.name)
         assert found["targets"] == ["quality", "alignment"]
         assert ended(process, signal.SIGTERM) == (0, "", "")
 

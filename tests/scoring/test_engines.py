@@ -68,7 +68,7 @@ def test_torch_has_no_int8(build: Build) -> None:
 class Recorder:
     """An engine that notes the windows of every call; its score is their first byte."""
 
-    precision, tasks, size = "fp32", ("quality",), 32
+    precision, tasks, size, batch = "fp32", ("quality",), 32, 16
     reads: str | None = None
 
     def __init__(self, name: str = "recorder") -> None:

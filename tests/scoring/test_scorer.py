@@ -172,7 +172,7 @@ def test_stream_takes_images_as_it_needs_them(scorer: Scorer, paths: list[Path])
             yield path, ""
 
     next(scorer.stream(pairs()))
-    under_way = scorer.options.batch_size * (scorer.workers + 1)  # one window each
+    under_way = scorer.batch_size * (scorer.workers + 1)  # one window each
     assert len(taken) <= under_way + scorer.workers + 3  # and those that are read meanwhile
 
 

@@ -41,7 +41,7 @@ async def scores() -> AsyncIterator[Score]:
 
 def test_lines_are_one_row_each() -> None:
     async def ask() -> list[str]:
-        answer = as_lines(scores())
+        answer = as_lines(scores(), {})
         assert answer.media_type == LINES
         return [str(chunk) async for chunk in answer.body_iterator]
 
@@ -59,7 +59,7 @@ def test_line_is_there_before_the_next_score_is() -> None:
             yield score
 
     async def ask() -> None:
-        lines = aiter(as_lines(slow()).body_iterator)
+        lines = aiter(as_lines(slow(), {}).body_iterator)
         assert json.loads(await anext(lines))["image"] == "a.png"
         assert taken == ["a.png"]
         await lines.aclose()  # type: ignore[attr-defined]

@@ -281,9 +281,9 @@ def test_model_is_described(client: TestClient, scorer: Scorer) -> None:
     assert found["version"] == dcmpl.__version__
     assert (found["views"], found["targets"]) == (scorer.views, list(scorer.targets))
     assert (found["engine"], found["precision"]) == ("torch", "fp32")
-    assert found["model"] == str(scorer.about["model"])
-    assert found["reads_prompt"] is False
-    assert found["columns"] == list(scorer.row_of.columns)
+    assert found["about"] == scorer.about
+    assert found["reads"] is None
+    assert found["columns"] == list(scorer.columns)
     assert found["scales"]["quality"] == [1, 5]
     assert found["uncalibrated"] == ""
 

@@ -399,3 +399,21 @@ def say_leaks(split: "Split", table: "ImageTable", facts: "Facts") -> None:
     protocol = PROTOCOLS.get(split.protocol)
     for note in check_leaks(split, table, facts, protocol.leaks if protocol else frozenset()):
         say(f"leak, as the protocol {split.protocol} has it: {note}")
+
+
+LEAST_KEY = 16
+
+
+def key_in(file: Path) -> str:
+    """Key of a service in ``file``; raises :class:`UsageError` where there is none."""
+    try:
+        key = file.read_bytes()[: 2**16].decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"a key in the file {file}", getattr(error, "strerror", "") or error
+        ) from error
+    if not LEAST_KEY <= len(key) <= 1024 or not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(
+            f"a key of {LEAST_KEY} to 1024 letters without blanks in {file}", f"{len(key)} letters"
+        )
+    return key

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcmpl.cli.options import (
     DEVICE,
@@ -17,6 +17,7 @@ from dcmpl.cli.options import (
     check_scores_replace,
     check_scoring_model,
     check_targets,
+    key_in,
 )
 from dcmpl.config import MOST_WORKERS, TARGETS, check_views
 from dcmpl.errors import DataError, RunError, UsageError
@@ -26,9 +27,22 @@ from dcmpl.weights import model_folder, warn_of_model
 if TYPE_CHECKING:
     from dcmpl.data.sources import Source
     from dcmpl.scoring.files import Row
-    from dcmpl.scoring.scorer import Scorer
+    from dcmpl.scoring.judge import Judge
 
 __all__ = ["MERGE", "SCORE"]
+
+OPTIONS = (
+    "backbone",
+    "device",
+    "engine",
+    "precision",
+    "views",
+    "targets",
+    "workers",
+    "long_prompts",
+    "against",
+)
+"""Flags that are options of a scorer on this machine."""
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 PROMPTS = ("prompt", "prompts", "prompt_from")
@@ -47,6 +61,8 @@ FLAGS = (
         "run folder, or an exported one (default: the model of the package)",
         metavar="DIR",
     ),
+    Flag("--url", "service (dcmpl serve) that scores in place of this machine", metavar="URL"),
+    Flag("--key-file", "file with the key that the service asks for", metavar="FILE"),
     Flag("--prompt", "prompt of all the images", metavar="TEXT"),
     Flag("--prompts", "table: image, prompt", metavar="FILE"),
     Flag(
@@ -134,31 +150,50 @@ def score(arguments: Arguments) -> int:
     from dcmpl.images.decode import quiet_pillow
     from dcmpl.scoring.files import read_scores
     from dcmpl.scoring.job import Job, say_faults
-    from dcmpl.scoring.scorer import Scorer
 
     sources = find_sources(arguments.PATH, arguments.prompt_from == "sidecar")
     sources = _prompted(sources, arguments)
     with quiet_pillow():
-        scorer = Scorer.from_pretrained(arguments.model, **_options(arguments))
+        judge = _judge(arguments)
         if arguments.rank or arguments.by != "quality":
-            scorer.check_target(arguments.by)
-        _say_what_scores_mean(scorer, arguments)
+            judge.check_target(arguments.by)
+        _say_what_scores_mean(judge, arguments)
         by = arguments.by if arguments.rank else None
-        job = Job(scorer, sources, shard, arguments.prompt_from, by)
+        job = Job(judge, sources, shard, arguments.prompt_from, by)
         if arguments.out == "-":
-            _say_uncalibrated(scorer)
+            _say_uncalibrated(judge)
             return 3 if job.print() else 0
         out = Path(arguments.out)
         counts = job.write(out, arguments.resume)
     say_faults(read_scores(out))
-    _say_uncalibrated(scorer)
+    _say_uncalibrated(judge)
     print(f"{counts['ok']} of {len(job.own)} images scored: {out} and its manifest")
     return 3 if counts["error"] else 0
 
 
-def _options(arguments: Arguments) -> dict[str, Any]:
-    names = ("backbone", "device", "engine", "precision", "views", "targets", "workers")
-    return {name: getattr(arguments, name) for name in (*names, "long_prompts", "against")}
+def _judge(arguments: Arguments) -> "Judge":
+    """What scores: the service that was named, or a model on this machine."""
+    if arguments.url is not None:
+        from dcmpl.client import Client
+
+        return Client(arguments.url, arguments.key_file and key_in(Path(arguments.key_file)))
+    from dcmpl.scoring.scorer import Scorer
+
+    options = {name: getattr(arguments, name) for name in OPTIONS}
+    return Scorer.from_pretrained(arguments.model, **options)
+
+
+def _check_where(arguments: Arguments) -> None:
+    """Check that options of a model on this machine were not given with a service."""
+    if arguments.url is None:
+        if arguments.key_file is not None:
+            raise UsageError("--key-file with --url", "it alone", "name the service")
+        return
+    usual = {flag.dest: flag.default for flag in FLAGS}
+    for name in ("model", *OPTIONS):
+        if getattr(arguments, name) != usual[name]:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"--url or {flag}", "both", "dcmpl serve has its own model and views")
 
 
 def _checked(arguments: Arguments) -> tuple[int, int] | None:
@@ -166,7 +201,9 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} or {given[1]}", "both", "leave one out")
-    check_scoring_model(arguments.model)
+    _check_where(arguments)
+    if arguments.url is None:
+        check_scoring_model(arguments.model)
     check_device(arguments.device)
     _check_destination(arguments)
     if arguments.prompts is not None and not Path(arguments.prompts).is_file():
@@ -236,24 +273,25 @@ def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
     return with_prompts(sources, prompts)
 
 
-def _say_what_scores_mean(scorer: "Scorer", arguments: Arguments) -> None:
-    warn_of_model(model_folder(arguments.model), scorer.about["backbone"])
+def _say_what_scores_mean(judge: "Judge", arguments: Arguments) -> None:
+    model = Path(str(judge.about["model"])) if arguments.url else model_folder(arguments.model)
+    warn_of_model(model, str(judge.about["backbone"]))
     has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
-    reads = scorer.row_of.reads
-    if reads is None and has_prompts and "alignment" in scorer.targets:
+    reads = judge.reads
+    if reads is None and has_prompts and "alignment" in judge.targets:
         say("note: this model judges alignment from the image alone; prompts are carried along")
     if reads is not None and not has_prompts:
         say(
             f"note: this model judges {reads} by the prompt; without --prompt, "
             "--prompts or --prompt-from only prompts that lists bring are known"
         )
-    if arguments.targets is None and (lacks := [t for t in TARGETS[:2] if t not in scorer.targets]):
+    if arguments.targets is None and (lacks := [t for t in TARGETS[:2] if t not in judge.targets]):
         say(f"note: this model does not predict {lacks[0]}; its column stays empty")
 
 
-def _say_uncalibrated(scorer: "Scorer") -> None:
-    if scorer.calibration is None:
-        say(f"note: scores without MOS units and labels: {scorer.uncalibrated}")
+def _say_uncalibrated(judge: "Judge") -> None:
+    if judge.calibration is None:
+        say(f"note: scores without MOS units and labels: {judge.uncalibrated}")
 
 
 def merge(arguments: Arguments) -> int:

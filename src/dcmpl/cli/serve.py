@@ -10,7 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dcmpl.cli.options import DEVICE, Arguments, Command, Flag, check_device, check_scoring_model
+from dcmpl.cli.options import (
+    DEVICE,
+    Arguments,
+    Command,
+    Flag,
+    check_device,
+    check_scoring_model,
+    key_in,
+)
 from dcmpl.config import MOST_WORKERS
 from dcmpl.errors import UsageError
 from dcmpl.progress import say
@@ -19,7 +27,6 @@ from dcmpl.weights import model_folder, warn_of_model
 __all__ = ["SERVE"]
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
-LEAST_KEY = 16
 
 FLAGS = (
     Flag(
@@ -136,21 +143,7 @@ def _checked(arguments: Arguments) -> str | None:
                 "write a long random word into a file and name it",
             )
         return None
-    return _key_in(Path(arguments.key_file))
-
-
-def _key_in(file: Path) -> str:
-    try:
-        key = file.read_bytes()[: 2**16].decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"a key in the file {file}", getattr(error, "strerror", "") or error
-        ) from error
-    if not LEAST_KEY <= len(key) <= 1024 or not (key.isascii() and key.isprintable()) or " " in key:
-        raise UsageError(
-            f"a key of {LEAST_KEY} to 1024 letters without blanks in {file}", f"{len(key)} letters"
-        )
-    return key
+    return key_in(Path(arguments.key_file))
 
 
 SERVE = Command("Score images over HTTP, and on a page in the browser.", FLAGS, serve)

@@ -13,14 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from dcmpl import __version__
 from dcmpl.data.sources import Source, with_content
 from dcmpl.errors import DcmplError, RunError
 from dcmpl.progress import leave, say, track
@@ -36,13 +33,12 @@ from dcmpl.scoring.files import (
     row_of,
     write_scores,
 )
+from dcmpl.scoring.judge import CHUNK, Judge
 from dcmpl.scoring.results import Score
-from dcmpl.scoring.scorer import CHUNK, Scorer
 
 __all__ = ["Job", "Journal", "journal_of", "made_with", "open_journal", "say_faults"]
 
 TOLD_FAULTS = 10
-PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
 RANKED = ("rank", "better_than_next", "call")
 
 FILE = "file"
@@ -121,7 +117,11 @@ def open_journal(
                 "add --resume to go on with it, or delete it",
             )
         with _opened(path, job, chunk, is_same) as journal:
-            yield journal
+            try:
+                yield journal
+            except DcmplError:  # as of a service that is gone
+                say(_kept(path))
+                raise
         path.unlink()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(path)) from None
@@ -214,7 +214,7 @@ class Job:
     ``rank_by``: the target by which rows are ranked, best first; None leaves them as they came.
     """
 
-    scorer: Scorer
+    judge: Judge
     sources: Sequence[Source]
     shard: tuple[int, int] | None = None
     prompt_from: str | None = None
@@ -245,29 +245,17 @@ class Job:
             digest.update(
                 json.dumps((source.name, source.prompt, str(source.fault or ""))).encode()
             )
-        scorer, options = self.scorer, self.scorer.options
-        packages = ["numpy", "pillow", *PACKAGES[scorer.engine.name]]
-        more = [*scorer.row_of.columns, *(RANKED if self.rank_by else ())]
+        more = [*self.judge.columns, *(RANKED if self.rank_by else ())]
         return {
-            **{name: value for name, value in scorer.about.items() if name != "model"},
-            "engine": scorer.engine.name,
-            "precision": scorer.engine.precision,
-            "views": scorer.views,
-            "targets": list(scorer.targets),
-            "batch_size": options.batch_size,
+            **self.judge.identity(),
             "chunk": CHUNK,
             "prompt_from": self.prompt_from,
-            "long_prompts": options.long_prompts if scorer.row_of.reads else None,
-            "against": options.against,
-            "calibration": scorer.calibration and scorer.calibration.digest,
             "columns": list(columns_of(more)),
             "rank": self.rank_by,
             "shard": "/".join(map(str, self.shard)) if self.shard else None,
             "images": len(self.sources),
             "list_sha256": digest.hexdigest(),
             "count": len(self.own),
-            "dcmpl": __version__,
-            **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
         }
 
     def is_finished(self, out: Path) -> bool:
@@ -316,7 +304,7 @@ class Job:
             known = [row[FILE].rpartition(" ") for row in journal.rows()]
             images = self._added(digest for *_, digest in known)
             files = self._added(about for about, *_ in known)
-            made = {**made_with(self.scorer), "files_sha256": files}
+            made = {**made_with(self.judge), "files_sha256": files}
             kept = ({name: row[name] for name in row if name != FILE} for row in rows)
             return write_scores(out, kept, {**job, "images_sha256": images}, made)
 
@@ -333,7 +321,7 @@ class Job:
 
     def _scores(self, done: int = 0) -> Iterator[Score]:
         sources = with_content(self.own[done:], self.prompt_from == "metadata", is_job=True)
-        return self.scorer.rows(sources, self.start + done)
+        return self.judge.rows(sources, self.start + done)
 
     def _row(self, score: Score) -> Row:
         """Row of all columns; those of a rank are filled in at the end."""
@@ -346,7 +334,7 @@ class Job:
         People compare images of one prompt, and so do the chances that a calibration knows.
         """
         by = str(self.rank_by)
-        target = self.scorer.target_of(by)
+        target = self.judge.target_of(by)
         values, pairs = list[float | None](), list[tuple[float | None, float | None]]()
         of_prompt: dict[str, list[int]] = {}
         for index, row in enumerate(journal.rows()):
@@ -358,7 +346,7 @@ class Job:
         for indices in of_prompt.values():
             order = [indices[i] for i in best_first([values[index] for index in indices])]
             scores, spreads = ([pairs[index][i] for index in order] for i in (0, 1))
-            places = list(self.scorer.places(scores, spreads, target))
+            places = list(self.judge.places(scores, spreads, target))
             if len(of_prompt) == 1 and (chance := places[0]["better_than_next"]) is not None:
                 (first,) = journal.rows(order[:1])
                 say(
@@ -384,13 +372,13 @@ class Job:
             leave(sys.stdout)
             return 0
         job = {**self.fingerprint(), "images_sha256": self._added(images)}
-        say(json.dumps({"manifest": job, "made_with": made_with(self.scorer)}))
+        say(json.dumps({"manifest": job, "made_with": made_with(self.judge)}))
         return faults
 
 
-def made_with(scorer: Scorer) -> dict[str, str]:
+def made_with(judge: Judge) -> dict[str, str]:
     """Record of the makers of rows, which resume and merge do not compare."""
-    return {"model": str(scorer.about.get("model", "")), "python": platform.python_version()}
+    return {"model": str(judge.about.get("model", "")), "python": platform.python_version()}
 
 
 def say_faults(rows: Iterable[Row]) -> None:

@@ -2,22 +2,21 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-
+from dcmpl import __version__
 from dcmpl.config import MOST_WORKERS, TARGETS, check_views
 from dcmpl.data.sources import Source
 from dcmpl.errors import DataError, UsageError, nearest
-from dcmpl.images.decode import Input, cores, is_tensor, name_of, text_of
+from dcmpl.images.decode import cores
 from dcmpl.images.windows import too_small
 from dcmpl.model.tokenizer import LONG_PROMPTS, Parts
 from dcmpl.scoring.batching import ahead
-from dcmpl.scoring.calibration import NUMBERS, Calibration, ranked, read_calibration
+from dcmpl.scoring.calibration import Calibration, read_calibration
 from dcmpl.scoring.engines import (
-    BATCH,
     ENGINES,
     EXPORT,
     PRECISIONS,
@@ -28,25 +27,23 @@ from dcmpl.scoring.engines import (
     read_export,
     score_images,
 )
-from dcmpl.scoring.results import Score, Scores
+from dcmpl.scoring.judge import CHUNK, Judge, chosen_targets
+from dcmpl.scoring.results import Score
 from dcmpl.weights import model_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dcmpl.scoring.torch_engine import ScoreLoss
 
-__all__ = ["CHUNK", "Scorer", "ScoringOptions", "paired"]
-
-CHUNK = 64
-"""Images: no batch holds windows of two chunks, so a job that goes on at the beginning of a
-chunk computes just what it would have computed in one go."""
+__all__ = ["Scorer", "ScoringOptions"]
 
 EDGE = 1e-3
 """How far rounding may carry a score beyond 0 and 1."""
 
 TOLD_WORDS = 5
 """Words of a prompt that a note names."""
+
+PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
+"""Packages that compute, by engine."""
 
 NO_IMAGE = Question(None)
 
@@ -59,7 +56,8 @@ class ScoringOptions:
     ``views``: as the model was measured, unless given; ``auto`` takes the fewest that were found
     to be enough. ``targets``: what to compute, all that was learned unless given. ``workers``
     threads each decode or compute on a core, all cores unless given. ``batch_size`` counts
-    windows. ``long_prompts`` of ``LONG_PROMPTS`` is for a model that reads them. ``against`` is a
+    windows, as suits the engine unless given. ``long_prompts`` of ``LONG_PROMPTS`` is for a
+    model that reads them. ``against`` is a
     generator of the training images, for percentiles among its own. ``device`` is auto, cpu,
     cuda, cuda:N or mps; exported models run on the CPU. ``backbone`` is needed only where the
     run's own has moved. Raises :class:`UsageError` for values that are none of these.
@@ -70,7 +68,7 @@ class ScoringOptions:
     views: str | None = None
     targets: tuple[str, ...] | None = None
     workers: int | None = None
-    batch_size: int = BATCH
+    batch_size: int | None = None
     long_prompts: str = "truncate"
     against: str | None = None
     device: str = "auto"
@@ -88,7 +86,8 @@ class ScoringOptions:
         if self.long_prompts not in LONG_PROMPTS:
             raise UsageError(f"long_prompts of {', '.join(LONG_PROMPTS)}", f"{self.long_prompts!r}")
         workers = 1 if self.workers is None else self.workers
-        if not 1 <= workers <= MOST_WORKERS or self.batch_size < 1 or self.targets == ():
+        windows = 1 if self.batch_size is None else self.batch_size
+        if not 1 <= workers <= MOST_WORKERS or windows < 1 or self.targets == ():
             raise UsageError(
                 f"1 to {MOST_WORKERS} workers, at least one window in a batch and one target",
                 f"{self.workers}, {self.batch_size} and {self.targets}",
@@ -154,7 +153,6 @@ class RowOf:
         calibrated = calibration.columns(self.targets, against) if calibration else ()
         own = (target for target in self.targets if target not in TARGETS)
         self.columns = (*own, *calibrated, *(["tokens_dropped"] if self.reads else []))
-        """The names in ``more`` of every score."""
 
     def score(self, read: Read, answer: Answer | None, index: int) -> Score:
         """Score of a reading; ``answer`` is None for an unreadable image."""
@@ -188,39 +186,7 @@ class RowOf:
         )
 
 
-def chosen_targets(
-    targets: Sequence[str] | None, known: Sequence[str], folder: Path
-) -> tuple[str, ...]:
-    """``targets`` where all are ``known``; raises :class:`UsageError` where not."""
-    if not targets:
-        return tuple(known)
-    if unknown := [target for target in targets if target not in known]:
-        raise UsageError(f"targets that {folder} predicts ({', '.join(known)})", unknown[0])
-    return tuple(targets)
-
-
-def paired(
-    images: "Sequence[Input] | Tensor", prompts: Sequence[object] | str | None
-) -> "Iterator[tuple[Input, object]]":
-    """(image, prompt) pairs of what :meth:`Scorer.score` takes; raises :class:`UsageError`."""
-    is_batch = isinstance(images, np.ndarray) and images.ndim == 4
-    if isinstance(images, (str, Path, Image.Image, np.ndarray)) and not is_batch:
-        raise UsageError("a list of images", f"one {type(images).__name__}", "put it in a list")
-    if is_tensor(images) and len(getattr(images, "shape", ())) != 4:
-        raise UsageError(
-            "a list of images or a tensor (N, 3, height, width)",
-            f"one of shape {tuple(getattr(images, 'shape', ()))}",
-        )
-    if not is_tensor(images):
-        images = list(cast(Sequence[Input], images))
-    if prompts is None or isinstance(prompts, str):
-        prompts = [prompts or ""] * len(images)
-    if len(prompts) != len(images):
-        raise UsageError(f"one prompt for each of {len(images)} images", len(prompts))
-    return zip(images, prompts, strict=True)
-
-
-class Scorer:
+class Scorer(Judge):
     """Score images with a run or an export of one.
 
     >>> scorer = Scorer.from_pretrained("runs/demo")        # doctest: +SKIP
@@ -248,9 +214,11 @@ class Scorer:
             calibration = None
         self.calibration = calibration
         self.row_of = RowOf(engine, self.targets, calibration, options.against)
+        self.columns, self.reads = self.row_of.columns, self.row_of.reads
         if options.against is not None:
             self._check_against(options.against)
         self.workers = cores() if options.workers is None else options.workers
+        self.batch_size = options.batch_size or engine.batch
 
     @classmethod
     def from_pretrained(
@@ -314,61 +282,23 @@ class Scorer:
             uncalibrated=uncalibrated(run),
         )
 
-    def score(
-        self,
-        images: "Sequence[Input] | Tensor",
-        prompts: Sequence[object] | str | None = None,
-    ) -> Scores:
-        """One :class:`Score` per image, in order; ``prompts`` may be one for all.
-
-        None or NaN among them, as tables have it, is an image without a prompt.
-
-        ``images`` is a sequence of images, one tensor (N, 3, height, width) or one array
-        (N, height, width, 3). Raises
-        :class:`UsageError` where the counts differ.
-        """
-        return Scores(self.stream(paired(images, prompts)))
-
-    def rank(
-        self, images: "Sequence[Input] | Tensor", prompt: str = "", by: str = "quality"
-    ) -> Scores:
-        """Score images of one prompt, best first; failed images come last.
-
-        ``index`` says which image each was. Where ``by`` is calibrated, ``better_than_next``
-        is the probability that people prefer an image to the one behind it, and ``call`` says
-        whether that is too close to call. Raises :class:`UsageError` for a target that the
-        model does not predict.
-        """
-        self.check_target(by)
-        return self.ranked(self.score(images, prompt), by)
-
-    def ranked(self, scores: Scores, by: str = "quality") -> Scores:
-        """Rank scores of one prompt as :meth:`rank` does."""
-        found, target = scores.best_first(by), self.target_of(by)
-        spreads = [score.more.get(f"{target}_spread") for score in found]
-        places = self.places([score[target] for score in found], spreads, target)
-        return Scores(
-            replace(score, more={**score.more, **place})
-            for score, place in zip(found, places, strict=True)
-        )
-
-    def target_of(self, by: str) -> str:
-        """Target of a column such as ``quality_mos``."""
-        known = [t for t in self.targets if by == t or by.startswith(f"{t}_")]
-        return max(known, key=len, default=by)
-
-    def places(
-        self, scores: Sequence[float | None], spreads: Sequence[float | None], target: str
-    ) -> Iterator[dict[str, Any]]:
-        """Columns of :func:`dcmpl.scoring.calibration.ranked` for scores, best first."""
-        meaning = self.calibration.targets.get(target) if self.calibration else None
-        return ranked(meaning, scores, spreads)
-
-    def stream(self, pairs: Iterable[tuple[Input, object]]) -> Iterator[Score]:
-        """Score (image, prompt) pairs one by one, in bounded memory."""
-        return self.rows(
-            Source(name_of(image), prompt=text_of(prompt), given=image) for image, prompt in pairs
-        )
+    def identity(self) -> dict[str, Any]:
+        """Everything of the scorer that determines a row: its model, options and packages."""
+        options = self.options
+        packages = ["numpy", "pillow", *PACKAGES[self.engine.name]]
+        return {
+            **{name: value for name, value in self.about.items() if name != "model"},
+            "engine": self.engine.name,
+            "precision": self.engine.precision,
+            "views": self.views,
+            "targets": list(self.targets),
+            "batch_size": self.batch_size,
+            "long_prompts": options.long_prompts if self.reads else None,
+            "against": options.against,
+            "calibration": self.calibration and self.calibration.digest,
+            "dcmpl": __version__,
+            **{name: version(name) for name in packages if find_spec(name) or name == "pillow"},
+        }
 
     def rows(self, sources: Iterable[Source], start: int = 0) -> Iterator[Score]:
         """Score sources, numbered from ``start``, in bounded memory.
@@ -381,7 +311,7 @@ class Scorer:
                 self.engine,
                 images,
                 self.views,
-                batch_size=self.options.batch_size,
+                batch_size=self.batch_size,
                 chunk=CHUNK,
                 pool=pool,
                 depth=self.workers,
@@ -397,29 +327,16 @@ class Scorer:
             image = source.read()
             prompt, words, note = source.prompt_of(image)
             small = too_small(image.pixels, self.engine.size, self.views)
-            notes += [*image.notes, small, note]
-            if self.row_of.reads is not None:
+            notes += [note, *image.notes, small]
+            if self.reads is not None:
                 parts = self.engine.parts(words, self.options.long_prompts)
-                notes += of_prompt(words, parts, self.row_of.reads)
+                notes += of_prompt(words, parts, self.reads)
         except (DataError, UsageError) as error:
             note = "; ".join(filter(None, notes))
             return Read(source.name, prompt, str(error), note, 0, file), NO_IMAGE
         note = "; ".join(filter(None, notes))
         read = Read(source.name, prompt, "", note, parts.dropped, file)
         return read, Question(image.pixels, parts.ids)
-
-    def check_target(self, target: str) -> None:
-        """Check that the scorer predicts ``target``; raises :class:`UsageError`.
-
-        Numbers that go with a target, such as ``quality_mos``, count as well.
-        """
-        kinds = {f"{t}_{kind}" for t in self.targets for kind in NUMBERS}
-        if target in self.row_of.columns and (target in self.targets or target in kinds):
-            return
-        model = self.about.get("model", "the model")
-        if target in kinds and self.calibration is None:
-            raise UsageError(f"a calibrated model for {target}", model, self.uncalibrated)
-        chosen_targets([target], self.targets, Path(model))
 
     def _check_against(self, generator: str) -> None:
         if self.calibration is None:

@@ -24,7 +24,7 @@ from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.progress import track
 from dcmpl.runs import MODEL, Run, load_learned, read_run
 from dcmpl.scoring.batching import lanes
-from dcmpl.scoring.engines import BATCH, score_windows
+from dcmpl.scoring.engines import BATCH, batch_of, score_windows
 from dcmpl.weights.backbones import load_backbone
 
 __all__ = [
@@ -141,7 +141,6 @@ class ModelEngine:
     """Common part of engines that hold a model: prompt reader, threads, device."""
 
     name = "torch"
-    batch = BATCH
 
     def __init__(self, model: DCMPL, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks)
@@ -150,6 +149,7 @@ class ModelEngine:
         self._reader = TextReader(model) if reads else None
         self.size = model.clip.config.image_size
         self.device = model.mean.device
+        self.batch = batch_of(self.size) if self.device.type == "cpu" else BATCH
 
     def parts(self, text: str, long: str) -> Parts:
         """Token chunks of a prompt; raises :class:`UsageError` for a prompt that is too long."""

@@ -1,14 +1,17 @@
 """Answers of the service: rows as JSON, or as lines as they are ready; their schema."""
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 
+from dcmpl import __version__
 from dcmpl.scoring.files import row_of
 from dcmpl.scoring.results import Score
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.serve.queue import Limits
 
 __all__ = [
     "LINES",
@@ -19,6 +22,7 @@ __all__ = [
     "Ranked",
     "Rows",
     "as_lines",
+    "described",
     "rows_of",
 ]
 
@@ -86,13 +90,23 @@ class Explained(BaseModel):
 
 
 class Model(BaseModel):
-    """Description of the model that scores."""
+    """Description of the model that scores, and of what a request may bring."""
 
     model_config = ConfigDict(extra="allow")
     version: str
+    about: dict[str, Any] = Field(description="the run: its name, backbone, data and digests")
+    engine: str
+    precision: str
     views: str
     targets: list[str]
-    reads_prompt: bool
+    reads: str | None = Field(description="the target that is judged by the prompt")
+    columns: list[str] = Field(description="what rows have beside the columns of every model")
+    scales: dict[str, list[float]] = Field(description="lowest and highest MOS of a target")
+    uncalibrated: str = Field(description="why there are no MOS units and labels")
+    calibration: dict[str, Any] | None = Field(description="how scores become MOS units")
+    identity: dict[str, Any] = Field(description="all that a row depends on but the image")
+    most_bytes: int = Field(description="of a request")
+    most_images: int = Field(description="of a request")
 
 
 class Fault(BaseModel):
@@ -112,11 +126,32 @@ def rows_of(scores: Iterable[Score], *, index: bool = False) -> list[dict[str, A
     return [{**row_of(s), **({"index": s.index} if index else {})} for s in scores]
 
 
-def as_lines(scores: AsyncIterator[Score]) -> StreamingResponse:
+def described(scorer: Scorer, limits: Limits) -> dict[str, Any]:
+    """Fields of :class:`Model`."""
+    known = scorer.calibration.targets if scorer.calibration else {}
+    return {
+        "version": __version__,
+        "about": dict(scorer.about),
+        "engine": scorer.engine.name,
+        "precision": scorer.engine.precision,
+        "views": scorer.views,
+        "targets": scorer.targets,
+        "reads": scorer.reads,
+        "columns": scorer.columns,
+        "scales": {target: [m.low, m.high] for target, m in known.items()},
+        "uncalibrated": "" if known else scorer.uncalibrated,
+        "calibration": scorer.calibration and scorer.calibration.record(),
+        "identity": scorer.identity(),
+        "most_bytes": limits.upload,
+        "most_images": limits.images,
+    }
+
+
+def as_lines(scores: AsyncIterator[Score], headers: Mapping[str, str]) -> StreamingResponse:
     """Answer of one row a line, each as it is ready."""
 
     async def lines() -> AsyncIterator[str]:
         async for score in scores:
             yield json.dumps(row_of(score)) + "\n"
 
-    return StreamingResponse(lines(), media_type=LINES)
+    return StreamingResponse(lines(), headers=headers, media_type=LINES)

@@ -13,7 +13,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dcmpl import __version__
+from dcmpl.client import MODEL, digest_of
 from dcmpl.errors import DataError, DcmplError, UsageError
+from dcmpl.files import as_json
 from dcmpl.scoring.calibration import TOO_CLOSE
 from dcmpl.scoring.results import Score, Scores
 from dcmpl.scoring.scorer import Scorer
@@ -26,6 +28,7 @@ from dcmpl.serve.answers import (
     Ranked,
     Rows,
     as_lines,
+    described,
     rows_of,
 )
 from dcmpl.serve.explanations import Explainer
@@ -119,6 +122,7 @@ class _Paths:
     def __init__(self, queue: ScoringQueue, figures: Figures) -> None:
         self.queue, self.figures, self.scorer = queue, figures, queue.scorer
         self.explainer = Explainer(queue.scorer)
+        self.digest = digest_of(queue.scorer.identity())
 
     async def _scores(self, asked: Asked) -> AsyncGenerator[Score, None]:
         async with aclosing(self.queue.scores(asked.images)) as scores:
@@ -134,7 +138,8 @@ class _Paths:
         if LINES in request.headers.get("accept", ""):
             return await self._lines(request)
         async with read_request(request, self.queue.limits) as asked:
-            return JSONResponse({"rows": rows_of(await _while_there(request, self._all(asked)))})
+            rows = rows_of(await _while_there(request, self._all(asked)))
+        return JSONResponse({"rows": rows}, headers={MODEL: self.digest})
 
     async def _lines(self, request: Request) -> Any:
         async with AsyncExitStack() as stack:
@@ -150,7 +155,7 @@ class _Paths:
                 async for score in scores:
                     yield score
 
-        return as_lines(found())
+        return as_lines(found(), {MODEL: self.digest})
 
     async def rank(self, request: Request) -> Any:
         """Rank images of one prompt, best first, with what is too close to call."""
@@ -193,22 +198,8 @@ class _Paths:
 
     async def model(self) -> Any:
         """Describe the model: what it is, what it predicts, and what its scores mean."""
-        scorer = self.scorer
-        known = scorer.calibration.targets if scorer.calibration else {}
-        return JSONResponse(
-            {
-                "version": __version__,
-                **{name: str(value) for name, value in scorer.about.items()},
-                "engine": scorer.engine.name,
-                "precision": scorer.engine.precision,
-                "views": scorer.views,
-                "targets": list(scorer.targets),
-                "reads_prompt": scorer.engine.reads is not None,
-                "columns": list(scorer.row_of.columns),
-                "scales": {target: [m.low, m.high] for target, m in known.items()},
-                "uncalibrated": "" if known else scorer.uncalibrated,
-            }
-        )
+        found = described(self.scorer, self.queue.limits)
+        return Response(as_json(found), media_type="application/json")
 
     async def healthz(self) -> Any:
         """Say that the service runs."""

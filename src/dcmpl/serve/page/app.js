@@ -25,7 +25,7 @@ async function begin() {
     return;
   }
   trouble("");
-  $("model").textContent = `${known.model}, version ${known.version}; ` +
+  $("model").textContent = `${known.about.model}, version ${known.version}; ` +
     (known.reads_prompt ? "alignment reads the prompt" : "alignment is judged from the image alone");
   $("sort").replaceChildren(...known.targets.map((name) => element("option", { value: name, textContent: name })),
     element("option", { value: "", textContent: "name" }));
