@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.client import FORM, MODEL, SOME, UNDER_WAY, Client, digest_of
+from dcmpl.client import FORM, LONGEST, MODEL, SOME, UNDER_WAY, Client, digest_of
 from dcmpl.errors import RunError, UsageError
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.serve.app import service
@@ -182,16 +182,16 @@ ROW = json.dumps(
         "note": "",
     }
 ).encode()
-FULL = 503, {"Retry-After": "7"}, b"{}"
+FULL, LONG = ((503, {"Retry-After": after}, b"{}") for after in ("7", "9" * 99))
 
 
 def test_full_queue_is_waited_for(stranger: tuple[str, Any], image_data: Path) -> None:
     url, kind = stranger
-    kind.answers = [FULL, FULL, (200, OURS, ROW + b"\n")]
+    kind.answers = [FULL, LONG, (200, OURS, ROW + b"\n")]
     slept: list[float] = []
     client = Client(url, sleep=slept.append)
     assert client.score([image_data.parent / "00.png"])[0].quality == 0.5
-    assert slept == [7, 7]
+    assert slept == [7, LONGEST]
 
 
 def test_queue_that_stays_full_is_an_error(stranger: tuple[str, Any], image_data: Path) -> None:

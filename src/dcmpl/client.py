@@ -46,7 +46,9 @@ FORM = 2**12
 """Bytes that a form may add to an image."""
 
 MOST_LINE = 2**22
-RETRIES = 20
+RETRIES, LONGEST = 20, 600
+"""Times that the client waits for a full queue, and seconds of each at most."""
+
 OWN = {field.name for field in fields(Score)} - {"more"}
 MODEL = "X-Model"
 """Header of an answer: the digest of what scored."""
@@ -168,7 +170,7 @@ class Client(Judge):
                     answer = connection.getresponse()
                     after = answer.headers.get("Retry-After", "")
                     if answer.status == 503 and after.isdecimal():
-                        self._sleep(int(after))
+                        self._sleep(min(int(after[:9]), LONGEST))
                         continue
                     if answer.status != 200:
                         raise _problem(answer, where)

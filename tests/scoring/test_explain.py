@@ -147,7 +147,7 @@ def test_without_a_prompt_there_is_a_note_and_no_alignment(
     printed, said = shown(capsys, image, reading_run, *words)
     assert "alignment: not judged, there is no prompt" in printed
     assert not left_out(printed)
-    assert said == ["note: alignment is judged by the prompt; --prompt TEXT tells which words"]
+    assert said == ["note: alignment is judged by the prompt: give one to see which words"]
 
 
 @pytest.mark.parametrize(

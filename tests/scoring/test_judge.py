@@ -84,7 +84,7 @@ def test_column_goes_with_the_longest_target_it_begins_with(by: str, target: str
 def test_ranking_by_what_is_not_predicted_is_refused() -> None:
     with pytest.raises(UsageError, match=r"targets that lengths predicts .*, got beauty"):
         Lengths().rank(IMAGES, by="beauty")
-    with pytest.raises(UsageError, match="a calibrated model for quality_mos, .*nobody did it"):
+    with pytest.raises(UsageError, match=r"a calibrated model for quality_mos, .*nobody did it"):
         Lengths().check_target("quality_mos")
 
 

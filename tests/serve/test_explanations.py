@@ -54,6 +54,14 @@ def test_json_has_the_maps_and_sentences_of_the_command(
     assert [tuple(pair) for pair in found["words"]] == list(wanted.words)
 
 
+def test_answer_says_why_there_is_no_map(client: TestClient) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 16)).save(file, "PNG")
+    found = client.post("/v1/explain", files={"files": ("a.png", file.getvalue())}).json()
+    assert found["maps"] == []
+    assert found["notes"][0].startswith("no map: expected an image of at least 32 x 32, got 20 x 1")
+
+
 def test_figure_comes_as_png(client: TestClient, judged_data: Path) -> None:
     files = sent(judged_data.parent / "000.png")
     found = client.post("/v1/explain", files=files, headers={"Accept": "image/png"})
@@ -96,7 +104,7 @@ def test_line_of_explanations_is_bounded(scorer: Scorer, monkeypatch: pytest.Mon
         most = max(most, under_way)
         await asyncio.sleep(0)
         under_way -= 1
-        return cast(Any, SimpleNamespace(task="", sentences=(), maps=(), words=())), b""
+        return cast(Any, SimpleNamespace(task="", sentences=(), maps=(), words=(), notes=())), b""
 
     monkeypatch.setattr(explanations.asyncio, "to_thread", in_thread)
     explainer = Explainer(scorer)

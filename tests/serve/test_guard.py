@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from dcmpl.serve.guard import HEADERS, Guard, is_loopback
+from dcmpl.serve.problems import Problem, problem
 from dcmpl.serve.queue import Limits
 from served import HERE, Rounds, fault_of, files, held_scorer, png, served
 
@@ -121,21 +122,21 @@ def test_request_to_another_machine_is_refused(client: TestClient, path: str) ->
 
 @pytest.mark.parametrize("host", FOREIGN)
 def test_strange_host_is_refused(host: str) -> None:
-    assert status_of(Guard(length, most=MOST), ("host", host)) == 421
+    assert status_of(Guard(length, limits=Limits(upload=MOST)), ("host", host)) == 421
 
 
 @settings(deadline=None)
 @given(host=st.text(st.characters(max_codepoint=255), max_size=12))
 def test_any_host_has_an_answer(host: str) -> None:
-    assert status_of(Guard(length, most=MOST), ("host", host)) in (200, 421)
+    assert status_of(Guard(length, limits=Limits(upload=MOST)), ("host", host)) in (200, 421)
 
 
 def test_request_without_a_host_is_refused() -> None:
-    assert status_of(Guard(length, most=MOST)) == 421
+    assert status_of(Guard(length, limits=Limits(upload=MOST))) == 421
 
 
 def test_service_of_other_machines_takes_any_host() -> None:
-    guard = Guard(length, key=KEY, any_host=True, most=MOST)
+    guard = Guard(length, key=KEY, any_host=True, limits=Limits(upload=MOST))
     assert status_of(guard, ("host", "example.com"), ("x-api-key", KEY)) == 200
 
 
@@ -270,12 +271,12 @@ def test_request_over_the_bound_is_refused_before_it_is_read(client: TestClient)
 
 @pytest.mark.parametrize("given", [str(MOST + 1), "9" * 30, "9" * 5000, "-1", "x", "", "1.5", "²"])
 def test_length_that_is_none_or_too_large_is_refused(given: str) -> None:
-    guard = Guard(length, most=MOST)
+    guard = Guard(length, limits=Limits(upload=MOST))
     assert status_of(guard, ("host", "localhost"), ("content-length", given)) == 413
 
 
 def test_length_up_to_the_bound_comes_in() -> None:
-    guard = Guard(length, most=MOST)
+    guard = Guard(length, limits=Limits(upload=MOST))
     assert status_of(guard, ("host", "localhost"), ("content-length", str(MOST))) == 200
 
 
@@ -296,6 +297,67 @@ def test_body_that_grows_over_the_bound_is_refused(
     content = chunked(begin + b"x" * (2 * MOST))
     found = fault_of(client.post(path, content=content, headers={"content-type": kind}), 413)
     assert found["detail"] == "expected at most 50,000 bytes, got more: send fewer images"
+
+
+def parts_of(guard: Guard, *bodies: Iterable[bytes | None]) -> list[tuple[int, str]]:
+    """Statuses and Retry-After of requests that come at once, a part of each in turn.
+
+    None is a part that never comes.
+    """
+    found: list[tuple[int, str]] = [(0, "")] * len(bodies)
+
+    async def one(place: int) -> None:
+        parts = iter(bodies[place])
+
+        async def receive() -> Message:
+            await asyncio.sleep(0)
+            part = next(parts, b"")
+            if part is None:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = {name.decode(): value.decode() for name, value in message["headers"]}
+                found[place] = message["status"], headers.get("retry-after", "")
+
+        headers = [(b"host", b"localhost")]
+        await guard(
+            {"type": "http", "method": "POST", "path": "/", "headers": headers}, receive, send
+        )
+
+    async def all_of() -> None:
+        await asyncio.gather(*map(one, range(len(bodies))))
+
+    asyncio.run(all_of())
+    return found
+
+
+async def read(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that reads the body and answers problems as the service does."""
+    try:
+        await length(scope, receive, send)
+    except Problem as error:
+        await problem(error.status, error.error, error.headers)(scope, receive, send)
+
+
+def test_body_that_does_not_come_is_given_up() -> None:
+    guard = Guard(read, limits=Limits(), patience=0.01)
+    assert parts_of(guard, [b"x", None], [b"x"]) == [(408, ""), (200, "")]
+
+
+def test_all_bodies_have_no_more_than_their_room() -> None:
+    guard = Guard(read, limits=Limits(upload=40, waiting_upload=100))
+    large = [b"x" * 10] * 4
+    assert parts_of(guard, large, large) == [(200, "")] * 2
+    found = parts_of(guard, *[large] * 3)
+    assert sorted(found) == [(200, ""), (200, ""), (503, "5")]
+    assert parts_of(guard, large, large) == [(200, "")] * 2  # what they held is free again
+
+
+def test_one_body_may_have_what_a_request_may() -> None:
+    guard = Guard(read, limits=Limits(upload=40, waiting_upload=1))
+    assert parts_of(guard, [b"x" * 40]) == [(200, "")]
 
 
 def test_body_in_pieces_up_to_the_bound_comes_in(client: TestClient) -> None:

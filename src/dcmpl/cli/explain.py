@@ -50,6 +50,8 @@ def explain(arguments: Arguments) -> int:
         image = decode(arguments.IMAGE).pixels
     engine, views = TorchEngine(model, run.learned), run.train.views
     found = explained(engine, calibration, image, arguments.prompt or "", views)
+    for note in found.notes:
+        say(note)
     write_atomically(Path(arguments.out), found.figure(image))
     print("\n".join(found.sentences))
     for drawn in found.maps:

@@ -63,16 +63,15 @@ def serve(arguments: Arguments) -> int:
 
     from dcmpl.scoring.scorer import Scorer
     from dcmpl.serve.app import service
-    from dcmpl.serve.guard import is_loopback
     from dcmpl.serve.queue import Limits
 
     folder = model_folder(arguments.model)
     scorer = Scorer.from_pretrained(folder, device=arguments.device, workers=arguments.workers)
     warn_of_model(folder, str(scorer.about.get("backbone", "")))
     limits = Limits(upload=arguments.max_upload * 2**20, images=arguments.max_images)
-    local = is_loopback(arguments.host)
     log = _print_json if arguments.log_json else None
-    app = service(scorer, limits, key=key, any_host=not local, log=log)
+    # Under a key no page elsewhere can ask, so a proxy may give the service any name.
+    app = service(scorer, limits, key=key, any_host=key is not None, log=log)
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -19,7 +19,7 @@ from dcmpl.errors import UsageError
 from dcmpl.images.windows import random_window
 from dcmpl.model.folded import Folded
 from dcmpl.pages import figure_png
-from dcmpl.progress import say, track
+from dcmpl.progress import track
 from dcmpl.scoring.calibration import Calibration, PatchReadout
 from dcmpl.scoring.engines import Answer, Engine, Question, all_answers
 from dcmpl.scoring.torch_engine import TorchEngine
@@ -161,12 +161,16 @@ class QualityMap:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Explanation of an image: sentences, maps of the first task, gains of words."""
+    """Explanation of an image: sentences, maps of the first task, gains of words.
+
+    ``notes`` say what could not be explained, and why.
+    """
 
     sentences: tuple[str, ...]
     maps: tuple[QualityMap, ...]
     words: tuple[tuple[str, float], ...]
     task: str
+    notes: tuple[str, ...] = ()
 
     def figure(self, image: Image) -> bytes:
         """Figure of the explanation as PNG; needs matplotlib."""
@@ -263,50 +267,48 @@ def explain(
     prompt: str,
     views: str,
 ) -> Explanation:
-    """Explain one image; its score is the mean over ``views``.
-
-    What cannot be explained is printed with the reason.
-    """
+    """Explain one image; its score is the mean over ``views``."""
     question = Question(image, engine.parts(prompt, "window").ids)
     (answer,) = all_answers(engine, [question], views)
     sentences = [
         _sentence_on(engine, calibration, answer, i, prompt) for i in range(len(engine.tasks))
     ]
-    maps, words = list[QualityMap](), []
+    maps, words, notes = list[QualityMap](), [], list[str]()
     if engine.tasks[0] == engine.reads and not prompt.strip():
-        say(f"no map: {engine.reads} comes first in this run, and is judged by the prompt")
+        notes.append(f"no map: {engine.reads} comes first in this run, and is judged by the prompt")
     else:
-        maps = _maps(engine, calibration, image, question.texts[0])
+        maps, notes = _maps(engine, calibration, image, question.texts[0])
     if len(question.texts) > 1:
-        say(
+        notes.append(
             f"note: the prompt was read in {len(question.texts)} parts, as with "
             "--long-prompts window"
         )
     if engine.reads is None:
-        say("note: this run judges alignment, if at all, from the image alone: no words")
+        notes.append("note: this run judges alignment, if at all, from the image alone: no words")
     elif not prompt.strip():
-        say(f"note: {engine.reads} is judged by the prompt; --prompt TEXT tells which words")
+        notes.append(f"note: {engine.reads} is judged by the prompt: give one to see which words")
     else:
         words = word_gains(engine, image, prompt, views)
-    return Explanation(tuple(sentences), tuple(maps), tuple(words), engine.tasks[0])
+    task = engine.tasks[0]
+    return Explanation(tuple(sentences), tuple(maps), tuple(words), task, tuple(notes))
 
 
 def _maps(
     engine: TorchEngine, calibration: Calibration | None, image: Image, text: Sequence[int]
-) -> list[QualityMap]:
+) -> tuple[list[QualityMap], list[str]]:
+    """Maps of an image, and why there are no more."""
     if min(image.shape[:2]) < engine.size:
-        say(
+        return [], [
             f"no map: expected an image of at least {engine.size} x {engine.size}, got "
             f"{image.shape[1]} x {image.shape[0]}; its score is of the image as a whole"
-        )
-        return []
+        ]
     values, maps = window_map(engine, image, text), list[QualityMap]()
     varies = np.ptp(values) > 0  # an image of a window's size has one window
     meaning = calibration.targets.get(engine.tasks[0]) if calibration else None
     if calibration is None or meaning is None:
-        if calibration is not None:
-            say(f"note: {engine.tasks[0]} is not calibrated: no MOS units and no map of patches")
-        return [QualityMap(values, "windows", "score")] if varies else []
+        maps = [QualityMap(values, "windows", "score")] if varies else []
+        told = f"note: {engine.tasks[0]} is not calibrated: no MOS units and no map of patches"
+        return maps, [told] if calibration is not None else []
     if varies:
         mos = meaning.mos(values.ravel()).reshape(values.shape)
         maps.append(QualityMap(mos, "windows", "MOS units"))
@@ -314,7 +316,7 @@ def _maps(
         patches = patch_map(engine.network, calibration, image)
         scaled = patches * (meaning.high - meaning.low)
         maps.append(QualityMap(scaled, "patches", "MOS units from the mean", relative=True))
-    return maps
+    return maps, []
 
 
 def _sentence_on(

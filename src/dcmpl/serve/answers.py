@@ -87,6 +87,7 @@ class Explained(BaseModel):
     sentences: list[str]
     maps: list[Map]
     words: list[tuple[str, float]]
+    notes: list[str] = Field(description="what could not be explained, and why")
 
 
 class Model(BaseModel):

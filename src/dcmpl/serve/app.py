@@ -50,12 +50,14 @@ FAULTS: dict[int | str, dict[str, Any]] = {
         400: "no form that can be read",
         401: "no key",
         403: "a page of another site asks",
+        408: "the body does not come",
         413: "more than the service takes",
         415: "neither a form nor JSON",
         421: "a request to another machine",
         422: "other fields than expected",
         501: "the model that is served cannot do it",
         503: "the queue is full; Retry-After says when to come again",
+        507: "no room on the disk for what was sent",
     }.items()
 }
 
@@ -246,7 +248,7 @@ def service(
     )
     figures = Figures(queue)
     app.add_middleware(_Timed, figures=figures, log=log)
-    app.add_middleware(Guard, key=key, any_host=any_host, most=limits.upload)
+    app.add_middleware(Guard, key=key, any_host=any_host, limits=limits)
     _add_paths(app, _Paths(queue, figures))
     _add_faults(app)
     return app

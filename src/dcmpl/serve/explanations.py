@@ -73,4 +73,10 @@ def _as_json(found: "Explanation") -> dict[str, Any]:
         for drawn in found.maps
     ]
     words = [[word, gain] for word, gain in found.words]
-    return {"task": found.task, "sentences": list(found.sentences), "maps": maps, "words": words}
+    return {
+        "task": found.task,
+        "sentences": list(found.sentences),
+        "maps": maps,
+        "words": words,
+        "notes": list(found.notes),
+    }

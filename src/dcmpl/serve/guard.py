@@ -5,6 +5,7 @@ must name this machine as its host (no page elsewhere can, not even by a name th
 it) and, where a browser says from which page it comes, that page must be this service's own.
 """
 
+import asyncio
 import hmac
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dcmpl.errors import DcmplError
 from dcmpl.progress import say
 from dcmpl.serve.problems import Problem, problem
+from dcmpl.serve.queue import Limits
 
 __all__ = ["Guard", "is_loopback"]
 
@@ -31,6 +33,9 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+AGAIN = 5
+"""Seconds after which a request may find room."""
+
 KEPT = "/v1/"
 """Paths that need a key where there is one; health, figures and the page itself do not."""
 
@@ -58,13 +63,22 @@ class Guard:
 
     ``key``: what requests to the API must bring, as ``Authorization: Bearer`` or ``X-API-Key``.
     ``any_host``: the service listens beyond this machine, under names it does not know.
-    ``most``: bytes of a request.
+    ``limits``: bytes of a request and of all at a time. A body whose next part does not come in
+    ``patience`` seconds is given up.
     """
 
     def __init__(
-        self, app: ASGIApp, *, key: str | None = None, any_host: bool = False, most: int
+        self,
+        app: ASGIApp,
+        *,
+        key: str | None = None,
+        any_host: bool = False,
+        limits: Limits,
+        patience: float = 60,
     ) -> None:
-        self.app, self.key, self.any_host, self.most = app, key, any_host, most
+        self.app, self.key, self.any_host, self.patience = app, key, any_host, patience
+        self.most = limits.upload
+        self.room = max(limits.upload, limits.waiting_upload)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,14 +99,17 @@ class Guard:
         except Problem as found:
             await problem(found.status, found.error, found.headers)(scope, receive, answer)
             return
+        body = _Body(self, receive)
         try:
-            await self.app(scope, self._counted(receive), answer)
+            await self.app(scope, body, answer)
         except Exception as error:  # one request must not end the service
             say(f"a request to {scope['path']} failed: {error!r}")
             if began:
                 raise
             wanted = DcmplError("an answer", "an error", "the log of the service has more")
             await problem(500, wanted)(scope, receive, answer)
+        finally:
+            self.room += body.came
 
     def _check(self, path: str, headers: Headers) -> None:
         """Raise :class:`Problem` for a request that must not come in."""
@@ -127,16 +144,30 @@ class Guard:
                 **{"WWW-Authenticate": "Bearer"},
             )
 
-    def _counted(self, receive: Receive) -> Receive:
-        """``receive`` that stops a body which grows beyond the bound without saying so."""
-        came = 0
 
-        async def counted() -> Message:
-            nonlocal came
-            message = await receive()
-            came += len(message.get("body", b""))
-            if came > self.most:
-                raise Problem(413, f"at most {self.most:,} bytes", "more", "send fewer images")
-            return message
+class _Body:
+    """Body of a request as it comes, counted: one that says less than it brings is stopped."""
 
-        return counted
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self.guard, self.receive = guard, receive
+        self.came, self.whole = 0, False
+
+    async def __call__(self) -> Message:
+        guard = self.guard
+        if self.whole:  # what comes now is that the client goes
+            return await self.receive()
+        try:
+            message = await asyncio.wait_for(self.receive(), guard.patience)
+        except asyncio.TimeoutError:
+            wanted = f"the rest of the body within {guard.patience:g} s"
+            raise Problem(408, wanted, f"{self.came:,} bytes") from None
+        self.whole = not message.get("more_body", False)
+        count = len(message.get("body", b""))
+        self.came, guard.room = self.came + count, guard.room - count
+        if self.came > guard.most:
+            raise Problem(413, f"at most {guard.most:,} bytes", "more", "send fewer images")
+        if guard.room < 0:
+            hint = f"send it again in {AGAIN} s"
+            headers = {"Retry-After": str(AGAIN)}
+            raise Problem(503, "room for what is sent", "none", hint, **headers)
+        return message

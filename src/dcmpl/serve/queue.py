@@ -40,6 +40,8 @@ class Limits:
     """Requests at a time."""
     waiting_images: int = 4000
     """Images of all of them."""
+    waiting_upload: int = 512 * 2**20
+    """Bytes of all of them, or those of one request where that may have more."""
 
 
 class FullError(DcmplError):

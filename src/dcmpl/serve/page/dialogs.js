@@ -53,7 +53,7 @@ async function explain(item, place, button) {
       const chip = element("span", { textContent: `${word} ${gain >= 0 ? "+" : ""}${gain.toFixed(3)}` });
       words.append(chip);
     }
-    place.replaceChildren(...found.sentences.map((text) => element("p", { textContent: text })), maps,
+    place.replaceChildren(...[...found.sentences, ...found.notes].map((text) => element("p", { textContent: text })), maps,
       ...(found.words.length ? [element("h2", { textContent: "Score gained without each word of the prompt" }), words] : []));
   } catch (error) {
     place.replaceChildren(element("p", { className: "reason", textContent: error.message }));
