@@ -1,15 +1,11 @@
 """Write docs/scores.md and its images from measured runs.
 
-    dcmpl train --data AGIQA-3K --backbone tiny --preset dcmpl-prompted --out runs/prompted
-    dcmpl train --data AGIQA-3K --backbone tiny --out runs/blind
-    dcmpl evaluate ... of both; python tools/check_maps.py runs/prompted
-    python tools/draw_scenes.py --out drawn; dcmpl train --data drawn/data.csv ... --out runs/drawn
-    python tools/draw_scenes.py --out once --captions 1
-    dcmpl train --data once/data.csv ... --out runs/whole
+    python tools/train_default.py --data AGIQA-3K --out runs/default
+    dcmpl evaluate runs/default --split test; python tools/check_maps.py runs/default
+    python tools/draw_scenes.py --out drawn --images 5000
+    dcmpl train --data drawn/data.csv ... --out runs/drawn   # as the page has it
     python tools/measure_reading.py runs/drawn --data drawn/data.csv
-    python tools/check_maps.py runs/drawn --images 200 --side 64; and of runs/whole
-    python tools/write_scores.py runs/prompted --blind runs/blind --drawn runs/drawn \
-        --whole runs/whole --drawings drawn/data.csv
+    python tools/write_scores.py runs/default --drawn runs/drawn --drawings drawn/data.csv
 
 Every figure on the page is taken from those folders, and kept in docs/scores.json.
 """
@@ -131,9 +127,10 @@ def why(folder: Path, drawn: Path, out: Path) -> dict[str, Any]:
     names = set(test_part(folder).frame["name"])
     rows = table[table["image"].isin(names) & (table["generator"] == "clean")]
     row = rows[rows["wrong_in"].str.endswith("colour")].iloc[0]
-    image = read_image(str(drawn.parent / row["image"]))
+    image = Image.fromarray(read_image(str(drawn.parent / row["image"])))
+    large = np.asarray(image.resize((512, 512), Image.Resampling.BICUBIC))  # room for a map
     spoilt = out.with_suffix(".tmp.png")
-    Image.fromarray(damaged(image, (160, 24, 224, 88), "noise", 40.0, 0)).save(spoilt)
+    Image.fromarray(damaged(large, (320, 48, 448, 176), "noise", 40.0, 0)).save(spoilt)
     words = ["explain", str(spoilt), "--model", str(folder), "--prompt", row["wrong"]]
     assert dcmpl([*words, "-o", str(out)]) == 0
     spoilt.unlink()
@@ -158,21 +155,16 @@ def cuts(meaning: Meaning) -> str:
 
 
 def alignment_table(found: Mapping[str, Any]) -> str:
-    rows = []
-    for name, label in (("blind", "`dcmpl`, blind as in the paper"), ("run", "`dcmpl-prompted`")):
-        metrics = found[name]["metrics"]
-        entry, prompts = metrics["alignment"], metrics["prompts"]["alignment"]
-        rows.append(
-            {
-                "": label,
-                "SRCC": entry["srcc"]["value"],
-                "PLCC": entry["plcc"]["value"],
-                "better of two picked": entry["pairwise_accuracy"],
-                "SRCC lost with other prompts": prompts["srcc_drop"],
-                "own prompt scores higher": prompts["own_higher"],
-            }
-        )
-    return markdown_table(pd.DataFrame(rows), signed=["SRCC lost with other prompts"])
+    metrics = found["run"]["metrics"]
+    entry, prompts = metrics["alignment"], metrics["prompts"]["alignment"]
+    row = {
+        "SRCC": entry["srcc"]["value"],
+        "PLCC": entry["plcc"]["value"],
+        "better of two picked": entry["pairwise_accuracy"],
+        "SRCC lost with other prompts": prompts["srcc_drop"],
+        "own prompt scores higher": prompts["own_higher"],
+    }
+    return markdown_table(pd.DataFrame([row]), signed=["SRCC lost with other prompts"])
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -180,17 +172,14 @@ def page(found: Mapping[str, Any]) -> str:
     template = Path(__file__).with_name("scores_page.md").read_text(encoding="utf-8")
     metrics = found["run"]["metrics"]
     reading = found["drawn"]["reading"]
-    checked = {
-        "of AGIQA-3K": found["run"]["maps"],
-        "drawings": found["whole"]["maps"],
-        "drawings, image tower as it is": found["drawn"]["maps"],
-    }
+    of = found["run"]["maps"]
     values: dict[str, Any] = {
         "cuts": found["cuts"],
         "alignment": alignment_table(found),
         "prompt": found["why"]["prompt"],
         "right": found["why"]["right"],
         "images": metrics["quality"]["n"],
+        "mapped": of["images"],
         "validation": found["validation"],
         "training": found["training"],
         "coverage": markdown_table(
@@ -244,7 +233,6 @@ def page(found: Mapping[str, Any]) -> str:
         "maps": markdown_table(
             pd.DataFrame(
                 {
-                    "images": f"{of['images']} {kind}",
                     "weights": weights,
                     "map": name,
                     "blurred": rates["blur"],
@@ -252,7 +240,6 @@ def page(found: Mapping[str, Any]) -> str:
                     "both": rates["both"],
                     "by chance": of["chance"],
                 }
-                for kind, of in checked.items()
                 for weights in ("trained", "shuffled")
                 for name, rates in of[weights].items()
             )
@@ -266,18 +253,14 @@ def page(found: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="dcmpl-prompted, evaluated on its test part")
-    parser.add_argument("--blind", type=Path, required=True, help="dcmpl, likewise")
     parser.add_argument("--drawn", type=Path, required=True, help="dcmpl-prompted on drawings")
-    parser.add_argument("--whole", type=Path, required=True, help="the plain preset on drawings")
     parser.add_argument("--drawings", type=Path, required=True, help="their data.csv")
     options = parser.parse_args()
     calibration = calibration_of(options.run)
     meaning = calibration.targets["quality"]
     found: dict[str, Any] = {
         "run": measured(options.run),
-        "blind": measured(options.blind),
         "drawn": measured(options.drawn),
-        "whole": measured(options.whole),
         "cuts": cuts(meaning),
         "validation": meaning.validation,
         "training": meaning.training,

@@ -28,8 +28,8 @@ README = (ROOT / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8765"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: Path = ROOT / "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -112,6 +112,10 @@ def test_commands_and_python_of_the_readme_run(
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["a.png", "b.png"]
     with listening(service(Scorer.from_pretrained("runs/agiqa3k"))) as address:
         exec(remote.replace(ADDRESS, address), found := {})
+        (line,) = blocks("bash", ROOT / "docs" / "serving.md")
+        Path("scores.csv").unlink()
+        assert main(shlex.split(line.replace(ADDRESS, address))[1:]) == 0
+    assert len(pd.read_csv("scores.csv")) == 48
     assert [score.image for score in found["scores"]] == ["a.png", "b.png"]
 
 
