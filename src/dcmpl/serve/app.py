@@ -33,7 +33,7 @@ from dcmpl.serve.answers import (
 )
 from dcmpl.serve.explanations import Explainer
 from dcmpl.serve.figures import Figures
-from dcmpl.serve.forms import BODY, Asked, read_request
+from dcmpl.serve.forms import Asked, body, read_request
 from dcmpl.serve.guard import Guard
 from dcmpl.serve.pages import api, home, part
 from dcmpl.serve.problems import Problem, problem
@@ -256,13 +256,14 @@ def service(
 
 def _add_paths(app: FastAPI, paths: _Paths) -> None:
     lines: dict[int | str, Any] = {200: {"content": {LINES: {"schema": {"type": "string"}}}}}
-    for path, does, model, more in (
-        ("/v1/score", paths.score, Rows, lines),
-        ("/v1/rank", paths.rank, Ranked, {}),
-        ("/v1/compare", paths.compare, Compared, {}),
+    for path, does, count, model, more in (
+        ("/v1/score", paths.score, None, Rows, lines),
+        ("/v1/rank", paths.rank, None, Ranked, {}),
+        ("/v1/compare", paths.compare, 2, Compared, {}),
         (
             "/v1/explain",
             paths.explain,
+            1,
             Explained,
             {200: {"content": {"image/png": {}}}, **_kept(501)},
         ),
@@ -273,7 +274,7 @@ def _add_paths(app: FastAPI, paths: _Paths) -> None:
             methods=["POST"],
             response_model=model,
             responses={**FAULTS, **more},
-            openapi_extra=BODY,
+            openapi_extra=body(count),
         )
     app.add_api_route(
         "/v1/model", paths.model, response_model=Model, responses=_kept(401, 403, 421)

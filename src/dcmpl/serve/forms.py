@@ -18,7 +18,7 @@ from starlette.requests import Request
 from dcmpl.serve.problems import Problem
 from dcmpl.serve.queue import Limits, Upload
 
-__all__ = ["BODY", "Asked", "read_request"]
+__all__ = ["Asked", "body", "read_request"]
 
 MOST_NAME, MOST_PROMPT = 1024, 64 * 2**10
 """Letters of a name, and bytes of a prompt or another field."""
@@ -47,57 +47,44 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     by: str = ""
 
 
-_FORM = {
-    "type": "object",
-    "required": ["files"],
-    "properties": {
+def body(count: int | None = None) -> dict[str, Any]:
+    """Body of a request, for OpenAPI; ``count``: how many images there must be."""
+    bounds = {"minItems": count or 1, **({"maxItems": count} if count else {})}
+    prompts = "the prompt of all images, or one for each, in their order"
+    form = {
         "files": {
             "type": "array",
-            "minItems": 1,
+            **bounds,
             "items": {"type": "string", "contentMediaType": "application/octet-stream"},
             "description": "the images",
         },
-        "prompt": {
-            "type": "array",
-            "items": {"type": "string"},
-            "description": "the prompt of all images, or one for each, in their order",
-        },
+        "prompt": {"type": "array", "items": {"type": "string"}, "description": prompts},
         "by": {"type": "string", "description": "what to rank by, as quality or quality_mos"},
-    },
-}
-_JSON = {
-    "type": "object",
-    "required": ["images"],
-    "additionalProperties": False,
-    "properties": {
-        "images": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["data"],
-                "additionalProperties": False,
-                "properties": {
-                    "data": {"type": "string", "contentEncoding": "base64"},
-                    "name": {"type": "string", "maxLength": MOST_NAME},
-                    "prompt": {"type": ["string", "null"]},
-                },
-            },
-        },
+    }
+    image = {
+        "data": {"type": "string", "contentEncoding": "base64"},
+        "name": {"type": "string", "maxLength": MOST_NAME},
+        "prompt": {"type": ["string", "null"]},
+    }
+    json = {
+        "images": {"type": "array", **bounds, "items": _object("data", image)},
         "prompt": {"type": "string", "description": "of images that have none of their own"},
         "by": {"type": "string"},
-    },
-}
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": _FORM},
-            "application/json": {"schema": _JSON},
-        },
     }
-}
-"""The body of a request, for OpenAPI."""
+    content = {
+        "multipart/form-data": {"schema": _object("files", form)},
+        "application/json": {"schema": _object("images", json)},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _object(required: str, properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [required],
+        "additionalProperties": False,
+        "properties": properties,
+    }
 
 
 @asynccontextmanager
