@@ -104,7 +104,7 @@ def give(page: Any, data: Path, count: int = 6, prompt: str = "a fox") -> list[P
     page.fill("#prompt", prompt)
     page.set_input_files("#files", [str(path) for path in paths])
     page.wait_for_selector("#work", state="hidden")
-    page.wait_for_function(f"document.querySelectorAll('.card').length >= {count + 1}")
+    page.wait_for_selector(f".card >> nth={count}")
     return paths
 
 
@@ -137,6 +137,36 @@ def test_images_are_scored_sorted_and_saved_as_the_scorer_does(
     assert found[-1]["status"] == "error"
     page.select_option("#sort", "")
     assert names(page) == sorted(path.name for path in paths)
+
+
+def test_page_says_what_scores(page: Any, calibrated_run: Path) -> None:
+    page.wait_for_selector("#model:has-text('version')")
+    told = str(page.text_content("#model"))
+    assert told.startswith(f"{calibrated_run.name}, version ")
+    assert told.endswith("; alignment is judged from the image alone")
+
+
+def test_texts_beside_images_are_their_prompts(
+    page: Any, judged_data: Path, tmp_path: Path
+) -> None:
+    images = sorted(judged_data.parent.glob("*.png"))[:3]
+    for image in images:
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    first, second, third = images
+    (tmp_path / f"{first.stem}.txt").write_text("  a red fox, \u706b\n", encoding="utf-8")
+    (tmp_path / f"{second.stem}.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "alone.txt").write_text("a text beside no image")
+    page.fill("#prompt", "of the others")
+    page.set_input_files("#files", [str(path) for path in sorted(tmp_path.iterdir())])
+    page.wait_for_selector("#trouble:not([hidden])")
+    told = str(page.text_content("#trouble"))
+    assert told.startswith(f"no prompt read from {second.stem}.txt: expected at most 64 KiB")
+    assert {row["image"]: row["prompt"] for row in rows(page)} == {
+        first.name: "a red fox, \u706b",
+        second.name: "of the others",
+        third.name: "of the others",
+        "alone.txt": "of the others",
+    }
 
 
 def test_threshold_and_labels_say_how_many_stay(page: Any, judged_data: Path) -> None:

@@ -3,7 +3,7 @@
 import * as client from "./client.js";
 import { card, element, forget } from "./cards.js";
 import { showImage, showPair } from "./dialogs.js";
-import { csv, dropped, save, zip } from "./files.js";
+import { csv, dropped, paired, save, zip } from "./files.js";
 
 const $ = (id) => document.getElementById(id);
 const LABELS = ["excellent", "good", "fair", "poor", "bad"];
@@ -26,7 +26,7 @@ async function begin() {
   }
   trouble("");
   $("model").textContent = `${known.about.model}, version ${known.version}; ` +
-    (known.reads_prompt ? "alignment reads the prompt" : "alignment is judged from the image alone");
+    (known.reads ? "alignment reads the prompt" : "alignment is judged from the image alone");
   $("sort").replaceChildren(...known.targets.map((name) => element("option", { value: name, textContent: name })),
     element("option", { value: "", textContent: "name" }));
   $("label").replaceChildren(...["all", ...LABELS, "error"].map((name) => element("option", { value: name, textContent: name })));
@@ -39,10 +39,11 @@ const scale = () => known.scales[target()];
 
 async function take(found) {
   const prompt = $("prompt").value.trim();
-  const fresh = found.map(({ file, name }) => ({ file, name, prompt, row: null, picked: false }));
-  if (!fresh.length) return;
-  items.push(...fresh);
+  const { images, unread } = await paired(found, prompt);
+  if (!images.length) return;
+  items.push(...images.map((image) => ({ ...image, row: null, picked: false })));
   await scoreAll();
+  if (unread.length) trouble(`no prompt read from ${unread.join(", ")}: expected at most 64 KiB of UTF-8`);
 }
 
 async function scoreAll() {

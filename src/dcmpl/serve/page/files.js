@@ -23,6 +23,26 @@ async function walk(entry, found) {
   }
 }
 
+const stem = (name) => name.replace(/\.[^./]*$/, "");
+
+/** Images with their prompts: that of the text beside one, a.txt beside a.png, or else `prompt`. */
+export async function paired(found, prompt) {
+  const isText = ({ name }) => /\.(txt|caption)$/i.test(name);
+  const stems = new Set(found.filter((each) => !isText(each)).map(({ name }) => stem(name)));
+  const beside = found.filter((each) => isText(each) && stems.has(stem(each.name)));
+  const texts = new Map(), unread = [];
+  for (const { file, name } of beside) {
+    try {
+      if (file.size > 65536) throw new RangeError(name);
+      texts.set(stem(name), new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer()).trim());
+    } catch {
+      unread.push(name);
+    }
+  }
+  const rest = found.filter((each) => !beside.includes(each));
+  return { images: rest.map(({ file, name }) => ({ file, name, prompt: texts.get(stem(name)) ?? prompt })), unread };
+}
+
 // A cell that a spreadsheet would take for a formula gets a quote in front, as in dcmpl's own files.
 function cell(value) {
   if (value === null || value === undefined) return "";
