@@ -4,8 +4,9 @@
     dcmpl evaluate runs/default --split test; python tools/check_maps.py runs/default
     python tools/draw_scenes.py --out drawn --images 5000
     dcmpl train --data drawn/data.csv ... --out runs/drawn   # as the page has it
-    python tools/measure_reading.py runs/drawn --data drawn/data.csv
-    python tools/write_scores.py runs/default --drawn runs/drawn --drawings drawn/data.csv
+    python tools/measure_reading.py runs/drawn --data drawn/data.csv --images 800
+    python tools/write_scores.py runs/default --drawings drawn/data.csv \
+        --reading runs/drawn/reading.json
 
 Every figure on the page is taken from those folders, and kept in docs/scores.json.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dcmpl.cli.main import main as dcmpl
 from dcmpl.data.table import ImageTable
@@ -26,15 +27,14 @@ from dcmpl.files import as_json
 from dcmpl.images.decode import read_image
 from dcmpl.pages import figure_png, markdown_table
 from dcmpl.runs import read_run, read_split, table_of_run
-from dcmpl.scoring.calibration import LABELS, Calibration, Meaning, read_calibration
+from dcmpl.scoring.calibration import Calibration, Meaning, read_calibration
 from dcmpl.scoring.explain import damaged
 from dcmpl.scoring.torch_engine import TorchEngine, load_model, predict_table
 from dcmpl.training.calibrate import COVERAGES, judged
 from draw_scenes import each_once
 
 DOCS = Path(__file__).parents[1] / "docs"
-OF_EACH, SIDE = 6, 128
-NAMES = "metrics.json", "maps.json", "reading.json"
+NAMES = "metrics.json", "maps.json"
 
 
 def test_part(folder: Path) -> ImageTable:
@@ -100,33 +100,11 @@ def plots(folder: Path, found: Mapping[str, Any]) -> bytes:
     return figure_png(figure)
 
 
-def levels(folder: Path, out: Path) -> None:
-    """Images of the test part at each label, in rows from bad to excellent."""
-    calibration, test = calibration_of(folder), test_part(folder)
-    test = test.select(pd.Series(np.arange(len(test)) < 1000))
-    _, model = load_model(folder)
-    engine = TorchEngine(model, ["quality"])
-    scores = predict_table(engine, test, calibration.views, "choosing images")[0][:, 0]
-    labels = np.array(calibration.targets["quality"].labels(scores))
-    sheet = Image.new("RGB", (90 + OF_EACH * SIDE, len(LABELS) * SIDE), "white")
-    pen = ImageDraw.Draw(sheet)
-    for row, label in enumerate(LABELS):
-        pen.text((6, row * SIDE + SIDE // 2), label, fill="black", font_size=16)
-        rows = np.flatnonzero(labels == label)
-        chosen = rows[np.argsort(scores[rows])]
-        chosen = chosen[np.linspace(0, len(chosen) - 1, min(OF_EACH, len(chosen))).astype(int)]
-        for column, index in enumerate(chosen):
-            image = Image.fromarray(read_image(test.frame["image"].iloc[index]))
-            sheet.paste(image.resize((SIDE, SIDE)), (90 + column * SIDE, row * SIDE))
-    sheet.save(out, quality=85)
-
-
 def why(folder: Path, drawn: Path, out: Path) -> dict[str, Any]:
     """``dcmpl explain`` of a drawing with a noisy piece and a word that is wrong."""
     table = pd.read_csv(drawn)
-    names = set(test_part(folder).frame["name"])
-    rows = table[table["image"].isin(names) & (table["generator"] == "clean")]
-    row = rows[rows["wrong_in"].str.endswith("colour")].iloc[0]
+    rows = table[(table["generator"] == "clean") & table["wrong_in"].str.endswith("colour")]
+    row = rows.iloc[0]
     image = Image.fromarray(read_image(str(drawn.parent / row["image"])))
     large = np.asarray(image.resize((512, 512), Image.Resampling.BICUBIC))  # room for a map
     spoilt = out.with_suffix(".tmp.png")
@@ -171,7 +149,7 @@ def page(found: Mapping[str, Any]) -> str:
     """The whole page, from docs/scores.json."""
     template = Path(__file__).with_name("scores_page.md").read_text(encoding="utf-8")
     metrics = found["run"]["metrics"]
-    reading = found["drawn"]["reading"]
+    reading = found["reading"]
     of = found["run"]["maps"]
     values: dict[str, Any] = {
         "cuts": found["cuts"],
@@ -253,21 +231,20 @@ def page(found: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="dcmpl-prompted, evaluated on its test part")
-    parser.add_argument("--drawn", type=Path, required=True, help="dcmpl-prompted on drawings")
-    parser.add_argument("--drawings", type=Path, required=True, help="their data.csv")
+    parser.add_argument("--drawings", type=Path, required=True, help="table of drawings")
+    parser.add_argument("--reading", type=Path, required=True, help="of a run trained on them")
     options = parser.parse_args()
     calibration = calibration_of(options.run)
     meaning = calibration.targets["quality"]
     found: dict[str, Any] = {
         "run": measured(options.run),
-        "drawn": measured(options.drawn),
+        "reading": json.loads(options.reading.read_text(encoding="utf-8")),
         "cuts": cuts(meaning),
         "validation": meaning.validation,
         "training": meaning.training,
-        "why": why(options.drawn, options.drawings, DOCS / "why.png"),
+        "why": why(options.run, options.drawings, DOCS / "why.png"),
     }
     (DOCS / "scores.png").write_bytes(plots(options.run, found["run"]["metrics"]))
-    levels(options.drawn, DOCS / "levels.jpg")
     (DOCS / "scores.json").write_bytes(as_json(found))
     (DOCS / "scores.md").write_text(page(found), encoding="utf-8")
 

@@ -36,7 +36,7 @@ KINDS = ["center", "grid-2", "grid-3", "grid-4", "windows"]
 class Mean:
     """Scores a window by its mean brightness, for the second task by that of its red."""
 
-    name, precision, tasks, size = "mean", "fp32", ("quality", "alignment"), 32
+    name, precision, tasks, size, batch = "mean", "fp32", ("quality", "alignment"), 32, 16
 
     reads: str | None = None
 

@@ -8,6 +8,7 @@ reads the prompt, what the score gains when a word is left out.
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +17,15 @@ from jaxtyping import Float, Float64, UInt8
 from scipy import ndimage
 
 from dcmpl.errors import UsageError
+from dcmpl.images.decode import cores
 from dcmpl.images.windows import random_window
 from dcmpl.model.folded import Folded
 from dcmpl.pages import figure_png
 from dcmpl.progress import track
+from dcmpl.scoring.batching import ahead
 from dcmpl.scoring.calibration import Calibration, PatchReadout
-from dcmpl.scoring.engines import Answer, Engine, Question, all_answers
-from dcmpl.scoring.torch_engine import TorchEngine
+from dcmpl.scoring.engines import BATCH, Answer, Engine, Question, all_answers, batch_of
+from dcmpl.scoring.torch_engine import TorchEngine, core_lanes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +43,7 @@ __all__ = [
 ]
 
 
-RIDGE, BATCH = 10.0, 32
+RIDGE = 10.0
 Window = UInt8[np.ndarray, "height width 3"]
 
 
@@ -62,23 +65,31 @@ def damaged(
     return found
 
 
-@torch.inference_mode()
 def patch_features(
     network: Folded, windows: Sequence[Window]
 ) -> Iterator[Float64[np.ndarray, "patches features"]]:
     """Features of patches: tokens before the first and the last block, quality branch."""
-    branch = network.branch_of[0]
-    blocks = list(network.blocks)[:-1]
-    for start in range(0, len(windows), BATCH):
-        batch = torch.from_numpy(np.stack(windows[start : start + BATCH])).to(network.proj.device)
-        first, patches, _ = network.stem(batch)
-        class_token = (network.start + first)[:, None]
-        x = network.ln_pre(torch.cat([class_token, patches + network.positions], dim=1))
-        count = x.shape[1]
-        for block in blocks:
-            x = block(x, branch, count, False)
-        both = torch.cat([patches, x[:, 1:count]], dim=-1)
-        yield from both.cpu().double().numpy()
+    size = batch_of(network.size) if network.proj.device.type == "cpu" else BATCH
+    batches = (np.stack(windows[i : i + size]) for i in range(0, len(windows), size))
+    count = cores()
+    with core_lanes(count) as pool:  # as scoring does: threads within a product wait for each other
+        for found in ahead(batches, partial(_patch_features, network), pool, count):
+            yield from found
+
+
+@torch.inference_mode()
+def _patch_features(
+    network: Folded, windows: UInt8[np.ndarray, "batch size size 3"]
+) -> Float64[np.ndarray, "batch patches features"]:
+    branch, blocks = network.branch_of[0], list(network.blocks)[:-1]
+    first, patches, _ = network.stem(torch.from_numpy(windows).to(network.proj.device))
+    class_token = (network.start + first)[:, None]
+    x = network.ln_pre(torch.cat([class_token, patches + network.positions], dim=1))
+    count = x.shape[1]
+    for block in blocks:
+        x = block(x, branch, count, False)
+    found: np.ndarray = torch.cat([patches, x[:, 1:count]], dim=-1).cpu().double().numpy()
+    return found
 
 
 def fit_patches(
