@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from conftest import Capture, refused
+from dcmpl import weights
 from dcmpl.cli.main import main
 
 
@@ -212,3 +213,25 @@ def test_prompt_in_the_image_is_written_to_its_row(
     words = [tmp_path / "a.png", "--model", trained_run, "-o", out, "--prompt-from", "metadata"]
     assert score(*words) == 0
     assert rows_of(out)[0]["prompt"] == "a red fox"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json", "calibration.json"])
+def test_damaged_model_of_the_package_is_to_be_installed_again(
+    capsys: Capture,
+    image_data: Path,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    damaged = tmp_path / "default"
+    damaged.mkdir()
+    for file in weights.DEFAULT.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    content = bytearray((damaged / name).read_bytes())
+    content[-20] ^= 1
+    (damaged / name).write_bytes(content)
+    monkeypatch.setattr(weights, "DEFAULT", damaged)
+    line = refused(capsys, 1, "score", image_data.parent / "00.png", "-o", out)
+    assert line.startswith(f"expected {damaged / name} as dcmpl wrote it, got ")
+    assert line.endswith(": install dcmpl again: a file of its own is damaged")

@@ -25,10 +25,11 @@ from dcmpl.evaluation.results import prompts_matter
 from dcmpl.images.decode import read_image
 from dcmpl.metrics import srcc
 from dcmpl.model.prompt_reader import Reader
+from dcmpl.model.tokenizer import Parts
 from dcmpl.runs import read_run
 from dcmpl.scoring.files import Row
 from dcmpl.scoring.job import Journal
-from dcmpl.scoring.scorer import Scorer, ScoringOptions
+from dcmpl.scoring.scorer import Scorer, ScoringOptions, of_prompt
 from dcmpl.scoring.torch_engine import TorchEngine, load_model, predict_table
 from dcmpl.training.batches import EpochWindows, epoch_loader
 from dcmpl.training.calibrate import judged
@@ -232,9 +233,9 @@ def test_alignment_depends_on_the_prompt_and_quality_does_not_bit_for_bit(
 ) -> None:
     prompts = ["a red circle", "blue", "рыжая лиса", "x " * 100, "a red square"]
     found = [scorer.score(paths, prompt) for prompt in prompts]
-    for of_prompt in found[1:]:
-        assert [row.quality for row in of_prompt] == [row.quality for row in found[0]]
-        pairs = zip(of_prompt, found[0], strict=True)
+    for other in found[1:]:
+        assert [row.quality for row in other] == [row.quality for row in found[0]]
+        pairs = zip(other, found[0], strict=True)
         assert all(abs((a.alignment or 0) - (b.alignment or 0)) > 1e-4 for a, b in pairs)
 
 
@@ -396,6 +397,12 @@ def test_without_long_prompts_the_end_is_dropped(
     words = ["--model", prompted_run, "-o", cut, "--long-prompts", "truncate"]
     assert score(listed, *words) == 0
     assert plain.read_bytes() == cut.read_bytes()
+
+
+def test_note_names_no_word_at_length() -> None:
+    parts = Parts(((1, 2, 3),), unknown=("short", "x" * 5000))
+    (note,) = of_prompt("short " + "x" * 5000, parts, "alignment")
+    assert note == f"not understood: short, {'x' * 40}..."
 
 
 def test_unknown_way_with_long_prompts_is_wrong_usage(

@@ -15,7 +15,7 @@ from dcmpl.cli.options import (
 from dcmpl.errors import UsageError
 from dcmpl.files import write_atomically
 from dcmpl.progress import say
-from dcmpl.weights import warn_of_model
+from dcmpl.weights import as_installed, warn_of_model
 
 __all__ = ["EXPLAIN"]
 
@@ -41,9 +41,10 @@ def explain(arguments: Arguments) -> int:
 
     if not has_matplotlib():
         raise UsageError("matplotlib to draw with", "none", "pip install 'dcmpl-agiqa[plots]'")
-    run, model = load_model(folder, arguments.backbone, arguments.device)
+    with as_installed(folder):
+        run, model = load_model(folder, arguments.backbone, arguments.device)
+        calibration = read_calibration(folder, run.weights_sha256)
     warn_of_model(folder, run.backbone)
-    calibration = read_calibration(folder, run.weights_sha256)
     if calibration is None:
         say(f"note: no MOS units and no map of patches: {uncalibrated(run)}")
     with quiet_pillow():

@@ -29,7 +29,7 @@ from dcmpl.scoring.engines import (
 )
 from dcmpl.scoring.judge import CHUNK, Judge, chosen_targets
 from dcmpl.scoring.results import Score
-from dcmpl.weights import model_folder
+from dcmpl.weights import as_installed, model_folder
 
 if TYPE_CHECKING:
     from dcmpl.scoring.torch_engine import ScoreLoss
@@ -41,6 +41,9 @@ EDGE = 1e-3
 
 TOLD_WORDS = 5
 """Words of a prompt that a note names."""
+
+MOST_LETTERS = 40
+"""Letters of such a word."""
 
 PACKAGES = {"torch": ["torch"], "onnx": ["onnxruntime"], "openvino": ["openvino"]}
 """Packages that compute, by engine."""
@@ -119,6 +122,11 @@ class Read(NamedTuple):
     file: str
 
 
+def shorten(word: str) -> str:
+    """A word for a note; a long one loses its end."""
+    return word if len(word) <= MOST_LETTERS else f"{word[:MOST_LETTERS]}..."
+
+
 def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
     """Note on the reading of a prompt."""
     if not prompt.strip():
@@ -130,7 +138,8 @@ def of_prompt(prompt: str, parts: Parts, target: str) -> list[str]:
         notes.append(f"the prompt was read in {len(parts.ids)} parts")
     if parts.unknown:
         more = ", ..." if len(parts.unknown) > TOLD_WORDS else ""
-        notes.append(f"not understood: {', '.join(parts.unknown[:TOLD_WORDS])}{more}")
+        told = (shorten(word) for word in parts.unknown[:TOLD_WORDS])
+        notes.append(f"not understood: {', '.join(told)}{more}")
     letters = sum(not letter.isspace() for letter in prompt)
     if parts.count > letters + len(prompt.split()):  # a token may be the blank before a word
         notes.append("the model has no words for the letters of the prompt")
@@ -233,7 +242,8 @@ class Scorer(Judge):
         folder, options = model_folder(model), options.changed(**changes)
         if (folder / EXPORT).is_file():
             return cls._of_export(folder, options)
-        return cls._of_run(folder, options)
+        with as_installed(folder):
+            return cls._of_run(folder, options)
 
     @classmethod
     def _of_export(cls, folder: Path, options: ScoringOptions) -> "Scorer":

@@ -4,14 +4,17 @@ Imports no torch: the name of a backbone is checked before any work begins.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dcmpl.errors import UsageError
+from dcmpl.errors import RunError, UsageError, WeightsError
 from dcmpl.progress import say
 
 __all__ = [
     "DEFAULT",
     "EMBEDDED",
+    "as_installed",
     "check_backbone",
     "model_folder",
     "warn_of_embedded",
@@ -50,6 +53,18 @@ def model_folder(name: str | Path | None) -> Path:
     if name is None or (str(name) == "default" and not Path(name).is_dir()):
         return DEFAULT
     return Path(name)
+
+
+@contextmanager
+def as_installed(folder: Path) -> Iterator[None]:
+    """Say of faults in the package's own model that it is to be installed again."""
+    try:
+        yield
+    except (RunError, WeightsError) as error:
+        if folder != DEFAULT:
+            raise
+        hint = "install dcmpl again: a file of its own is damaged"
+        raise type(error)(error.expected, error.got, hint, error.reason) from error
 
 
 def warn_of_embedded(backbone: str) -> None:
