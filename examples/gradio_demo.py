@@ -2,16 +2,17 @@
 
 dcmpl serve                                    # in one environment
 pip install dcmpl-agiqa gradio                 # in another
-python gradio_demo.py http://127.0.0.1:8765
+python gradio_demo.py http://127.0.0.1:8765    # KEY in the environment, if any
 """
 
+import os
 import sys
 
 import gradio
 
 from dcmpl.client import Client
 
-client = Client(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8765")
+client = Client(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8765", os.getenv("KEY"))
 
 
 def rank(files: list[str] | None, prompt: str) -> tuple[list[tuple[str, str]], str]:

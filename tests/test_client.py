@@ -1,6 +1,7 @@
 """A client gives the rows of a scorer, and says what a service says."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcmpl.client import FORM, LONGEST, MODEL, SOME, UNDER_WAY, Client, digest_of
+from dcmpl.client import FORM, LONGEST, MODEL, MOST_PROMPT, SOME, UNDER_WAY, Client, digest_of
+from dcmpl.data.sources import Source
 from dcmpl.errors import RunError, UsageError
+from dcmpl.scoring.results import Scores
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.serve.app import service
 from dcmpl.serve.queue import Limits
@@ -111,10 +114,49 @@ def test_service_that_is_not_there_is_an_error() -> None:
         Client("http://127.0.0.1:9").model()
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8765", "ftp://127.0.0.1", "http://", "http://a/?b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "127.0.0.1:8765", "ftp://127.0.0.1", "http://", "http://a/?b", "http://[::1"),
+        *("http://a:99999", "http://a:b", "http://a..b", "http://127.0.0.1/\u706b"),
+    ],
+)
 def test_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="expected the address of a service"):
         Client(url)
+
+
+def test_key_may_end_with_the_line_it_stood_in(url: str) -> None:
+    assert Client(url, f"{KEY}\n").targets
+    with pytest.raises(UsageError, match="expected a key of plain letters"):
+        Client(url, "a\nb")
+
+
+def strange(folder: Path, good: Path) -> list[Any]:
+    """Files that are no images, in all the ways there are."""
+    for name in ('a"b.png', "b\\c.png", "a\udc80.png", f"{'n' * 200}.png"):
+        (folder / name).write_bytes(b"no image")
+    os.mkfifo(folder / "fifo.png")
+    inside = folder / "closed" / "a.png"
+    return [*sorted(folder.iterdir()), "x" * 5000, inside, folder / "none.png", "a\0b", good, ""]
+
+
+def test_reasons_are_those_of_the_scorer(
+    scorer: Scorer, url: str, judged_data: Path, tmp_path: Path
+) -> None:
+    images = strange(tmp_path, judged_data.parent / "000.png")
+    ours, theirs = Client(url, KEY).score(images), scorer.score(images)
+    assert [score.reason for score in ours] == [score.reason for score in theirs]
+    ours = Scores(Client(url, KEY).rows(Source(str(i), str(i)) for i in images))
+    theirs = Scores(scorer.rows(Source(str(i), str(i)) for i in images))
+    assert [score.reason for score in ours] == [score.reason for score in theirs]
+
+
+def test_prompt_that_is_too_long_is_the_fault_of_its_row(url: str, judged_data: Path) -> None:
+    path = judged_data.parent / "000.png"
+    found = Client(url, KEY).score([path, path], ["a fox", "x" * (MOST_PROMPT + 1)])
+    assert [score.status for score in found] == ["ok", "error"]
+    assert found[1].reason.startswith("expected a prompt of at most 65,536 bytes for the service")
 
 
 class Stranger(BaseHTTPRequestHandler):
@@ -194,9 +236,28 @@ def test_full_queue_is_waited_for(stranger: tuple[str, Any], image_data: Path) -
     assert slept == [7, LONGEST]
 
 
+class Waiting(Client):
+    """A client whose first request fails while the others wait until they are broken off."""
+
+    def _answered(self, calls: Any, sent: Any) -> Any:
+        if sent[0].source.name.endswith("00.png"):
+            raise RunError("an answer", "none")
+        calls.gone.wait()
+        raise RunError("time", "none")
+
+
+def test_who_stops_does_not_wait_for_what_is_under_way(
+    stranger: tuple[str, Any], image_data: Path
+) -> None:
+    url, kind = stranger
+    kind.model = described(most_images=1)
+    with pytest.raises(RunError, match="expected an answer, got none"):
+        Waiting(url).score([image_data.parent / f"0{i}.png" for i in range(3)])
+
+
 def test_queue_that_stays_full_is_an_error(stranger: tuple[str, Any], image_data: Path) -> None:
     url, kind = stranger
-    kind.answers = [FULL] * 100
+    kind.answers = [LONG] * 100
     with pytest.raises(RunError, match="expected room in the queue of"):
         Client(url, sleep=lambda _: None).score([image_data.parent / "00.png"])
 
@@ -256,3 +317,13 @@ def test_requests_have_no_more_than_the_service_takes(
         f"expected a file of at most {2**20 - FORM:,} bytes for the service, got {large}"
     )
     assert kind.answers == []
+
+
+def test_requests_have_no_more_bytes_than_the_service_takes(
+    scorer: Scorer, judged_data: Path
+) -> None:
+    paths = sorted(judged_data.parent.glob("*.png"))[:12]
+    most = 2 * max(path.stat().st_size for path in paths) + 4 * FORM
+    with listening(service(scorer, Limits(upload=most))) as found:
+        rows = Client(found).score(paths, "p" * FORM)
+    assert [row.status for row in rows] == ["ok"] * 12

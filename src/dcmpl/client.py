@@ -8,16 +8,19 @@
 import hashlib
 import io
 import json
+import os
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
+from socket import SHUT_RDWR
+from threading import Event
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from PIL import Image
@@ -42,12 +45,15 @@ MOST_SENT = 32 * 2**20
 UNDER_WAY = 2
 """Requests at a time: one is sent while another is scored."""
 
-FORM = 2**12
-"""Bytes that a form may add to an image."""
+FORM = 512
+"""Bytes that a form may add to an image, and to all of them."""
+
+MOST_PROMPT = 2**16
+"""Bytes of a prompt."""
 
 MOST_LINE = 2**22
-RETRIES, LONGEST = 20, 600
-"""Times that the client waits for a full queue, and seconds of each at most."""
+LONGEST, PATIENCE = 600, 3600
+"""Seconds that the client waits for a full queue at a time, and in all."""
 
 OWN = {field.name for field in fields(Score)} - {"more"}
 MODEL = "X-Model"
@@ -63,8 +69,8 @@ class Client(Judge):
     """Score images with the service at ``url``; ``key`` is the one it asks for, if any.
 
     ``timeout``: seconds without a sign of life. While the service's queue is full the client
-    waits as long as it is told, up to twenty times. Raises :class:`UsageError` for a URL that
-    is none or a key that is another, :class:`RunError` where no service answers.
+    waits as long as it is told, an hour at most. Raises :class:`UsageError` for a URL or a key
+    that is none or a key that is another, :class:`RunError` where no service answers.
     """
 
     def __init__(
@@ -73,23 +79,23 @@ class Client(Judge):
         key: str | None = None,
         *,
         timeout: float = 600,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise UsageError("the address of a service, as http://127.0.0.1:8765", url or "none")
-        self._parts, self._key, self._timeout, self._sleep = parts, key, timeout, sleep
-        found = _described(self.model(), parts.netloc)
+        self._parts, self._key = _address(url), (key or "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UsageError("a key of plain letters", "others")
+        self._timeout, self._sleep = timeout, sleep
+        found = _described(self.model(), self._parts.netloc)
         self.about, self.targets, self.columns = found.about, found.targets, found.columns
         self.reads, self.uncalibrated = found.reads, found.uncalibrated
-        self.calibration = _calibration(found.calibration, parts.netloc)
+        self.calibration = _calibration(found.calibration, self._parts.netloc)
         self._identity, self._digest = found.identity, digest_of(found.identity)
         self._most = found.most_bytes - FORM
         self._some = min(SOME, found.most_images)
 
     def model(self) -> dict[str, Any]:
         """Description of the model that scores there."""
-        with self._asked("GET", "/v1/model") as answer:
+        with self._asked(_Calls(), "GET", "/v1/model") as answer:
             return _json_of(answer.read(MOST_LINE), self._parts.netloc)
 
     def identity(self) -> dict[str, Any]:
@@ -101,18 +107,23 @@ class Client(Judge):
 
         What cannot be read here has its row, and is not sent.
         """
-        with ThreadPoolExecutor(UNDER_WAY) as pool:
-            found = ahead(self._requests(sources), self._scored, pool, UNDER_WAY - 1)
+        pool, calls = ThreadPoolExecutor(UNDER_WAY), _Calls()
+        try:
+            scored = partial(self._scored, calls)
+            found = ahead(self._requests(sources), scored, pool, UNDER_WAY - 1)
             for index, score in enumerate((s for scores in found for s in scores), start):
                 yield replace(score, index=index)
+        finally:
+            calls.end()
+            pool.shutdown(cancel_futures=True)
 
     def _requests(self, sources: Iterable[Source]) -> "Iterator[list[_Part]]":
         """Parts of each request, as many as it may have."""
         parts: list[_Part] = []
-        size = 0
+        size, most = 0, min(MOST_SENT, self._most)
         for source in sources:
             part = _part_of(source, self._most)
-            if parts and (len(parts) == self._some or size + part.size > MOST_SENT):
+            if parts and (len(parts) == self._some or size + part.size > most):
                 yield parts
                 parts, size = [], 0
             parts.append(part)
@@ -120,20 +131,21 @@ class Client(Judge):
         if parts:
             yield parts
 
-    def _scored(self, parts: "Sequence[_Part]") -> list[Score]:
+    def _scored(self, calls: "_Calls", parts: "Sequence[_Part]") -> list[Score]:
         """Scores of one request."""
         sent = [part for part in parts if part.content is not None]
-        rows = iter(self._answered(sent) if sent else [])
+        rows = iter(self._answered(calls, sent) if sent else [])
         return [
             part.scored(next(rows)) if part.content is not None else part.failed(self.columns)
             for part in parts
         ]
 
-    def _answered(self, sent: "Sequence[_Part]") -> list[dict[str, Any]]:
+    def _answered(self, calls: "_Calls", sent: "Sequence[_Part]") -> list[dict[str, Any]]:
         """Rows of a request."""
-        kind, body = _form(sent)
+        mark = secrets.token_hex(16)  # stands for each name, which the service gives back in texts
+        kind, body = _form(sent, mark)
         headers = {"Content-Type": kind, "Accept": "application/x-ndjson"}
-        with self._asked("POST", "/v1/score", body, headers) as answer:
+        with self._asked(calls, "POST", "/v1/score", body, headers) as answer:
             if answer.headers.get(MODEL) != self._digest:
                 raise RunError(
                     f"the model that {self._parts.netloc} had at first",
@@ -147,17 +159,26 @@ class Client(Judge):
             raise RunError(
                 f"{len(sent)} rows from {self._parts.netloc}", f"{len(rows)} and the end"
             )
+        for place, (row, part) in enumerate(zip(rows, sent, strict=True)):
+            for text in ("reason", "note"):
+                row[text] = row[text].replace(_name(mark, place), part.source.name)
         return rows
 
     @contextmanager
     def _asked(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self,
+        calls: "_Calls",
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
     ) -> Iterator[HTTPResponse]:
         """Answer to a request; raises :class:`RunError` or :class:`UsageError` with the reason."""
         where = f"the service at {self._parts.netloc}"
-        for _ in range(RETRIES):
+        waited = 0
+        while waited <= PATIENCE and not calls.gone.is_set():
             try:
-                with closing(self._connection()) as connection:
+                with calls.opened(self._connection()) as connection:
                     connection.request(
                         method,
                         self._parts.path.rstrip("/") + path,
@@ -170,7 +191,9 @@ class Client(Judge):
                     answer = connection.getresponse()
                     after = answer.headers.get("Retry-After", "")
                     if answer.status == 503 and after.isdecimal():
-                        self._sleep(min(int(after[:9]), LONGEST))
+                        seconds = min(int(after[:9]), LONGEST)
+                        waited += max(1, seconds)
+                        (self._sleep or calls.gone.wait)(seconds)
                         continue
                     if answer.status != 200:
                         raise _problem(answer, where)
@@ -179,11 +202,47 @@ class Client(Judge):
             except (OSError, HTTPException) as error:
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 raise RunError(f"an answer from {where}", "none", reason=reason) from error
-        raise RunError(f"room in the queue of {where}", f"none after {RETRIES} tries")
+        raise RunError(f"room in the queue of {where}", f"none after {waited} s")
 
     def _connection(self) -> HTTPConnection:
         kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         return kind(str(self._parts.hostname), self._parts.port, timeout=self._timeout)
+
+
+class _Calls:
+    """Requests that belong together: when who asked goes, all of them end."""
+
+    def __init__(self) -> None:
+        self.gone = Event()
+        self._open: set[HTTPConnection] = set()
+
+    @contextmanager
+    def opened(self, connection: HTTPConnection) -> Iterator[HTTPConnection]:
+        """A connection of the requests, closed when the block ends."""
+        self._open.add(connection)
+        with closing(connection):
+            yield connection
+        self._open.discard(connection)
+
+    def end(self) -> None:
+        """Break off whatever waits."""
+        self.gone.set()
+        for connection in [*self._open]:
+            with suppress(OSError, AttributeError):  # it may not have begun
+                connection.sock.shutdown(SHUT_RDWR)
+
+
+def _address(url: str) -> SplitResult:
+    """Parts of a service's address; raises :class:`UsageError` for what is none."""
+    try:
+        parts = urlsplit(url)
+        whole = f"{parts.hostname}{parts.port}{parts.path}".encode("ascii")
+        if parts.scheme in ("http", "https") and parts.hostname and not parts.query and whole:
+            parts.hostname.encode("idna")
+            return parts
+    except ValueError:  # as of a port that is no number
+        pass
+    raise UsageError("the address of a service, as http://127.0.0.1:8765", url or "none")
 
 
 def _problem(answer: HTTPResponse, where: str) -> DcmplError:
@@ -230,7 +289,7 @@ class _Part:
 
     @property
     def size(self) -> int:
-        return len(self.content or b"")
+        return len(self.content or b"") + len(self.words.encode(errors="replace")) + FORM
 
     def scored(self, row: Mapping[str, Any]) -> Score:
         """Score of the service's row."""
@@ -263,8 +322,10 @@ def _part_of(source: Source, most: int) -> _Part:
         if source.in_metadata:
             prompt, words, read = source.prompt_of(decode_bytes(content, source.name))
             note = "; ".join(filter(None, [note, read]))
-        if len(content) > most:
-            content = None
+        if len(words.encode(errors="replace")) > MOST_PROMPT:
+            told = f"a longer one of {source.name}"
+            raise DataError(f"a prompt of at most {MOST_PROMPT:,} bytes for the service", told)
+        if len(content) + len(words.encode(errors="replace")) + FORM > most:
             raise DataError(f"a file of at most {most:,} bytes for the service", source.name)
     except (DataError, UsageError) as error:
         content, fault = None, str(error)
@@ -276,22 +337,24 @@ def _content_of(source: Source) -> bytes:
     if source.content is not None:
         return source.content
     given = source.given
-    if given is NOTHING and not source.fault:
-        return source.file_content()
-    if isinstance(given, (str, Path)) and Path(given).is_file():
-        return read_file(str(given))
+    path = source.path if given is NOTHING else given
+    if isinstance(path, (str, Path)) and not source.fault and os.path.isfile(path):
+        with suppress(DataError):  # then reading it as a scorer does says why
+            return read_file(str(path))
     content = io.BytesIO()
     Image.fromarray(source.read().pixels).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
-def _form(sent: Sequence[_Part]) -> tuple[str, bytes]:
+def _name(mark: str, place: int) -> str:
+    return f"{mark}-{place}-"
+
+
+def _form(sent: Sequence[_Part], mark: str) -> tuple[str, bytes]:
     """Content type and body of a form with these files and their prompts (RFC 7578)."""
-    mark = secrets.token_hex(16)
     parts = []
-    for part in sent:
-        name = part.source.name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-        files = f'name="files"; filename="{name or "image"}"'
+    for place, part in enumerate(sent):
+        files = f'name="files"; filename="{_name(mark, place)}"'
         kind = "\r\nContent-Type: application/octet-stream"
         for about, value in (
             (files + kind, part.content or b""),

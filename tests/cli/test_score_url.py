@@ -127,11 +127,11 @@ def test_what_was_scored_is_kept_when_the_service_goes(
 
         asked, whole = [0], Client._answered
 
-        def some(client: Client, sent: Any) -> Any:
+        def some(client: Client, *asked_for: Any) -> Any:
             asked[0] += 1
             if asked[0] > 2:
                 raise RunError(f"an answer from the service at {url}", "none")
-            return whole(client, sent)
+            return whole(client, *asked_for)
 
         monkeypatch.setattr(Client, "_answered", some)
         assert score(folder, "--url", url, "-o", out) == 1
@@ -149,6 +149,22 @@ def test_service_that_is_not_there_is_one_sentence(
 ) -> None:
     assert score(images, "--url", "http://127.0.0.1:9", "-o", tmp_path / "s.csv") == 1
     assert "expected an answer from the service at 127.0.0.1:9, got none" in capsys.readouterr().err
+
+
+def test_journal_of_nothing_is_not_left(
+    images: Path, calibrated_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "s.csv"
+
+    def none(*_: Any) -> Any:
+        raise RunError("an answer", "none")
+
+    with listening(service(Scorer.from_pretrained(calibrated_run, device="cpu"))) as url:
+        monkeypatch.setattr("dcmpl.client.Client._answered", none)
+        assert score(images, "--url", url, "-o", out) == 1
+        assert not journal_of(out).exists()
+        monkeypatch.undo()
+        assert score(images, "--url", url, "-o", out) == 3
 
 
 def test_key_that_is_missing_is_asked_for(

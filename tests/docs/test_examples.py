@@ -53,7 +53,7 @@ def test_unit_serves_under_a_key() -> None:
 def test_proxy_asks_where_the_service_listens_and_takes_as_much(name: str) -> None:
     told = text_of(f"examples/{name}")
     assert f"127.0.0.1:{USUAL['port']}" in told
-    assert re.search(rf"\b{USUAL['max_upload']}(m|MB)\b", told)
+    assert re.search(rf"\b{USUAL['max_upload']}(m|MiB)\b", told)
 
 
 class Shown:

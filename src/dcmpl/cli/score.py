@@ -274,8 +274,11 @@ def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
 
 
 def _say_what_scores_mean(judge: "Judge", arguments: Arguments) -> None:
-    model = Path(str(judge.about["model"])) if arguments.url else model_folder(arguments.model)
-    warn_of_model(model, str(judge.about["backbone"]))
+    model, backbone = (str(judge.about.get(name, "unknown")) for name in ("model", "backbone"))
+    if arguments.url is not None:
+        say(f"note: {arguments.url} scores, with its model {model} on {backbone}")
+    else:
+        warn_of_model(model_folder(arguments.model), backbone)
     has_prompts = bool(arguments.prompt or arguments.prompts or arguments.prompt_from)
     reads = judge.reads
     if reads is None and has_prompts and "alignment" in judge.targets:

@@ -116,12 +116,8 @@ def open_journal(
                 "the rows of a scoring that was broken off",
                 "add --resume to go on with it, or delete it",
             )
-        with _opened(path, job, chunk, is_same) as journal:
-            try:
-                yield journal
-            except DcmplError:  # as of a service that is gone
-                say(_kept(path))
-                raise
+        with _opened(path, job, chunk, is_same) as journal, _kept_or_gone(journal):
+            yield journal
         path.unlink()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(path)) from None
@@ -137,6 +133,20 @@ def open_journal(
         with suppress(OSError):
             Path(lock.lock_file).unlink()
         lock.release()
+
+
+@contextmanager
+def _kept_or_gone(journal: Journal) -> Iterator[None]:
+    """Say where rows are where an error ends the block; a journal without any is removed."""
+    try:
+        yield
+    except DcmplError:  # as of a service that is gone
+        if len(journal):
+            say(_kept(journal.path))
+        else:
+            with suppress(OSError):
+                journal.path.unlink()
+        raise
 
 
 def _kept(path: Path) -> str:

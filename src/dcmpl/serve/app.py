@@ -112,6 +112,7 @@ async def _while_there(request: Request, work: Coroutine[Any, Any, Result]) -> R
     finally:
         working.cancel()
         watching.cancel()
+        await asyncio.wait({working, watching})
 
 
 async def _next(scores: AsyncIterator[Score]) -> Score:

@@ -42,13 +42,20 @@ class Explainer:
             raise FullError(f"{self._waiting} explanations that wait", SECONDS * self._waiting)
         self._waiting += 1
         try:
-            async with self._turn:
-                found, figure = await asyncio.to_thread(self._explained, upload, drawn)
+            await self._turn.acquire()
+            work = asyncio.ensure_future(asyncio.to_thread(self._explained, upload, drawn))
+            work.add_done_callback(self._free)  # a thread goes on where who asked is gone
+            found, figure = await asyncio.shield(work)
         finally:
             self._waiting -= 1
         if drawn:
             return Response(figure, media_type="image/png")
         return JSONResponse(_as_json(found))
+
+    def _free(self, done: "asyncio.Future[Any]") -> None:
+        self._turn.release()
+        if not done.cancelled():
+            done.exception()  # known to who asked, if anybody is left
 
     def _explained(self, upload: Upload, drawn: bool) -> "tuple[Explanation, bytes]":
         from dcmpl.scoring.explain import explain  # imports torch

@@ -15,13 +15,14 @@ from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from dcmpl.client import MOST_PROMPT
 from dcmpl.serve.problems import Problem
 from dcmpl.serve.queue import Limits, Upload
 
 __all__ = ["Asked", "body", "read_request"]
 
-MOST_NAME, MOST_PROMPT = 1024, 64 * 2**10
-"""Letters of a name, and bytes of a prompt or another field."""
+MOST_NAME = 1024
+"""Letters of a name; a prompt or another field has MOST_PROMPT bytes at most."""
 
 FIELDS = ("prompt", "by")
 CHARSET = re.compile(r"charset[^=]*=\s*[\"']?([^\"';\s]*)", re.IGNORECASE)

@@ -43,7 +43,10 @@ async function take(found) {
   if (!images.length) return;
   items.push(...images.map((image) => ({ ...image, row: null, picked: false })));
   await scoreAll();
-  if (unread.length) trouble(`no prompt read from ${unread.join(", ")}: expected at most 64 KiB of UTF-8`);
+  if (unread.length) {
+    const told = `no prompt read from ${unread.join(", ")}: expected at most 64 KiB of UTF-8`;
+    trouble([$("trouble").textContent, told].filter(Boolean).join("; "));
+  }
 }
 
 async function scoreAll() {

@@ -31,10 +31,14 @@ export async function paired(found, prompt) {
   const stems = new Set(found.filter((each) => !isText(each)).map(({ name }) => stem(name)));
   const beside = found.filter((each) => isText(each) && stems.has(stem(each.name)));
   const texts = new Map(), unread = [];
-  for (const { file, name } of beside) {
+  const last = ({ name }) => Number(/\.txt$/i.test(name)); // as on the command line, a.txt goes before a.caption
+  for (const { file, name } of [...beside].sort((a, b) => last(a) - last(b))) {
     try {
       if (file.size > 65536) throw new RangeError(name);
-      texts.set(stem(name), new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer()).trim());
+      const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer()).trim();
+      const sent = new TextEncoder().encode(text.replace(/\r?\n/g, "\r\n")); // as a form sends it
+      if (sent.length > 65536) throw new RangeError(name);
+      texts.set(stem(name), text);
     } catch {
       unread.push(name);
     }
