@@ -210,7 +210,7 @@ class Client(Judge):
 
 
 class _Calls:
-    """Requests that belong together: when who asked goes, all of them end."""
+    """Requests of one call, which end together where their rows are no longer wanted."""
 
     def __init__(self) -> None:
         self.gone = Event()
