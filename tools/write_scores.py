@@ -4,7 +4,7 @@
     dcmpl evaluate runs/default --split test; python tools/check_maps.py runs/default
     python tools/draw_scenes.py --out drawn --images 5000
     dcmpl train --data drawn/data.csv ... --out runs/drawn   # as the page has it
-    python tools/measure_reading.py runs/drawn --data drawn/data.csv --images 800
+    python tools/measure_reading.py runs/drawn --data drawn/data.csv --images 400
     python tools/write_scores.py runs/default --drawings drawn/data.csv \
         --reading runs/drawn/reading.json
 
@@ -109,6 +109,7 @@ def why(folder: Path, drawn: Path, out: Path) -> dict[str, Any]:
     large = np.asarray(image.resize((512, 512), Image.Resampling.BICUBIC))  # room for a map
     spoilt = out.with_suffix(".tmp.png")
     Image.fromarray(damaged(large, (320, 48, 448, 176), "noise", 40.0, 0)).save(spoilt)
+    out.unlink(missing_ok=True)  # made anew
     words = ["explain", str(spoilt), "--model", str(folder), "--prompt", row["wrong"]]
     assert dcmpl([*words, "-o", str(out)]) == 0
     spoilt.unlink()
