@@ -220,9 +220,11 @@ class _Calls:
     def opened(self, connection: HTTPConnection) -> Iterator[HTTPConnection]:
         """A connection of the requests, closed when the block ends."""
         self._open.add(connection)
-        with closing(connection):
-            yield connection
-        self._open.discard(connection)
+        try:
+            with closing(connection):
+                yield connection
+        finally:
+            self._open.discard(connection)
 
     def end(self) -> None:
         """Break off whatever waits."""

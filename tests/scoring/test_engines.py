@@ -23,7 +23,15 @@ from dcmpl.model.folded import Folded
 from dcmpl.model.tokenizer import Ids, Parts
 from dcmpl.scoring import engines
 from dcmpl.scoring.batching import lanes
-from dcmpl.scoring.engines import Engine, Question, open_export, read_export, score_images
+from dcmpl.scoring.engines import (
+    BATCH,
+    Engine,
+    Question,
+    batch_of,
+    open_export,
+    read_export,
+    score_images,
+)
 from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine
 from exported import VARIANTS, Made
@@ -83,6 +91,16 @@ class Recorder:
 
     def lanes(self, count: int) -> Any:
         return lanes(count)
+
+
+def test_large_windows_are_scored_alone_to_the_last_digit() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (512, 512, 3), np.uint8) for _ in range(3)]
+    scorer = Scorer.from_pretrained(device="cpu")
+    assert (batch_of(512), batch_of(224), scorer.batch_size) == (1, BATCH, 1)
+    together = scorer.score(images, "a fox")
+    alone = [scorer.score([image], "a fox")[0] for image in images]
+    assert [(s.quality, s.alignment) for s in together] == [(s.quality, s.alignment) for s in alone]
 
 
 def test_windows_of_several_images_share_a_call() -> None:
