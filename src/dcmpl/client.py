@@ -284,14 +284,15 @@ class _Part:
     source: Source
     content: bytes | None
     prompt: str
-    words: str
+    words: bytes
     note: str
     fault: str
     file: str
 
     @property
     def size(self) -> int:
-        return len(self.content or b"") + len(self.words.encode(errors="replace")) + FORM
+        """Bytes of a form that it takes."""
+        return len(self.content or b"") + len(self.words) + FORM
 
     def scored(self, row: Mapping[str, Any]) -> Score:
         """Score of the service's row."""
@@ -324,14 +325,22 @@ def _part_of(source: Source, most: int) -> _Part:
         if source.in_metadata:
             prompt, words, read = source.prompt_of(decode_bytes(content, source.name))
             note = "; ".join(filter(None, [note, read]))
-        if len(words.encode(errors="replace")) > MOST_PROMPT:
-            told = f"a longer one of {source.name}"
-            raise DataError(f"a prompt of at most {MOST_PROMPT:,} bytes for the service", told)
-        if len(content) + len(words.encode(errors="replace")) + FORM > most:
-            raise DataError(f"a file of at most {most:,} bytes for the service", source.name)
     except (DataError, UsageError) as error:
-        content, fault = None, str(error)
-    return _Part(source, content, prompt, words, note, fault, file)
+        fault = str(error)
+    part = _Part(source, content, prompt, words.encode(errors="replace"), note, fault, file)
+    fault = fault or _too_large(part, most)
+    return replace(part, content=None, fault=fault) if fault else part
+
+
+def _too_large(part: _Part, most: int) -> str:
+    """Why the service would not take a part, or nothing."""
+    if len(part.words) > MOST_PROMPT:
+        wanted, got = f"a prompt of at most {MOST_PROMPT:,} bytes", "a longer one of "
+    elif part.size > most:
+        wanted, got = f"a file of at most {most:,} bytes", ""
+    else:
+        return ""
+    return str(DataError(f"{wanted} for the service", f"{got}{part.source.name}"))
 
 
 def _content_of(source: Source) -> bytes:
@@ -360,7 +369,7 @@ def _form(sent: Sequence[_Part], mark: str) -> tuple[str, bytes]:
         kind = "\r\nContent-Type: application/octet-stream"
         for about, value in (
             (files + kind, part.content or b""),
-            ('name="prompt"', part.words.encode(errors="replace")),
+            ('name="prompt"', part.words),
         ):
             head = f"--{mark}\r\nContent-Disposition: form-data; {about}\r\n\r\n"
             parts += [head.encode(errors="replace"), value, b"\r\n"]
