@@ -1,7 +1,7 @@
 // The page: what was dropped, what is shown of it, and the keyboard.
 
 import * as client from "./client.js";
-import { card, element, forget } from "./cards.js";
+import { card, element, forget, mark } from "./cards.js";
 import { showImage, showPair } from "./dialogs.js";
 import { csv, dropped, paired, save, zip } from "./files.js";
 
@@ -64,6 +64,7 @@ async function scoreAll() {
       });
     }
   } catch (error) {
+    for (const item of items) if (!item.row) Object.assign(item, item.before); // scored with another prompt
     items = items.filter((item) => item.row);
     if (error.name !== "AbortError") trouble(error.message);
   } finally {
@@ -98,19 +99,18 @@ function show() {
   const groups = new Map();
   for (const each of found) {
     const name = $("group").checked ? each.item.prompt || "no prompt" : "";
-    groups.set(name, [...(groups.get(name) ?? []), each]);
+    if (!groups.has(name)) groups.set(name, []);
+    groups.get(name).push(each);
   }
   const focused = document.activeElement?.closest(".card") && order[cards().indexOf(document.activeElement.closest(".card"))];
-  forget();
   order = [];
   const made = [];
   for (const [name, members] of groups) {
     if (name) made.push(element("h2", { textContent: name }));
     for (const { item, stays } of members) {
       order.push(item);
-      item.card = card(item, by, scale(), { open: showOne, pick });
+      made.push(card(item, by, scale(), { open: showOne, pick }));
       item.card.classList.toggle("below", !stays);
-      made.push(item.card);
     }
   }
   $("gallery").replaceChildren(...made);
@@ -124,6 +124,7 @@ function tell() {
   $("least").textContent = Number($("threshold").value).toFixed(2);
   $("stay").textContent = `${staying} of ${items.filter((item) => item.row).length} stay`;
   $("compare").disabled = items.filter((item) => item.picked).length !== 2;
+  $("csv").disabled = !order.length;
   $("zip").disabled = !staying;
 }
 
@@ -137,10 +138,11 @@ const cards = () => [...document.querySelectorAll(".card")];
 
 function showOne(item) {
   showImage($("detail"), item, target(), scale(), async (changed, prompt) => {
-    Object.assign(changed, { prompt: prompt.trim(), row: null });
+    const before = { prompt: changed.prompt, row: changed.row };
+    Object.assign(changed, { prompt: prompt.trim(), row: null, before });
     $("detail").close();
     await scoreAll();
-    if (changed.row) showOne(changed);
+    if (changed.row && changed.row !== before.row) showOne(changed);
   });
 }
 
@@ -148,11 +150,7 @@ function pick(item) {
   item.picked = !item.picked;
   const picked = items.filter((each) => each.picked);
   if (picked.length > 2) picked.find((each) => each !== item).picked = false;
-  for (const each of items) {
-    each.card?.classList.toggle("picked", each.picked);
-    const button = each.card?.querySelector(".pick");
-    if (button) { button.textContent = each.picked ? "✓" : "+"; button.setAttribute("aria-pressed", String(each.picked)); }
-  }
+  items.forEach(mark);
   tell();
 }
 
@@ -190,7 +188,7 @@ $("zip").addEventListener("click", async () => {
   const staying = chosen().filter(({ stays }) => stays).map(({ item }) => item);
   save(await zip(staying), "images.zip");
 });
-$("clear").addEventListener("click", () => { working?.abort(); items = []; show(); });
+$("clear").addEventListener("click", () => { working?.abort(); forget(items); items = []; show(); });
 
 document.addEventListener("keydown", (event) => {
   if (/^(TEXTAREA|INPUT|SELECT)$/.test(event.target.tagName) || document.querySelector("dialog[open]")) return;

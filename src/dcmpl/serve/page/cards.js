@@ -8,26 +8,46 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-const waiting = new Map();
+const waiting = new WeakMap();
 const watcher = new IntersectionObserver((seen) => {
   for (const { isIntersecting, target } of seen) {
-    if (isIntersecting && waiting.has(target)) {
-      draw(target, waiting.get(target));
-      waiting.delete(target);
-      watcher.unobserve(target);
-    }
+    if (!isIntersecting) continue;
+    watcher.unobserve(target);
+    draw(target, waiting.get(target));
   }
 }, { rootMargin: "400px" });
 
-async function draw(canvas, file) {
+// Kept as a small file, not as pixels: a thousand of those fill the memory of a browser.
+async function draw(place, item) {
   try {
-    const whole = await createImageBitmap(file), scale = Math.min(1, THUMB / Math.min(whole.width, whole.height));
-    const side = Math.round(Math.min(whole.width, whole.height));
-    canvas.width = canvas.height = Math.max(1, Math.round(side * scale));
-    canvas.getContext("2d").drawImage(whole, (whole.width - side) / 2, (whole.height - side) / 2, side, side, 0, 0, canvas.width, canvas.height);
+    const whole = await createImageBitmap(item.file), side = Math.min(whole.width, whole.height), small = Math.min(side, THUMB);
+    const canvas = new OffscreenCanvas(small, small), brush = canvas.getContext("2d");
+    brush.imageSmoothingQuality = "high";
+    brush.drawImage(whole, (whole.width - side) / 2, (whole.height - side) / 2, side, side, 0, 0, small, small);
     whole.close();
+    item.url = URL.createObjectURL(await canvas.convertToBlob({ type: "image/webp", quality: 0.9 }));
+    place.append(element("img", { src: item.url, alt: "" }));
   } catch {
-    canvas.replaceWith(element("span", { className: "none", textContent: "no preview in this browser" }));
+    place.append(element("span", { className: "none", textContent: "no preview in this browser" }));
+  }
+}
+
+/** Thumbnail of an item, made once. */
+function thumbnail(item) {
+  if (item.row.status !== "ok") return element("span", { className: "none", textContent: "no image" });
+  if (!item.thumbnail) {
+    item.thumbnail = element("span", { className: "thumbnail" });
+    waiting.set(item.thumbnail, item);
+    watcher.observe(item.thumbnail);
+  }
+  return item.thumbnail;
+}
+
+/** Free what the thumbnails of items that are gone take. */
+export function forget(items) {
+  for (const { thumbnail: place, url } of items) {
+    if (place) watcher.unobserve(place);
+    if (url) URL.revokeObjectURL(url);
   }
 }
 
@@ -68,32 +88,30 @@ export function facts(row, target, scale) {
     interval(row, target, scale));
 }
 
-/** Card of an item; `act` has open(item) and pick(item). */
+/** Card of an item, made anew only where what it shows has changed; `act` has open(item) and pick(item). */
 export function card(item, target, scale, act) {
-  const preview = item.row.status === "ok" ? element("canvas", { width: 1, height: 1 })
-    : element("span", { className: "none", textContent: "no image" });
+  if (item.card && item.shown?.row === item.row && item.shown.target === target) return item.card;
   const open = element("button", { type: "button", className: "open" },
-    preview,
+    thumbnail(item),
     element("span", { className: "facts" },
       element("span", { className: "name", textContent: item.name, title: item.name }),
       facts(item.row, target, scale)));
   open.setAttribute("aria-label", `${item.name}, ${target} ${shown(item.row[target])}`);
   open.addEventListener("click", () => act.open(item));
-  const pick = element("button", { type: "button", className: "pick", textContent: item.picked ? "✓" : "+", title: "pick for comparison" });
+  const pick = element("button", { type: "button", className: "pick", title: "pick for comparison" });
   pick.setAttribute("aria-label", `pick ${item.name}`);
-  pick.setAttribute("aria-pressed", String(item.picked));
   pick.addEventListener("click", () => act.pick(item));
-  const made = element("article", { className: "card" }, open, pick);
-  made.classList.toggle("picked", item.picked);
-  if (preview.tagName === "CANVAS") {
-    waiting.set(preview, item.file);
-    watcher.observe(preview);
-  }
-  return made;
+  item.card = element("article", { className: "card" }, open, pick);
+  item.shown = { row: item.row, target };
+  mark(item);
+  return item.card;
 }
 
-/** Forget thumbnails that were never drawn. */
-export function forget() {
-  watcher.disconnect();
-  waiting.clear();
+/** Show whether an item is picked. */
+export function mark(item) {
+  if (!item.card) return;
+  const button = item.card.querySelector(".pick");
+  item.card.classList.toggle("picked", item.picked);
+  button.textContent = item.picked ? "✓" : "+";
+  button.setAttribute("aria-pressed", String(item.picked));
 }
