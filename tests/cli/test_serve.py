@@ -6,9 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -20,6 +17,7 @@ import dcmpl
 from conftest import Capture, refused
 from dcmpl.cli import serve
 from dcmpl.cli.main import main
+from serving import running
 
 KEY = "a-long-random-word"
 
@@ -168,31 +166,6 @@ def test_help_names_every_flag(capsys: Capture) -> None:
 
 
 # What listens
-
-
-@contextmanager
-def running(*words: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """A service on a free port: its address, and its process."""
-    command = [sys.executable, "-m", "dcmpl", "serve", "--port", "0", *map(str, words)]
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-    ) as process:
-        assert process.stderr is not None
-        told = []
-        try:
-            for line in process.stderr:
-                told.append(line)
-                if found := re.search(r"^serving .* at (http://\S+:\d+); Ctrl-C ends it$", line):
-                    yield found[1], process
-                    return
-        finally:
-            if process.poll() is None:
-                process.kill()
-        pytest.fail("".join(told))
 
 
 def asked(address: str, path: str, **headers: str) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from dcmpl.serve.guard import HEADERS, Guard, is_loopback
+from conftest import Capture
+from dcmpl.serve.guard import HEADERS, SLOWEST, Guard, is_loopback
 from dcmpl.serve.problems import Problem, problem
 from dcmpl.serve.queue import Limits
 from served import HERE, Rounds, fault_of, files, held_scorer, png, served
@@ -299,10 +301,13 @@ def test_body_that_grows_over_the_bound_is_refused(
     assert found["detail"] == "expected at most 50,000 bytes, got more: send fewer images"
 
 
+SLOW = b"slow"
+
+
 def parts_of(guard: Guard, *bodies: Iterable[bytes | None]) -> list[tuple[int, str]]:
     """Statuses and Retry-After of requests that come at once, a part of each in turn.
 
-    None is a part that never comes.
+    None is a part that never comes, SLOW one that takes ten times as long as it may.
     """
     found: list[tuple[int, str]] = [(0, "")] * len(bodies)
 
@@ -314,6 +319,8 @@ def parts_of(guard: Guard, *bodies: Iterable[bytes | None]) -> list[tuple[int, s
             part = next(parts, b"")
             if part is None:
                 await asyncio.Event().wait()
+            if part == SLOW:
+                await asyncio.sleep(10 * len(part) / SLOWEST)
             return {"type": "http.request", "body": part, "more_body": bool(part)}
 
         async def send(message: Message) -> None:
@@ -344,6 +351,37 @@ async def read(scope: Scope, receive: Receive, send: Send) -> None:
 def test_body_that_does_not_come_is_given_up() -> None:
     guard = Guard(read, limits=Limits(), patience=0.01)
     assert parts_of(guard, [b"x", None], [b"x"]) == [(408, ""), (200, "")]
+
+
+def test_body_that_trickles_is_given_up() -> None:
+    """Each part comes in time, but not all of them."""
+    guard = Guard(read, limits=Limits(), patience=0.05)
+    assert parts_of(guard, [b"x"] * 1000, repeat(SLOW)) == [(200, ""), (408, "")]
+
+
+def test_answer_of_which_nothing_is_taken_is_given_up(capsys: Capture) -> None:
+    ended = []
+
+    async def lines(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"row", "more_body": True})
+        finally:
+            ended.append(scope["path"])
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # the buffers of the connection are full
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    guard = Guard(lines, limits=Limits(), patience=0.01)
+    headers = [(b"host", b"localhost")]
+    asyncio.run(guard({"type": "http", "path": "/v1/score", "headers": headers}, receive, send))
+    assert ended == ["/v1/score"]
+    assert "a client of /v1/score took nothing for 0.01 s: let go" in capsys.readouterr().err
 
 
 def test_all_bodies_have_no_more_than_their_room() -> None:

@@ -36,6 +36,9 @@ HEADERS = {
 AGAIN = 5
 """Seconds after which a request may find room."""
 
+SLOWEST = 4096
+"""Bytes a second of a body on the whole: one that trickles would keep its room for days."""
+
 KEPT = "/v1/"
 """Paths that need a key where there is one; health, figures and the page itself do not."""
 
@@ -64,7 +67,7 @@ class Guard:
     ``key``: what requests to the API must bring, as ``Authorization: Bearer`` or ``X-API-Key``.
     ``any_host``: the service listens beyond this machine, under names it does not know.
     ``limits``: bytes of a request and of all at a time. A body whose next part does not come in
-    ``patience`` seconds is given up.
+    ``patience`` seconds is given up, as is an answer of which nothing is taken for so long.
     """
 
     def __init__(
@@ -85,14 +88,18 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        began = False
+        began, gone = False, False
 
         async def answer(message: Message) -> None:
-            nonlocal began
+            nonlocal began, gone
             if message["type"] == "http.response.start":
                 began = True
                 MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
+            try:
+                await asyncio.wait_for(send(message), self.patience)
+            except asyncio.TimeoutError:
+                gone = True
+                raise
 
         try:
             self._check(scope["path"], Headers(scope=scope))
@@ -103,13 +110,16 @@ class Guard:
         try:
             await self.app(scope, body, answer)
         except Exception as error:  # one request must not end the service
+            if gone:
+                say(f"a client of {scope['path']} took nothing for {self.patience:g} s: let go")
+                return
             say(f"a request to {scope['path']} failed: {error!r}")
             if began:
                 raise
             wanted = DcmplError("an answer", "an error", "the log of the service has more")
             await problem(500, wanted)(scope, receive, answer)
         finally:
-            self.room += body.came
+            body.free()
 
     def _check(self, path: str, headers: Headers) -> None:
         """Raise :class:`Problem` for a request that must not come in."""
@@ -151,23 +161,39 @@ class _Body:
     def __init__(self, guard: Guard, receive: Receive) -> None:
         self.guard, self.receive = guard, receive
         self.came, self.whole = 0, False
+        self.began = asyncio.get_running_loop().time()
 
     async def __call__(self) -> Message:
         guard = self.guard
         if self.whole:  # what comes now is that the client goes
             return await self.receive()
         try:
-            message = await asyncio.wait_for(self.receive(), guard.patience)
+            message = await asyncio.wait_for(self.receive(), self._seconds())
         except asyncio.TimeoutError:
-            wanted = f"the rest of the body within {guard.patience:g} s"
-            raise Problem(408, wanted, f"{self.came:,} bytes") from None
+            pace = f"a pause of {guard.patience:g} s, of {SLOWEST:,} bytes a second"
+            raise self._refused(408, f"a body without {pace}", f"{self.came:,} bytes") from None
         self.whole = not message.get("more_body", False)
         count = len(message.get("body", b""))
         self.came, guard.room = self.came + count, guard.room - count
         if self.came > guard.most:
-            raise Problem(413, f"at most {guard.most:,} bytes", "more", "send fewer images")
+            wanted = f"at most {guard.most:,} bytes"
+            raise self._refused(413, wanted, "more", "send fewer images")
         if guard.room < 0:
-            hint = f"send it again in {AGAIN} s"
-            headers = {"Retry-After": str(AGAIN)}
-            raise Problem(503, "room for what is sent", "none", hint, **headers)
+            hint, headers = f"send it again in {AGAIN} s", {"Retry-After": str(AGAIN)}
+            raise self._refused(503, "room for what is sent", "none", hint, **headers)
         return message
+
+    def free(self) -> None:
+        """Give back the room that the body has taken."""
+        self.guard.room += self.came
+        self.came = 0
+
+    def _refused(self, status: int, *told: str, **headers: str) -> Problem:
+        """Reason to refuse the body, whose room is free before that is sent."""
+        self.free()
+        return Problem(status, *told, **headers)
+
+    def _seconds(self) -> float:
+        """Seconds in which the next part must come."""
+        spent = asyncio.get_running_loop().time() - self.began
+        return self.guard.patience + min(0, self.came / SLOWEST - spent)
