@@ -139,6 +139,71 @@ def test_images_are_scored_sorted_and_saved_as_the_scorer_does(
     assert names(page) == sorted(path.name for path in paths)
 
 
+def test_folder_that_is_dropped_is_scored_to_its_end(
+    page: Any, judged_data: Path, tmp_path: Path
+) -> None:
+    """18 images in folders and a file that is none, as a hand drops them."""
+    folder = tmp_path / "made"
+    for place, image in enumerate(sorted(judged_data.parent.glob("*.png"))[:18]):
+        target = folder / f"seed {place % 2}" / image.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(image.read_bytes())
+    (folder / "notes.md").write_text("no image")
+    told: list[str] = []
+    page.expose_function("tell", lambda text: told.append(text))
+    page.evaluate(
+        "new MutationObserver(() => tell(document.getElementById('left').textContent))"
+        ".observe(document.getElementById('left'), { childList: true })"
+    )
+    hand = page.context.new_cdp_session(page)
+    files = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        place = {"type": kind, "x": 600, "y": 120, "data": files}
+        hand.send("Input.dispatchDragEvent", place)
+    page.wait_for_selector(".card >> nth=18")
+    page.wait_for_selector("#work", state="hidden")
+    found = rows(page)
+    assert len(found) == 19
+    assert sorted(row["image"] for row in found if row["status"] == "error") == ["made/notes.md"]
+    assert {row["image"].rpartition("/")[0] for row in found[:-1]} == {"made/seed 0", "made/seed 1"}
+    assert told[-1] == "19 of 19"
+    assert " of 19, " in told[0]
+    assert told[0].endswith(" left")
+
+
+def test_nothing_shown_is_nothing_to_save(page: Any, judged_data: Path) -> None:
+    page.set_input_files("#files", [str(judged_data.parent / "000.png")])
+    page.wait_for_selector(".card")
+    page.select_option("#label", "error")
+    assert names(page) == []
+    assert page.is_disabled("#csv")
+    page.click("#clear")
+    assert page.is_hidden("#tools")
+
+
+def test_thumbnails_are_drawn_once(page: Any, judged_data: Path) -> None:
+    give(page, judged_data)
+    page.wait_for_selector(".thumbnail img >> nth=5")
+    before = page.evaluate("[...document.querySelectorAll('.thumbnail img')].map((i) => i.src)")
+    for by in ("alignment", "quality"):
+        page.select_option("#sort", by)
+    page.check("#group")
+    after = page.evaluate("[...document.querySelectorAll('.thumbnail img')].map((i) => i.src)")
+    assert sorted(after) == sorted(before)
+
+
+def test_cancelled_second_prompt_leaves_the_first_score(page: Any, judged_data: Path) -> None:
+    give(page, judged_data, 2)
+    before = rows(page)
+    page.route("**/v1/score", lambda route: None)  # an answer that never comes
+    page.locator(".open").first.click()
+    page.fill("#detail textarea", "another prompt")
+    page.get_by_role("button", name="Score with this prompt").click()
+    page.click("#cancel")
+    page.wait_for_selector("#work", state="hidden")
+    assert rows(page) == before
+
+
 def test_page_says_what_scores(page: Any, calibrated_run: Path) -> None:
     page.wait_for_selector("#model:has-text('version')")
     told = str(page.text_content("#model"))

@@ -52,6 +52,7 @@ def body(count: int | None = None) -> dict[str, Any]:
     """Body of a request, for OpenAPI; ``count``: how many images there must be."""
     bounds = {"minItems": count or 1, **({"maxItems": count} if count else {})}
     prompts = "the prompt of all images, or one for each, in their order"
+    by = {"type": "string", "description": "what to rank by, as quality or quality_mos"}
     form = {
         "files": {
             "type": "array",
@@ -60,7 +61,7 @@ def body(count: int | None = None) -> dict[str, Any]:
             "description": "the images",
         },
         "prompt": {"type": "array", "items": {"type": "string"}, "description": prompts},
-        "by": {"type": "string", "description": "what to rank by, as quality or quality_mos"},
+        "by": by,
     }
     image = {
         "data": {"type": "string", "contentEncoding": "base64"},
@@ -68,9 +69,14 @@ def body(count: int | None = None) -> dict[str, Any]:
         "prompt": {"type": ["string", "null"]},
     }
     json = {
-        "images": {"type": "array", **bounds, "items": _object("data", image)},
+        "images": {
+            "type": "array",
+            **bounds,
+            "items": _object("data", image),
+            "description": "the images: data in base64, and a name and a prompt if they have them",
+        },
         "prompt": {"type": "string", "description": "of images that have none of their own"},
-        "by": {"type": "string"},
+        "by": by,
     }
     content = {
         "multipart/form-data": {"schema": _object("files", form)},
