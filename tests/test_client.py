@@ -15,7 +15,7 @@ from PIL import Image
 from dcmpl.client import FORM, LONGEST, MODEL, MOST_PROMPT, SOME, UNDER_WAY, Client, digest_of
 from dcmpl.data.sources import Source
 from dcmpl.errors import RunError, UsageError
-from dcmpl.scoring.results import Scores
+from dcmpl.scoring.results import Score, Scores
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.serve.app import service
 from dcmpl.serve.queue import Limits
@@ -266,6 +266,7 @@ def test_queue_that_stays_full_is_an_error(stranger: tuple[str, Any], image_data
     ("answer", "sentence"),
     [
         ((200, OURS, b""), "expected 1 rows from .*, got 0 and the end"),
+        ((200, OURS, (ROW + b"\n") * 2), "expected 1 rows from .*, got more"),
         ((200, {}, ROW), "expected the model that .* had at first, got another since"),
         ((200, {MODEL: "1" * 64}, ROW), "got another since: begin anew"),
         ((404, {}, b"<html>"), "got status 404: is it dcmpl serve"),
@@ -281,6 +282,19 @@ def test_answer_of_something_else_is_an_error(
     kind.answers = [answer]
     with pytest.raises((RunError, UsageError), match=sentence):
         Client(url).score([image_data.parent / "00.png"])
+
+
+def test_rows_that_came_before_the_end_are_kept(
+    stranger: tuple[str, Any], image_data: Path
+) -> None:
+    """Those of a service that ended half-way, and what needs none of them."""
+    url, kind = stranger
+    kind.answers = [(200, OURS, ROW + b"\n" + ROW[:20])]
+    paths = [image_data.parent / name for name in ("none.png", "00.png", "01.png")]
+    scores, kept = Client(url).stream((path, "a fox") for path in paths), list[Score]()
+    with pytest.raises(RunError, match=r"^expected rows of JSON from the service"):
+        kept.extend(scores)
+    assert [(score.index, score.status) for score in kept] == [(0, "error"), (1, "ok")]
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,13 @@ class Client(Judge):
         """
         pool, calls = ThreadPoolExecutor(UNDER_WAY), _Calls()
         try:
-            scored = partial(self._scored, calls)
-            found = ahead(self._requests(sources), scored, pool, UNDER_WAY - 1)
-            for index, score in enumerate((s for scores in found for s in scores), start):
-                yield replace(score, index=index)
+            answered = partial(self._answered, calls)
+            for scores, fault in ahead(self._requests(sources), answered, pool, UNDER_WAY - 1):
+                for score in scores:
+                    yield replace(score, index=start)
+                    start += 1
+                if fault:
+                    raise fault
         finally:
             calls.end()
             pool.shutdown(cancel_futures=True)
@@ -131,17 +134,30 @@ class Client(Judge):
         if parts:
             yield parts
 
-    def _scored(self, calls: "_Calls", parts: "Sequence[_Part]") -> list[Score]:
-        """Scores of one request."""
+    def _answered(
+        self, calls: "_Calls", parts: "Sequence[_Part]"
+    ) -> tuple[list[Score], DcmplError | None]:
+        """Scores of one request, up to the fault that ended it, if any."""
         sent = [part for part in parts if part.content is not None]
-        rows = iter(self._answered(calls, sent) if sent else [])
-        return [
-            part.scored(next(rows)) if part.content is not None else part.failed(self.columns)
-            for part in parts
-        ]
+        rows: list[dict[str, Any]] = []
+        fault = None
+        try:
+            if sent:
+                self._fill(rows, calls, sent)
+        except DcmplError as error:
+            fault = error
+        left, scores = iter(rows), list[Score]()
+        for part in parts:
+            if part.content is None:
+                scores.append(part.failed(self.columns))
+            elif row := next(left, None):
+                scores.append(part.scored(row))
+            else:
+                break
+        return scores, fault
 
-    def _answered(self, calls: "_Calls", sent: "Sequence[_Part]") -> list[dict[str, Any]]:
-        """Rows of a request."""
+    def _fill(self, rows: list[dict[str, Any]], calls: "_Calls", sent: "Sequence[_Part]") -> None:
+        """Add the rows of a request as they come."""
         mark = secrets.token_hex(16)  # stands for each name, which the service gives back in texts
         kind, body = _form(sent, mark)
         headers = {"Content-Type": kind, "Accept": "application/x-ndjson"}
@@ -152,17 +168,16 @@ class Client(Judge):
                     "another since",
                     "begin anew, or serve the first again",
                 )
-            rows = []
-            while line := answer.readline(MOST_LINE):
-                rows.append(_row_in(line))
-        if len(rows) != len(sent):
-            raise RunError(
-                f"{len(sent)} rows from {self._parts.netloc}", f"{len(rows)} and the end"
-            )
-        for place, (row, part) in enumerate(zip(rows, sent, strict=True)):
-            for text in ("reason", "note"):
-                row[text] = row[text].replace(_name(mark, place), part.source.name)
-        return rows
+            for place, part in enumerate(sent):
+                if not (line := answer.readline(MOST_LINE)):
+                    wanted = f"{len(sent)} rows from {self._parts.netloc}"
+                    raise RunError(wanted, f"{place} and the end")
+                row = _row_in(line)
+                for text in ("reason", "note"):
+                    row[text] = row[text].replace(_name(mark, place), part.source.name)
+                rows.append(row)
+            if answer.readline(MOST_LINE):
+                raise RunError(f"{len(sent)} rows from {self._parts.netloc}", "more")
 
     @contextmanager
     def _asked(
@@ -188,17 +203,16 @@ class Client(Judge):
                             **({"X-API-Key": self._key} if self._key else {}),
                         },
                     )
-                    answer = connection.getresponse()
-                    after = answer.headers.get("Retry-After", "")
-                    if answer.status == 503 and after.isdecimal():
-                        seconds = min(int(after[:9]), LONGEST)
-                        waited += max(1, seconds)
-                        (self._sleep or calls.gone.wait)(seconds)
-                        continue
-                    if answer.status != 200:
-                        raise _problem(answer, where)
-                    yield answer
-                    return
+                    with connection.getresponse() as answer:
+                        after = answer.headers.get("Retry-After", "")
+                        if answer.status == 200:
+                            yield answer
+                            return
+                        if answer.status != 503 or not after.isdecimal():
+                            raise _problem(answer, where)
+                seconds = min(int(after[:9]), LONGEST)
+                waited += max(1, seconds)
+                (self._sleep or calls.gone.wait)(seconds)
             except (OSError, HTTPException) as error:
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 raise RunError(f"an answer from {where}", "none", reason=reason) from error

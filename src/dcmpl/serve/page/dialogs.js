@@ -55,6 +55,7 @@ async function explain(item, place, button) {
     }
     place.replaceChildren(...[...found.sentences, ...found.notes].map((text) => element("p", { textContent: text })), maps,
       ...(found.words.length ? [element("h2", { textContent: "Score gained without each word of the prompt" }), words] : []));
+    place.scrollIntoView({ block: "nearest" });
   } catch (error) {
     place.replaceChildren(element("p", { className: "reason", textContent: error.message }));
     button.disabled = false;
