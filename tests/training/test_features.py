@@ -23,7 +23,14 @@ from dcmpl.model.stem import to_unit_range
 from dcmpl.presets import PRESETS, with_settings
 from dcmpl.scoring.engines import Answer, Question, all_scores, score_images
 from dcmpl.scoring.torch_engine import TorchEngine, by_target, predict_table
-from dcmpl.training.features import FrozenEngine, FrozenTable, freeze_draws, freeze_table
+from dcmpl.training.features import (
+    FrozenEngine,
+    FrozenTable,
+    freeze_draws,
+    freeze_table,
+    has_bfloat16,
+    precision_context,
+)
 from dcmpl.training.loop import validate
 from dcmpl.weights.backbones import load_backbone
 
@@ -361,3 +368,33 @@ def test_image_that_stands_in_two_rows_is_drawn_once(model: DCMPL, table: ImageT
     some = ImageTable(table.name, table.scale, table.frame[:2].assign(image=twice))
     assert len(freeze_draws(model, some, DRAWN).values) == DRAWN.draws
     assert len(freeze_table(model, some, "center", "fp32").values) == 1
+
+
+# Number formats
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_bfloat16_is_used_where_there_are_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, has_units: bool
+) -> None:
+    """Without them PyTorch's products are several times slower than those of float32."""
+    here, x = torch.device("cpu"), torch.ones(2, 2)
+    monkeypatch.setattr("dcmpl.training.features.has_bfloat16", lambda device: has_units)
+    for precision, wanted in (("bf16", has_units), ("fp32", False)):
+        with precision_context(here, precision):
+            assert ((x @ x).dtype == torch.bfloat16) == wanted
+
+
+def test_units_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not has_bfloat16(torch.device("cuda"))
+    assert asked == [False]
+    assert has_bfloat16(torch.device("mps"))
+    assert isinstance(has_bfloat16(torch.device("cpu")), bool)
+    assert asked == [False]

@@ -32,6 +32,7 @@ __all__ = [
     "PromptsOf",
     "freeze_draws",
     "freeze_table",
+    "has_bfloat16",
     "precision_context",
     "shuffled_prompts",
     "texts_of",
@@ -49,9 +50,19 @@ class PromptsOf:
         self.rows: Int64[np.ndarray, " images"] = rows.astype(np.int64)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` has units for bfloat16, whose products are several times slower without.
+
+    PyTorch then computes them number by number on processors, and by way of float32 on GPUs.
+    """
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # no public name tells
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Context of the towers' matrix products: bfloat16, or none."""
-    if precision == "bf16":
+    """Context of the towers' matrix products: bfloat16 where asked for and at hand, or none."""
+    if precision == "bf16" and has_bfloat16(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
