@@ -130,7 +130,7 @@ def test_run_that_was_broken_off_goes_on_on_a_device(
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.cli.train.epoch_printer", lambda done: stop)
+        patch.setattr("dcmpl.cli.train.epoch_printer", lambda: stop)
         assert main([*words, "--out", str(broken)]) == 1
     assert (broken / LAST).is_file()
     assert main([*words, "--out", str(broken), "--resume"]) == 0

@@ -7,8 +7,10 @@ import pandas as pd
 
 from conftest import Capture, refused
 from dcmpl.cli.main import main
+from dcmpl.cli.train import epoch_printer
 from dcmpl.config import TrainConfig
 from dcmpl.runs import read_run
+from dcmpl.training.loop import EpochReport
 
 
 def test_existing_run_is_not_overwritten(
@@ -95,3 +97,14 @@ def test_learned_tensors_without_a_record_are_not_taken_for_a_training(
     (tmp_path / "last.safetensors").write_bytes((trained_run / "last.safetensors").read_bytes())
     told = refused(capsys, 1, *train_words, "--out", tmp_path)
     assert told.startswith("expected run.json beside last.safetensors")
+
+
+def test_time_left_is_that_of_the_epochs(capsys: Capture) -> None:
+    """What came before them, as freezing features, is no part of it."""
+    show = epoch_printer()
+    show(EpochReport(3, 6, {"loss": 0.5}, seconds=60, seconds_per_step=1, best=True))
+    show(EpochReport(4, 6, {"loss": 0.25}, seconds=20, seconds_per_step=1, best=False))
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch   3/6  loss 0.5000  left 0:03:00  best",
+        "epoch   4/6  loss 0.2500  left 0:01:20",
+    ]

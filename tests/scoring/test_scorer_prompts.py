@@ -130,7 +130,7 @@ def test_training_that_was_broken_off_ends_with_the_same_tensors(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dcmpl.cli.train.epoch_printer", lambda done: break_off)
+        patch.setattr("dcmpl.cli.train.epoch_printer", lambda: break_off)
         assert main(words) == 130
     assert len(read_run(folder).history) == 1
     assert main([*words, "--resume"]) == 0

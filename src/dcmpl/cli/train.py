@@ -1,11 +1,11 @@
 """``dcmpl train``: learn from human scores; writes a run folder."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from dcmpl.cli.options import (
@@ -99,7 +99,7 @@ def train(arguments: Arguments) -> int:
         say_leaks(split, table, facts)
         run.write(folder)
         write_split(folder, split)
-    report = epoch_printer(done=len(run.history))
+    report = epoch_printer()
     run = fit(model, split.train_part(table), split.validation_part(table), run, folder, report)
     if first:
         best = run.history[run.best_epoch - 1]
@@ -296,17 +296,17 @@ def _resumed(
     return found, split
 
 
-def epoch_printer(done: int) -> "Callable[[EpochReport], None]":
-    """Function that prints a line per epoch with the time left, after ``done`` earlier epochs."""
-    start = time.monotonic()
+def epoch_printer() -> "Callable[[EpochReport], None]":
+    """Function that prints a line per epoch, with the time left if the others take as long."""
+    took: list[float] = []
 
     def show(report: "EpochReport") -> None:
         found = "  ".join(
             f"{k.replace('_', ' ')} {v:.{4 if k == 'loss' else 3}f}"
             for k, v in report.found.items()
         )
-        each = (time.monotonic() - start) / (report.epoch - done)
-        left = timedelta(seconds=round(each * (report.epochs - report.epoch)))
+        took.append(report.seconds)
+        left = timedelta(seconds=round(mean(took) * (report.epochs - report.epoch)))
         mark = "  best" if report.best else ""
         say(f"epoch {report.epoch:3d}/{report.epochs}  {found}  left {left}{mark}")
 

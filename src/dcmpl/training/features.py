@@ -61,7 +61,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Context of the towers' matrix products: bfloat16 where asked for and at hand, or none."""
+    """Context of the towers' matrix products: bfloat16 where the device has units, or none."""
     if precision == "bf16" and has_bfloat16(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

@@ -60,6 +60,7 @@ class EpochReport:
     epoch: int
     epochs: int
     found: dict[str, float]
+    seconds: float
     seconds_per_step: float
     best: bool
 
@@ -151,12 +152,10 @@ def fit(
     for epoch in range(len(history) + 1, epochs + 1):
         if config.patience and history and len(history) - best_epoch(history) >= config.patience:
             break
-        entry, seconds = {}, 0.0
+        entry, step, began = {}, 0.0, time.perf_counter()
         if stepwise:
             data = _windows_of(model, table, config, epoch, frozen)
-            loss, seconds = _train_epoch(
-                prepared, optimizer, accelerator, data, tokens, config, epoch
-            )
+            loss, step = _train_epoch(prepared, optimizer, accelerator, data, tokens, config, epoch)
             _check_finite(loss, epoch, folder)
             entry = {"loss": loss}
         elif run.model.readout == "linear" and frozen is not None:  # solved at once
@@ -168,7 +167,8 @@ def fit(
         run = replace(run, history=history, best_epoch=best_epoch(history))
         if accelerator.is_main_process:
             _save_epoch(model, run, folder, _adam_state(optimizer, parameters))
-            report(EpochReport(epoch, epochs, entry, seconds, run.best_epoch == epoch))
+            took, best = time.perf_counter() - began, run.best_epoch == epoch
+            report(EpochReport(epoch, epochs, entry, took, step, best))
     accelerator.wait_for_everyone()  # for the tensors that the first process writes
     run = replace(run, history=history, best_epoch=best_epoch(history)).finished_in(folder)
     if accelerator.is_main_process:
