@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import Capture
 from dcmpl.errors import UsageError
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.presets import PRESETS
 from dcmpl.scoring.scorer import Scorer, ScoringOptions
-from dcmpl.scoring.torch_engine import TorchEngine
+from dcmpl.scoring.torch_engine import TorchEngine, has_bfloat16
 from dcmpl.weights.backbones import load_backbone
 from exported import Made
 
@@ -273,3 +274,31 @@ def test_one_pixel_out_of_range_is_enough(scorer_of: Callable[..., Scorer]) -> N
     images[1, 2, 31, 31] = 1.5
     with pytest.raises(UsageError, match=r"got 0 to 1\.5: clamp them"):
         scorer_of().as_loss()(images)
+
+
+def test_units_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not has_bfloat16(torch.device("cuda"))
+    assert asked == [False]
+    assert has_bfloat16(torch.device("mps"))
+    assert isinstance(has_bfloat16(torch.device("cpu")), bool)
+    assert asked == [False]
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_bfloat16_without_units_has_a_note(
+    build: Callable[..., DCMPL],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    has_units: bool,
+) -> None:
+    monkeypatch.setattr("dcmpl.scoring.torch_engine.has_bfloat16", lambda device: has_units)
+    TorchEngine(build("dcmpl"), ["quality"], "bf16")
+    note = "note: cpu has no units for bfloat16 here; fp32 is faster\n"
+    assert capsys.readouterr().err == ("" if has_units else note)

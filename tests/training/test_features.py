@@ -28,7 +28,6 @@ from dcmpl.training.features import (
     FrozenTable,
     freeze_draws,
     freeze_table,
-    has_bfloat16,
     precision_context,
 )
 from dcmpl.training.loop import validate
@@ -383,18 +382,3 @@ def test_bfloat16_is_used_where_there_are_units_for_it(
     for precision, wanted in (("bf16", has_units), ("fp32", False)):
         with precision_context(here, precision):
             assert ((x @ x).dtype == torch.bfloat16) == wanted
-
-
-def test_units_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-
-    def supported(including_emulation: bool = True) -> bool:
-        asked.append(including_emulation)
-        return False
-
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert not has_bfloat16(torch.device("cuda"))
-    assert asked == [False]
-    assert has_bfloat16(torch.device("mps"))
-    assert isinstance(has_bfloat16(torch.device("cpu")), bool)
-    assert asked == [False]

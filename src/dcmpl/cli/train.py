@@ -182,7 +182,7 @@ def _built(run: "Run", backbone: "Backbone") -> "DCMPL":
 def _say_what_begins(run: "Run", split: "Split", table: "ImageTable", model: "DCMPL") -> None:
     from dcmpl.data.splits import PARTS
     from dcmpl.model.dcmpl import trainable_parameters
-    from dcmpl.training.features import has_bfloat16
+    from dcmpl.scoring.torch_engine import has_bfloat16
 
     parts = {part: split.rows(table, part) for part in PARTS}
     say(

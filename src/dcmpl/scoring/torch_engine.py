@@ -21,7 +21,7 @@ from dcmpl.images.windows import window_corners, windows
 from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.folded import Folded, TextReader
 from dcmpl.model.tokenizer import Ids, Parts
-from dcmpl.progress import track
+from dcmpl.progress import say, track
 from dcmpl.runs import MODEL, Run, load_learned, read_run
 from dcmpl.scoring.batching import lanes
 from dcmpl.scoring.engines import BATCH, batch_of, score_windows
@@ -35,6 +35,7 @@ __all__ = [
     "by_target",
     "choose_device",
     "core_lanes",
+    "has_bfloat16",
     "load_model",
     "predict_table",
 ]
@@ -59,6 +60,16 @@ def choose_device(name: str = "auto") -> torch.device:
             name,
             reason,
         ) from error
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` has units for bfloat16, whose products are several times slower without.
+
+    PyTorch then computes them number by number on processors, and by way of float32 on GPUs.
+    """
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # no public name tells
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load_model(
@@ -174,6 +185,8 @@ class TorchEngine(ModelEngine):
             )
         super().__init__(model, tasks)
         self.precision = precision
+        if precision == "bf16" and not has_bfloat16(self.device):
+            say(f"note: {self.device.type} has no units for bfloat16 here; fp32 is faster")
         folded = Folded(model, tasks)
         self.network = folded.in_bfloat16() if precision == "bf16" else folded
 

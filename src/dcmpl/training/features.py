@@ -23,7 +23,7 @@ from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Ids, Tokens
 from dcmpl.progress import track
 from dcmpl.scoring.batching import outputs_of
-from dcmpl.scoring.torch_engine import ModelEngine, core_lanes
+from dcmpl.scoring.torch_engine import ModelEngine, core_lanes, has_bfloat16
 
 __all__ = [
     "Frozen",
@@ -32,7 +32,6 @@ __all__ = [
     "PromptsOf",
     "freeze_draws",
     "freeze_table",
-    "has_bfloat16",
     "precision_context",
     "shuffled_prompts",
     "texts_of",
@@ -48,16 +47,6 @@ class PromptsOf:
         rows, names = pd.factorize(table.frame["prompt"])
         self.texts: list[str] = names.tolist()
         self.rows: Int64[np.ndarray, " images"] = rows.astype(np.int64)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` has units for bfloat16, whose products are several times slower without.
-
-    PyTorch then computes them number by number on processors, and by way of float32 on GPUs.
-    """
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # no public name tells
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
