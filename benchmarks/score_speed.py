@@ -61,7 +61,7 @@ SMALL = ClipConfig(
     embed_dim=32,
     image_size=64,
     patch_size=16,
-    vocab_size=1000,
+    vocab_size=VIT_B_32.vocab_size,  # that of the tokenizer that is written beside it, or more
     context_length=40,
 )
 """For what has nothing to do with the size of the model: memory over many images."""
