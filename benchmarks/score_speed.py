@@ -48,7 +48,7 @@ from dcmpl.runs import MODEL, Run, save_learned
 from dcmpl.scoring.engines import Engine, all_scores, open_variant, read_export
 from dcmpl.scoring.export import write_export
 from dcmpl.scoring.scorer import Scorer, ScoringOptions
-from dcmpl.scoring.torch_engine import TorchEngine, load_model
+from dcmpl.scoring.torch_engine import TorchEngine, has_bfloat16, load_model
 from dcmpl.weights import EMBEDDED, model_folder
 from dcmpl.weights.backbones import load_backbone
 
@@ -314,7 +314,9 @@ def held_to_fp32(run: Path, paths: list[str], folder: Path) -> dict[str, dict[st
 
     views = record.train.views
     wanted = all_scores(engine, images, views)
-    others = {"torch bf16": TorchEngine(model, record.learned, "bf16")}
+    others: dict[str, Engine] = {}
+    if has_bfloat16(torch.device("cpu")):
+        others["torch bf16"] = TorchEngine(model, record.learned, "bf16")
     for variant in exported.record["variants"]:
         if variant["precision"] == "fp32":
             continue  # held to 1e-5 by the export itself
@@ -372,7 +374,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         write_export(TorchEngine(network, ("quality",)), of_run, exports[path], shown)
     engines: dict[str, Engine] = {
         f"torch {precision}": TorchEngine(model, ("quality",), precision)
-        for precision in ("fp32", "bf16")
+        for precision in ("fp32", *["bf16"] * has_bfloat16(torch.device("cpu")))
     }
     exported = read_export(exports[prompted])
     for engine, precision, file in (
