@@ -353,7 +353,9 @@ class TrainConfig:
         "windows",
         "views whose scores are averaged: windows, paper-windows, center, tiles, resize, grid-N",
     )
-    precision: Literal["fp32", "bf16"] = option("fp32", "number format of the towers")
+    precision: Literal["fp32", "bf16"] = option(
+        "fp32", "number format of the towers; bf16 is fp32 where the device has no units for it"
+    )
     seed: int = option(0, "seed of split, initial prompts, crops and order")
 
     def __post_init__(self) -> None:

@@ -85,6 +85,19 @@ def test_finished_trials_are_not_run_again(
     assert (out / "trials.csv").read_text() == (protocols / "trials.csv").read_text()
 
 
+def test_number_format_that_the_device_has_not_is_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("dcmpl.training.features.has_bfloat16", lambda device: False)
+    quick = ["--repeats", "1", "--epochs", "1", "--presets", "dcmpl", "linear-probe"]
+    lower = ["--set", "train.precision=bf16"]
+    assert main(["benchmark", *words, *quick, *lower, "--out", str(tmp_path / "b")]) == 0
+    assert said(capsys).count("cpu has no units for bfloat16 here; the towers compute in") == 1
+
+
 def test_trial_that_was_broken_off_ends_with_the_same_numbers(
     protocols: Path, words: list[str], tmp_path: Path
 ) -> None:

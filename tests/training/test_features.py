@@ -29,6 +29,7 @@ from dcmpl.training.features import (
     freeze_draws,
     freeze_table,
     precision_context,
+    warn_of_precision,
 )
 from dcmpl.training.loop import validate
 from dcmpl.weights.backbones import load_backbone
@@ -382,3 +383,20 @@ def test_bfloat16_is_used_where_there_are_units_for_it(
     for precision, wanted in (("bf16", has_units), ("fp32", False)):
         with precision_context(here, precision):
             assert ((x @ x).dtype == torch.bfloat16) == wanted
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_units", "is_told"),
+    [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)],
+)
+def test_number_format_that_is_not_used_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    has_units: bool,
+    is_told: bool,
+) -> None:
+    monkeypatch.setattr("dcmpl.training.features.has_bfloat16", lambda device: has_units)
+    warn_of_precision(torch.device("cpu"), precision)
+    told = "note: cpu has no units for bfloat16 here; the towers compute in float32\n"
+    assert capsys.readouterr().err == told * is_told

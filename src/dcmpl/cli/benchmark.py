@@ -151,9 +151,12 @@ def _contexts(arguments: Arguments) -> "dict[str, TrialContext]":
 def _trials(arguments: Arguments, path: str, context: "TrialContext") -> "Iterator[Trial]":
     from dcmpl.data.splits import PROTOCOLS as KNOWN
     from dcmpl.evaluation.trials import trials_of
+    from dcmpl.training.features import warn_of_precision
 
     table = context.table
     variants = _variants(arguments, table)
+    for precision in dict.fromkeys(variant.train.precision for variant in variants):
+        warn_of_precision(context.device, precision)
     protocols = list(dict.fromkeys(["clean", *arguments.protocols]))
     for name in protocols:
         say(f"{name}: {KNOWN[name].about}")

@@ -182,7 +182,7 @@ def _built(run: "Run", backbone: "Backbone") -> "DCMPL":
 def _say_what_begins(run: "Run", split: "Split", table: "ImageTable", model: "DCMPL") -> None:
     from dcmpl.data.splits import PARTS
     from dcmpl.model.dcmpl import trainable_parameters
-    from dcmpl.scoring.torch_engine import has_bfloat16
+    from dcmpl.training.features import warn_of_precision
 
     parts = {part: split.rows(table, part) for part in PARTS}
     say(
@@ -201,9 +201,7 @@ def _say_what_begins(run: "Run", split: "Split", table: "ImageTable", model: "DC
                 f"note: {len(cut)} of {len(read)} prompts are longer than the "
                 f"{len(cut[0].ids[0])} tokens that fit; their ends are not read in training"
             )
-    device = model.mean.device
-    if run.train.precision == "bf16" and not has_bfloat16(device):
-        say(f"note: {device.type} has no units for bfloat16 here; the towers compute in float32")
+    warn_of_precision(model.mean.device, run.train.precision)
     if unjudged := [task for task in run.model.tasks if task not in run.learned]:
         say(f"note: nobody judged {' and '.join(unjudged)}; the run will not predict it")
 

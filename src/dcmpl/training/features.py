@@ -21,7 +21,7 @@ from dcmpl.model.dcmpl import DCMPL
 from dcmpl.model.prompt_reader import Texts
 from dcmpl.model.stem import to_unit_range
 from dcmpl.model.tokenizer import Ids, Tokens
-from dcmpl.progress import track
+from dcmpl.progress import say, track
 from dcmpl.scoring.batching import outputs_of
 from dcmpl.scoring.torch_engine import ModelEngine, core_lanes, has_bfloat16
 
@@ -35,6 +35,7 @@ __all__ = [
     "precision_context",
     "shuffled_prompts",
     "texts_of",
+    "warn_of_precision",
 ]
 
 BATCH = 16
@@ -54,6 +55,12 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
     if precision == "bf16" and has_bfloat16(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def warn_of_precision(device: torch.device, precision: str) -> None:
+    """Print where the towers do not compute in the chosen number format."""
+    if precision == "bf16" and not has_bfloat16(device):
+        say(f"note: {device.type} has no units for bfloat16 here; the towers compute in float32")
 
 
 def texts_of(tokens: Tokens, own: Int[Tensor, " batch"]) -> Texts:
