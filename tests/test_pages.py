@@ -1,9 +1,13 @@
 """Tables as Markdown and HTML: digits, missing values, and nothing of a data set as markup."""
 
+import io
+
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from dcmpl.pages import embedded, html_page, html_table, markdown_table, number_cell
+from dcmpl.pages import embedded, figure_png, html_page, html_table, markdown_table, number_cell
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -30,3 +34,15 @@ def test_html_is_escaped_wherever_a_data_set_is_quoted() -> None:
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 5  # title twice, column, cell, caption
     assert "default-src 'none'" in page
+
+
+def test_figure_holds_what_stands_at_its_edges() -> None:
+    """As half of the last tick's number; none of the outermost pixels is drawn on."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.text(1, 0.5, "0.675", ha="center")
+    pixels = np.asarray(Image.open(io.BytesIO(figure_png(figure))).convert("L"))
+    assert pixels.min() < 128
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert edge.min() == 255

@@ -47,7 +47,9 @@ def figure_png(figure: Any) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file, metadata={"Software": MADE_BY})
+    made = {"Software": MADE_BY}
+    # Whole: a layout that fits moves ticks, and the last may then stand half outside.
+    FigureCanvasAgg(figure).print_figure(file, format="png", bbox_inches="tight", metadata=made)
     return file.getvalue()
 
 
