@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,13 +25,16 @@ Record = TypeVar("Record")
 __all__ = [
     "MADE_BY",
     "UNREADABLE",
+    "added",
     "as_json",
     "check_sealed",
+    "digest_of_text",
     "put_in_place",
     "read_most",
     "read_plain",
     "read_record",
     "read_yaml",
+    "record_of",
     "sealed",
     "sha256_of",
     "write_atomically",
@@ -154,12 +157,22 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def added(digests: Iterable[str]) -> str:
+    """Digest of many, whatever their order: their sum, so that shards add up to the whole."""
+    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}"
+
+
+def digest_of_text(key: str, text: str) -> str:
+    """SHA-256 of a text that goes with an image, by the image's key."""
+    return hashlib.sha256(f"{key} {text}".encode()).hexdigest()
+
+
 def sealed(record: dict[str, Any]) -> bytes:
     """JSON of ``record`` with the SHA-256 of all the rest under ``digest``."""
     return as_json({**record, "digest": hashlib.sha256(as_json(record)).hexdigest()})
 
 
-def check_sealed(record: dict[str, Any], path: Path) -> None:
+def check_sealed(record: dict[str, Any], path: Path | str) -> None:
     """Check and remove the ``digest`` of a record that was read from ``path``.
 
     Raises :class:`RunError` where it is not, or where a later dcmpl wrote the record.
@@ -207,10 +220,25 @@ def _read(
     what: str,
     build: Callable[[dict[str, Any]], Record],
     most: int,
-    check: Callable[[dict[str, Any], Path], None],
+    check: Callable[[dict[str, Any], Path | str], None],
 ) -> Record:
     try:
-        record = json.loads(read_most(path, most))
+        content = read_most(path, most)
+    except UNREADABLE as error:
+        raise _not_what(path, what, error) from error
+    return record_of(content, path, what, build, check)
+
+
+def record_of(
+    content: bytes,
+    path: Path | str,
+    what: str,
+    build: Callable[[dict[str, Any]], Record],
+    check: Callable[[dict[str, Any], Path | str], None] = check_sealed,
+) -> Record:
+    """:func:`read_record` of the content of a file, which may lie in an object store."""
+    try:
+        record = json.loads(content)
         if not isinstance(record, dict):
             raise TypeError(f"a {type(record).__name__}")
     except UNREADABLE as error:
@@ -222,7 +250,7 @@ def _read(
         raise _not_what(path, what, error) from error
 
 
-def _not_what(path: Path, what: str, error: Exception) -> RunError:
+def _not_what(path: Path | str, what: str, error: Exception) -> RunError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     if isinstance(error, KeyError):
         reason = f"no entry {reason}"

@@ -29,7 +29,7 @@ from dcmpl.images.decode import DecodedImage
 from dcmpl.scoring import job as scoring
 from dcmpl.scoring import scorer as predict
 from dcmpl.scoring.files import manifest_of, read_manifest, read_scores
-from dcmpl.scoring.job import journal_of
+from dcmpl.scoring.journal import journal_of
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.scoring.torch_engine import TorchEngine
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import Capture, refused
 from dcmpl.cli.main import main
 from dcmpl.scoring.files import Row
-from dcmpl.scoring.job import Journal, journal_of, open_journal
+from dcmpl.scoring.journal import Journal, journal_of, open_journal
 
 COUNT, LONG, KILLS = 200, 600, 6  # three chunks and a part of one; nine, which take some seconds
 CHUNK = 64
@@ -328,7 +328,7 @@ def test_second_process_is_refused_and_the_first_goes_on(
 def test_rows_are_in_the_file_as_they_come(out: Path) -> None:
     row = dict.fromkeys(["image", "prompt", "quality", "alignment", "authenticity"], "x")
     row |= dict.fromkeys(["status", "reason", "note", "file"], "y")
-    with open_journal(out, {"count": 2}, False, CHUNK, lambda index, file: True) as part:
+    with open_journal(out, {"count": 2}, False, [0, 2], lambda file: True) as part:
         for count in (1, 2):
             part.write(row)
             assert rows_in(out) == count

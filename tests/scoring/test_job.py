@@ -25,7 +25,7 @@ from dcmpl.scoring import engines, export
 from dcmpl.scoring.calibration import LABELS, Calibration, read_calibration
 from dcmpl.scoring.engines import Exported, read_export
 from dcmpl.scoring.files import COLUMNS, Row, read_manifest, read_scores
-from dcmpl.scoring.job import Journal, journal_of
+from dcmpl.scoring.journal import Journal, journal_of
 from dcmpl.scoring.scorer import Scorer, ScoringOptions
 from dcmpl.scoring.torch_engine import TorchEngine, load_model
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,8 @@ from dcmpl.weights import model_folder, warn_of_model
 
 if TYPE_CHECKING:
     from dcmpl.data.sources import Source
-    from dcmpl.scoring.files import Row
     from dcmpl.scoring.judge import Judge
+    from dcmpl.scoring.scorer import Scorer
 
 __all__ = ["MERGE", "SCORE"]
 
@@ -138,6 +138,19 @@ FLAGS = (
         default="quality",
         metavar="TARGET",
     ),
+    Flag(
+        "--on",
+        "ray: score on a Ray cluster, or on this machine with one started for it; -o is a folder",
+        metavar="ray[://ADDRESS]",
+    ),
+    Flag("--actors", "processes that score with --on (default: as many as fit)", int, metavar="N"),
+    Flag(
+        "--gpus",
+        "GPUs of each of them, 0.5 to share one; --workers are its cores (default: 1)",
+        float,
+        0.0,
+        metavar="G",
+    ),
     Flag("--resume", "go on with a scoring that was broken off", bool, False),
     Flag("--shard", "score the I-th of N parts; dcmpl merge joins them", metavar="I/N"),
 )
@@ -151,6 +164,8 @@ def score(arguments: Arguments) -> int:
     from dcmpl.scoring.files import read_scores
     from dcmpl.scoring.job import Job, say_faults
 
+    if arguments.on is not None:
+        return _score_on_ray(arguments)
     sources = find_sources(arguments.PATH, arguments.prompt_from == "sidecar")
     sources = _prompted(sources, arguments)
     with quiet_pillow():
@@ -165,9 +180,39 @@ def score(arguments: Arguments) -> int:
             return 3 if job.print() else 0
         out = Path(arguments.out)
         counts = job.write(out, arguments.resume)
-    say_faults(read_scores(out))
+    reasons = (row["reason"] for row in read_scores(out) if row["status"] == "error")
+    say_faults(reasons, counts["error"])
     _say_uncalibrated(judge)
-    print(f"{counts['ok']} of {len(job.own)} images scored: {out} and its manifest")
+    print(f"{counts['ok']} of {job.count} images scored: {out} and its manifest")
+    return 3 if counts["error"] else 0
+
+
+def _score_on_ray(arguments: Arguments) -> int:
+    """Score on a Ray cluster, to partitions."""
+    from dcmpl.data.shards import Prompts
+    from dcmpl.data.sources import iterate_sources
+    from dcmpl.integrations.ray import Actors, RayJob, connected
+    from dcmpl.scoring.job import say_faults
+    from dcmpl.scoring.partitions import fault_reasons
+
+    cores = arguments.workers or 1
+    actors = Actors(arguments.actors, cores, arguments.gpus)
+    address = arguments.on.partition("://")[2]
+    sources = iterate_sources(arguments.PATH, arguments.prompt_from == "sidecar", closed=True)
+    if arguments.prompts is not None:
+        sources = iter(_prompted(list(sources), arguments))
+    elif arguments.prompt is not None:
+        sources = (replace(source, prompt=arguments.prompt) for source in sources)
+    prompts = Prompts(arguments.prompt, arguments.prompt_from)
+    with connected(address or None):
+        arguments.workers = cores
+        scorer = _scorer(arguments)
+        _say_what_scores_mean(scorer, arguments)
+        job = RayJob(scorer, sources, arguments.out, arguments.model, prompts, actors)
+        counts = job.write(arguments.resume)
+    say_faults(fault_reasons(arguments.out), counts["error"])
+    _say_uncalibrated(scorer)
+    print(f"{counts['ok']} of {sum(counts.values())} images scored: {arguments.out}")
     return 3 if counts["error"] else 0
 
 
@@ -177,6 +222,11 @@ def _judge(arguments: Arguments) -> "Judge":
         from dcmpl.client import Client
 
         return Client(arguments.url, arguments.key_file and key_in(Path(arguments.key_file)))
+    return _scorer(arguments)
+
+
+def _scorer(arguments: Arguments) -> "Scorer":
+    """Model on this machine."""
     from dcmpl.scoring.scorer import Scorer
 
     options = {name: getattr(arguments, name) for name in OPTIONS}
@@ -196,12 +246,28 @@ def _check_where(arguments: Arguments) -> None:
             raise UsageError(f"--url or {flag}", "both", "dcmpl serve has its own model and views")
 
 
+def _check_on(arguments: Arguments) -> None:
+    """Check the flags of a cluster, and that no flag was given that it does not take."""
+    usual = {flag.dest: flag.default for flag in FLAGS}
+    if arguments.on is None:
+        for name in ("actors", "gpus"):
+            if getattr(arguments, name) != usual[name]:
+                raise UsageError(f"--{name} with --on", "it alone", "add --on ray")
+        return
+    if not re.fullmatch(r"ray(://.+)?", arguments.on):
+        raise UsageError("--on ray, or ray://ADDRESS of a cluster", arguments.on)
+    for name in ("url", "shard", "rank"):
+        if getattr(arguments, name) != usual[name]:
+            raise UsageError(f"--on or --{name}", "both", "leave one out")
+
+
 def _checked(arguments: Arguments) -> tuple[int, int] | None:
     """The shard to score, after all checks that need no model."""
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} or {given[1]}", "both", "leave one out")
     _check_where(arguments)
+    _check_on(arguments)
     if arguments.url is None:
         check_scoring_model(arguments.model)
     check_device(arguments.device)
@@ -225,8 +291,17 @@ def _check_output(out: str) -> None:
         raise UsageError(f"a file at -o {out}", "a folder")
 
 
+def _check_folder(out: str) -> None:
+    if Path(out).suffix.lower() in FORMATS or out == "-" or Path(out).is_file():
+        raise UsageError(
+            "a folder at -o with --on", out, "dcmpl merge makes one file of its partitions"
+        )
+
+
 def _check_destination(arguments: Arguments) -> None:
-    if arguments.out != "-":
+    if arguments.on is not None:
+        _check_folder(arguments.out)
+    elif arguments.out != "-":
         _check_output(arguments.out)
     elif arguments.resume or arguments.rank:
         raise UsageError(
@@ -235,7 +310,7 @@ def _check_destination(arguments: Arguments) -> None:
     for path in (*arguments.PATH, arguments.prompts):
         if path and os.path.abspath(path) == os.path.abspath(arguments.out):
             raise UsageError("a new file at -o", f"{path}, which is to be read")
-    if arguments.out != "-":
+    if arguments.out != "-" and arguments.on is None:
         check_scores_replace(arguments.out)
 
 
@@ -300,7 +375,10 @@ def _say_uncalibrated(judge: "Judge") -> None:
 def merge(arguments: Arguments) -> int:
     """Join the scores of all shards of one job."""
     _check_output(arguments.out)
-    for path in arguments.FILE:
+    folders = [path for path in arguments.FILE if Path(path).is_dir()]
+    if folders and len(arguments.FILE) > 1:
+        raise UsageError("the partitions of one job", f"{len(arguments.FILE)} paths")
+    for path in () if folders else arguments.FILE:
         if not Path(path).is_file():
             raise UsageError(f"the scores of a shard at {path}", "no file")
         if Path(path).suffix.lower() not in FORMATS:
@@ -308,22 +386,23 @@ def merge(arguments: Arguments) -> int:
     check_not_read(arguments.out, arguments.FILE)
     check_scores_replace(arguments.out)
     from dcmpl.scoring.files import merged, read_scores, write_scores
+    from dcmpl.scoring.partitions import described, read_partitions
 
-    job, made_with, paths = merged([Path(path) for path in arguments.FILE])
     out = Path(arguments.out)
-
-    def rows(files: Sequence[Path]) -> "Iterator[Row]":
-        for path in files:
-            yield from read_scores(path)
-
+    if folders:
+        job, made_with = described(folders[0])
+        rows, what = read_partitions(folders[0]), f"partitions of {folders[0]}"
+    else:
+        job, made_with, paths = merged([Path(path) for path in arguments.FILE])
+        rows, what = (row for path in paths for row in read_scores(path)), f"{len(paths)} shards"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        counts = write_scores(out, rows(paths), job, made_with)
+        counts = write_scores(out, rows, job, made_with)
     except OSError as error:
         raise RunError(f"to write {out}", reason=error.strerror or error) from error
     if sum(counts.values()) != job["count"]:
         raise DataError(f"{job['count']} rows", sum(counts.values()))
-    print(f"{sum(counts.values())} rows of {len(paths)} shards: {out} and its manifest")
+    print(f"{sum(counts.values())} rows of {what}: {out} and its manifest")
     return 3 if counts["error"] else 0
 
 
@@ -334,9 +413,15 @@ SCORE = Command(
     score,
 )
 MERGE = Command(
-    "Join the scores of all shards of one job.",
+    "Join the scores of all shards of one job, or the partitions that --on ray wrote.",
     (
-        Flag("FILE", "scores of a shard", count="+", required=True, metavar="FILE"),
+        Flag(
+            "FILE",
+            "scores of a shard, or a folder of partitions",
+            count="+",
+            required=True,
+            metavar="FILE",
+        ),
         Flag("--out", ".csv, .jsonl or .parquet", required=True, short="-o", metavar="FILE"),
     ),
     merge,

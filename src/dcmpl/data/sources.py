@@ -11,13 +11,14 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from dcmpl.data.matching import match_prompts
 from dcmpl.data.texts import decode_text, of_cell
 from dcmpl.errors import DataError, UsageError
-from dcmpl.files import sha256_of
+from dcmpl.files import digest_of_text, sha256_of
 from dcmpl.images.archives import Archives, TooLargeError, in_archive, kind_of, read_file
 from dcmpl.images.decode import (
     DecodedImage,
@@ -36,6 +37,10 @@ __all__ = [
     "PROMPT_COLUMNS",
     "Source",
     "find_sources",
+    "in_shard",
+    "iterate_sources",
+    "key_of",
+    "keyed",
     "read_list",
     "read_prompts",
     "with_content",
@@ -113,8 +118,13 @@ def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], lis
 MAX_SIDECAR_BYTES = 64 * 2**10
 
 
-NOTHING = object()
-"""No image was given; None may be one that somebody tries to score."""
+class Nothing(Enum):
+    """No image was given; None may be one that somebody tries to score."""
+
+    NOTHING = "nothing"
+
+
+NOTHING = Nothing.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,8 @@ class Source:
     there is nothing to read, as for a damaged archive; ``note`` what the row should say, as of
     a sidecar that was too long to be a prompt. ``in_metadata``: the prompt is the one that an
     image generator wrote into the file. ``is_job``: its row will say which file it is of.
+    ``shard``: the archive among whose images it was found, if any. ``known``: what
+    :meth:`file` said where the image was decoded.
     """
 
     name: str
@@ -138,6 +150,8 @@ class Source:
     given: Any = field(default=NOTHING, repr=False)
     in_metadata: bool = False
     is_job: bool = False
+    shard: str = ""
+    known: str | None = None
 
     def read(self) -> DecodedImage:
         """Decode the image; raises :class:`DataError` with the reason where that fails."""
@@ -171,6 +185,8 @@ class Source:
 
     def file(self) -> str:
         """Size and time of the file, and the SHA-256 of its content; empty where there is none."""
+        if self.known is not None:
+            return self.known
         if not (about := self.stat()):
             return ""
         try:
@@ -180,6 +196,11 @@ class Source:
         except (OSError, DataError):
             return ""
         return f"{about} {hashlib.sha256(content).hexdigest()}"
+
+    def digest(self, key: str) -> str:
+        """Digest of the image's name, its prompt and its fault, at the place that ``key`` says."""
+        about = json.dumps((self.name, self.prompt, str(self.fault or "")))
+        return digest_of_text(key, about)
 
     def file_content(self) -> bytes:
         """The bytes of the file; raises :class:`DataError`."""
@@ -192,28 +213,44 @@ class Source:
 
 
 def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
+    """:func:`iterate_sources` as a list."""
+    return list(iterate_sources(paths, sidecar))
+
+
+def iterate_sources(
+    paths: Sequence[str], sidecar: bool = False, closed: bool = False
+) -> Iterator[Source]:
     """Find the images of files, folders (recursively), globs, zip and tar archives, and lists.
 
     A file that is named is taken as it is; found twice, it is listed once. The rows of a list
     (CSV, TSV, JSON Lines, Parquet, XLSX) are taken as they are, relative to the list, with
     their prompts. ``sidecar``: prompts come from the files beside an image, in folders and
-    archives (``SIDECARS``). Raises :class:`UsageError` where a
+    archives (``SIDECARS``). ``closed``: an archive is one source, whose images
+    :func:`in_shard` finds. Raises :class:`UsageError` where a
     folder or a glob holds no image, :class:`DataError` for a list that is none.
     """
-    found: list[Source] = []
     seen: set[tuple[str, str | None]] = set()
     for path in paths:
         if not path:
             raise UsageError("the path of images", "an empty one")
         kind = _kind(path)
-        for entry in _entries_of(path, kind, sidecar):
+        for entry in _entries_of(path, kind, sidecar, closed):
             place = os.path.abspath(entry.path), entry.member and os.path.normpath(entry.member)
             if kind != "list":
                 if place in seen:
                     continue
                 seen.add(place)
-            found.append(entry)
-    return found
+            yield entry
+
+
+def in_shard(path: str, sidecar: bool = False) -> Iterator[Source]:
+    """Images of one archive, each once, as :func:`iterate_sources` finds them."""
+    seen: set[str] = set()
+    for entry in _of_archive(path, sidecar):
+        place = os.path.normpath(entry.member or "")
+        if place not in seen:
+            seen.add(place)
+            yield entry
 
 
 def _kind(path: str) -> str:
@@ -227,7 +264,7 @@ def _kind(path: str) -> str:
     return "archive" if kind_of(path) else "file"
 
 
-def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
+def _entries_of(path: str, kind: str, sidecar: bool, closed: bool) -> Iterator[Source]:
     if kind == "list":
         for place, prompt in read_list(Path(path)):
             fault = (
@@ -236,6 +273,8 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
             archive = None if os.path.lexists(place) else in_archive(place)
             file, member = archive or (place or path, None)
             yield Source(place or path, file, member, prompt=prompt, fault=fault)
+    elif kind == "archive" and closed:
+        yield Source(path, path, shard=path)
     elif kind == "archive":
         yield from _of_archive(path, sidecar)
     elif kind == "folder":
@@ -244,7 +283,7 @@ def _entries_of(path: str, kind: str, sidecar: bool) -> Iterator[Source]:
         matches = sorted(glob.glob(path, recursive=True))
         kinds = ((p, _kind(p)) for p in matches)
         inside = ((p, k) for p, k in kinds if k == "archive" or is_image(Path(p)))
-        yield from _some((e for p, k in inside for e in _entries_of(p, k, sidecar)), path)
+        yield from _some((e for p, k in inside for e in _entries_of(p, k, sidecar, closed)), path)
     else:
         yield _of_file(path, sidecar)
 
@@ -356,7 +395,7 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
             for name in archives.members(path):
                 stem, suffix = os.path.splitext(name)
                 if is_called_image(name):
-                    entries.append(Source(f"{path}/{name}", path, name))
+                    entries.append(Source(f"{path}/{name}", path, name, shard=path))
                 elif sidecar and suffix.lower() in SIDECARS:
                     kept[name] = _read_sidecar(archives, path, name)
     except DataError as error:
@@ -370,7 +409,7 @@ def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:
         yield replace(entry, prompt=prompt, note="; ".join(notes))
     if fault or not entries:
         reason = fault or DataError(f"images in {path}", "none")
-        yield Source(path, path, fault=reason)
+        yield Source(path, path, fault=reason, shard=path)
 
 
 def _read_sidecar(archives: Archives, path: str, name: str) -> tuple[str, str]:
@@ -395,13 +434,32 @@ def with_content(
     with Archives() as archives:
         for source in sources:
             source = replace(source, in_metadata=metadata, is_job=is_job)
-            if source.member is not None and not source.fault:
+            is_here = source.content is not None or source.given is not NOTHING
+            if source.member is not None and not source.fault and not is_here:
                 try:
                     content = archives.read(source.path, source.member)
                     source = replace(source, content=content)
                 except DataError as error:
                     source = replace(source, fault=copy(error))
             yield source
+
+
+def keyed(sources: Iterable[Source]) -> Iterator[tuple[str, Source]]:
+    """Stable key of each source: the number of its shard, and its place in there.
+
+    Images between two archives are a shard as well. Keys sort as the sources stand.
+    """
+    shard, place, last = 0, 0, None
+    for source in sources:
+        if last is not None and source.shard != last:
+            shard, place = shard + 1, 0
+        yield key_of(shard, place), source
+        place, last = place + 1, source.shard
+
+
+def key_of(shard: int, place: int) -> str:
+    """Key of the image at ``place`` of a shard, both from 0."""
+    return f"{shard:08d}-{place:010d}"
 
 
 def with_prompts(sources: Sequence[Source], prompts: dict[str, str]) -> list[Source]:

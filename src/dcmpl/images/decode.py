@@ -275,8 +275,10 @@ _ONE_AT_A_TIME = Lock()
 """Pillow images load on first use, which two threads must not do to one of them."""
 
 
-def read_input(image: Input) -> DecodedImage:
+def read_input(image: Input | DecodedImage) -> DecodedImage:
     """Decode an image in any accepted form; raises :class:`DataError` for other values."""
+    if isinstance(image, DecodedImage):
+        return image
     if isinstance(image, (str, Path)):
         return decode(image)
     if isinstance(image, Image.Image):

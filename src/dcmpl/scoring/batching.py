@@ -114,26 +114,31 @@ def keyed_outputs(
     batch_size: int,
     *,
     chunk: int | None = None,
+    shard: Callable[[Key], object] = lambda _: None,
     pool: Executor | None = None,
     depth: int = 0,
 ) -> Iterator[tuple[Key, list[Result]]]:
     """Key and outputs of ``compute`` of each image, in order.
 
     An image is given as a key and its windows, of which there may be none, and comes back as
-    soon as the last of them is done. ``chunk``: batches end behind every so many images, so
-    that what shares a batch does not depend on where a job began. ``pool`` computes, with
-    ``depth`` batches under way.
+    soon as the last of them is done. ``chunk``: batches end behind every so many images of a
+    ``shard``, and at its end, so that what shares a batch does not depend on where a job began.
+    ``pool`` computes, with ``depth`` batches under way.
     """
     batches = _Batches(compute, pool or _Inline())
-    index = -1
+    index, first, last = -1, 0, None
     for index, (key, windows) in enumerate(images):
+        if chunk and index and shard(key) != last:
+            batches.flush(depth)
+            first = index
+        last = shard(key)
         batches.done[index] = key, []
         for window in windows:
             batches.waiting.append(window)
             batches.owners.append(index)
             if len(batches.waiting) == batch_size:
                 batches.flush(depth)
-        if chunk and (index + 1) % chunk == 0:
+        if chunk and (index + 1 - first) % chunk == 0:
             batches.flush(depth)
         yield from batches.finished(index + 1)
     batches.flush(0)

@@ -404,14 +404,12 @@ def score_windows(
     items: Iterable[tuple[Key, Iterable[np.ndarray], Sequence[Ids]]],
     *,
     batch_size: int = BATCH,
-    chunk: int | None = None,
-    pool: Executor | None = None,
-    depth: int = 0,
+    **options: Any,
 ) -> Iterator[tuple[Key, Answer | None]]:
     """Score images by their windows; yields key and answer in order, None without windows.
 
     Images are taken one by one; ``batch_size`` counts windows. Where a prompt has several
-    parts, each window is scored with each. The rest is as for
+    parts, each window is scored with each. ``options`` are those of
     :func:`dcmpl.scoring.batching.keyed_outputs`.
     """
 
@@ -430,7 +428,7 @@ def score_windows(
             yield from ((window, text) for text in texts)
 
     cut = ((key, pairs(own, texts)) for key, own, texts in items)
-    outputs = keyed_outputs(cut, compute, batch_size, chunk=chunk, pool=pool, depth=depth)
+    outputs = keyed_outputs(cut, compute, batch_size, **options)
     for key, found in outputs:
         yield key, Answer(np.mean(found, axis=0), np.std(found, axis=0)) if found else None
 

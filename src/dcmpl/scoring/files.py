@@ -12,7 +12,7 @@ from dcmpl import __version__
 from dcmpl.config import TARGETS
 from dcmpl.data.texts import as_cell, of_cell
 from dcmpl.errors import RunError
-from dcmpl.files import put_in_place, read_record, sealed, sha256_of, write_whole
+from dcmpl.files import added, put_in_place, read_record, sealed, sha256_of, write_whole
 from dcmpl.scoring.results import Score
 
 __all__ = [
@@ -144,11 +144,11 @@ def _write_parquet(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> N
     schema = pa.schema([(c, pa.string() if is_text(c) else pa.float64()) for c in columns])
     with pq.ParquetWriter(path, schema) as file:
         for batch in _in_batches(rows, 1000):
-            table = [{name: _as_text(cell) for name, cell in row.items()} for row in batch]
+            table = [{name: as_text(cell) for name, cell in row.items()} for row in batch]
             file.write_table(pa.Table.from_pylist(table, schema))
 
 
-def _as_text(cell: Any) -> Any:
+def as_text(cell: Any) -> Any:
     """Convert file names with invalid bytes to text, as Parquet's strings must be."""
     if isinstance(cell, str):
         return cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -274,8 +274,3 @@ def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str], list[
     made_with = dict(records[0]["made_with"])
     made_with["files_sha256"] = added(str(r["made_with"]["files_sha256"]) for r in records)
     return whole, made_with, [paths[i] for i in order]
-
-
-def added(digests: Iterable[str]) -> str:
-    """Digest of many, whatever their order: their sum, so that shards add up to the whole."""
-    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}"

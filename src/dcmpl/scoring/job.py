@@ -1,30 +1,25 @@
-"""Resumable scoring: an append-only journal of finished rows, and the job that fills it.
+"""The job of scoring images to one file: what decides its rows, and how they come there.
 
-The rows of a job stand in ``OUT.part`` as JSON lines, behind one line that says what job they
-are of. A job that was broken off goes on at the beginning of the last chunk that was not
-complete, and ends with the same bytes. Imports no torch.
+Imports no torch.
 """
 
-import hashlib
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
-from dcmpl.data.sources import Source, with_content
-from dcmpl.errors import DcmplError, RunError
+from dcmpl.data.sources import Source, keyed, with_content
+from dcmpl.files import added, digest_of_text
 from dcmpl.progress import leave, say, track
 from dcmpl.scoring.files import (
-    COLUMNS,
     Row,
-    added,
     best_first,
     columns_of,
     manifest_of,
@@ -33,186 +28,30 @@ from dcmpl.scoring.files import (
     row_of,
     write_scores,
 )
+from dcmpl.scoring.journal import FILE, Journal, journal_of, open_journal
 from dcmpl.scoring.judge import CHUNK, Judge
 from dcmpl.scoring.results import Score
 
-__all__ = ["Job", "Journal", "journal_of", "made_with", "open_journal", "say_faults"]
+__all__ = ["Job", "made_with", "say_faults"]
 
 TOLD_FAULTS = 10
 RANKED = ("rank", "better_than_next", "call")
 
-FILE = "file"
-"""Entry of a journal's row that is in no file of scores: size, time and hash of the image."""
 
+class Plan(NamedTuple):
+    """What one look at all sources of a job shows.
 
-def journal_of(out: Path) -> Path:
-    """Path of the journal of a job."""
-    return out.with_name(out.name + ".part")
-
-
-class Journal:
-    """Append-only journal of the finished rows of a job, in JSON Lines."""
-
-    def __init__(
-        self, path: Path, file: BinaryIO, offsets: list[int], columns: Sequence[str]
-    ) -> None:
-        self.path, self._file = path, file
-        self._offsets, self._columns = offsets, columns
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def write(self, row: Row) -> None:
-        """Append a row to the file."""
-        kept = {name: row[name] for name in (*self._columns, FILE)}
-        line = json.dumps(kept).encode() + b"\n"
-        self._offsets.append(self._file.tell())
-        self._file.write(line)
-        self._file.flush()
-
-    def rows(self, order: Iterable[int] | None = None) -> Iterator[Row]:
-        """Rows in the order of writing, or in ``order``; one is in memory at a time."""
-        with self.path.open("rb") as file:
-            for index in range(len(self)) if order is None else order:
-                file.seek(self._offsets[index])
-                row = _row_in(file.readline(), self._columns)
-                if row is None:
-                    raise RunError(f"whole rows in {self.path}", f"a changed row {index}")
-                yield row
-
-
-IsSame = Callable[[int, str], bool]
-"""Whether a row, by its number, is still of the file that the journal names."""
-
-
-@contextmanager
-def open_journal(
-    out: Path, job: Mapping[str, Any], resume: bool, chunk: int, is_same: IsSame
-) -> Iterator[Journal]:
-    """Open the journal of ``out``, locked for this process.
-
-    With ``resume`` the rows that are there count, up to the last multiple of ``chunk`` (or to the
-    job's ``count``) before the first image that was changed since. The file is removed when the
-    block ends without an error. Raises :class:`RunError` where another process writes it, rows
-    of another job or, without ``resume``, any rows stand there, or the disk does not take them.
+    ``starts``: the number of the first image of every chunk, and of all at the end; no chunk
+    has images of two archives. ``digest``: of what every image is, in whatever order.
     """
-    path = journal_of(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(out.name + ".lock"), timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise RunError(
-            f"to be the only one that writes {out}",
-            "another dcmpl that does",
-            "wait for it, or choose another -o",
-        ) from None
-    except OSError as error:
-        raise RunError(f"to write {out}", reason=error.strerror or error) from error
-    try:
-        if path.exists() and not resume:
-            raise RunError(
-                f"no {path}",
-                "the rows of a scoring that was broken off",
-                "add --resume to go on with it, or delete it",
-            )
-        with _opened(path, job, chunk, is_same) as journal, _kept_or_gone(journal):
-            yield journal
-        path.unlink()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_kept(path)) from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"to write {out}", hint=_kept(path), reason=reason) from error
-    except DcmplError:
-        raise
-    except Exception as error:  # engines raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RunError("to score all images", reason, _kept(path)) from error
-    finally:
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
 
+    starts: "array[int]"
+    digest: str
 
-@contextmanager
-def _kept_or_gone(journal: Journal) -> Iterator[None]:
-    """Say where rows are where an error ends the block; a journal without any is removed."""
-    try:
-        yield
-    except DcmplError:  # as of a service that is gone
-        if len(journal):
-            say(_kept(journal.path))
-        else:
-            with suppress(OSError):
-                journal.path.unlink()
-        raise
-
-
-def _kept(path: Path) -> str:
-    if not path.is_file():
-        return "nothing was scored yet"
-    return f"the rows scored so far are in {path}, --resume goes on with them"
-
-
-@contextmanager
-def _opened(path: Path, job: Mapping[str, Any], chunk: int, is_same: IsSame) -> Iterator[Journal]:
-    head = json.dumps({"job": job}).encode() + b"\n"
-    columns = tuple(job.get("columns", COLUMNS))
-    with path.open("r+b" if path.exists() else "w+b") as file:
-        ends = _complete_rows(file, head, path, columns, is_same)  # of the head and every row
-        rows = len(ends) - 1
-        if rows < int(job["count"]):
-            del ends[rows // chunk * chunk + 1 :]
-        file.seek(0)
-        file.write(head)
-        file.truncate(ends[-1])
-        file.seek(ends.pop())
-        file.flush()
-        yield Journal(path, file, ends, columns)
-
-
-def _complete_rows(
-    file: BinaryIO, head: bytes, path: Path, columns: Sequence[str], is_same: IsSame
-) -> list[int]:
-    """End of the journal's header, and of the complete rows after it whose images are the same."""
-    found, ends = file.readline(), [len(head)]
-    if head.startswith(found) and found != head:  # killed before anything was scored
-        return ends
-    if found != head:
-        raise RunError(
-            f"the rows of this job in {path}",
-            f"those of one that differs in {_difference(found, head)}",
-            "score as it was started, or delete it",
-        )
-    for index, line in enumerate(file):
-        row = _row_in(line, columns) if line.endswith(b"\n") else None
-        if row is None:  # torn by a kill or a power cut
-            break
-        if not is_same(index, row[FILE]):
-            say(f"{row['image']} was changed since it was scored: scoring anew from there")
-            break
-        ends.append(ends[-1] + len(line))
-    return ends
-
-
-def _row_in(line: bytes, columns: Sequence[str]) -> Row | None:
-    """Row of a line of the journal, None for an invalid line."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and set(row) == {*columns, FILE} else None
-
-
-def _difference(found: bytes, wanted: bytes) -> str:
-    """Sentence on the differences of two jobs."""
-    try:
-        there, here = (json.loads(line)["job"] for line in (found, wanted))
-        names = [name for name in here if there.get(name) != here[name]]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return "a damaged first line"
-    return ", ".join(names) or "other fields"
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.starts[-1]
 
 
 @dataclass(frozen=True)
@@ -225,36 +64,48 @@ class Job:
     """
 
     judge: Judge
-    sources: Sequence[Source]
+    sources: Iterable[Source]
     shard: tuple[int, int] | None = None
     prompt_from: str | None = None
     rank_by: str | None = None
 
+    @cached_property
+    def plan(self) -> Plan:
+        """Chunks of the job, and the digest of its images."""
+        starts, count, first, total = array("q"), 0, 0, 0
+        for key, source in keyed(self.sources):
+            place = int(key.rpartition("-")[2])
+            first = count if place == 0 else first
+            if (count - first) % CHUNK == 0:
+                starts.append(count)
+            total += int(source.digest(key), 16)
+            count += 1
+        starts.append(count)
+        return Plan(starts, f"{total % 2**256:064x}")
+
+    @cached_property
+    def bounds(self) -> tuple[int, int]:
+        """Numbers of this shard's chunks: the first, and the first that is not."""
+        number, total = self.shard or (1, 1)
+        chunks = len(self.plan.starts) - 1
+        return (number - 1) * chunks // total, number * chunks // total
+
     @property
     def start(self) -> int:
         """Index of the shard's first image in the job."""
-        return self._bounds[0]
+        return self.plan.starts[self.bounds[0]]
 
     @property
-    def own(self) -> Sequence[Source]:
-        """Images of this shard: whole chunks of the job."""
-        first, end = self._bounds
-        return self.sources[first:end]
+    def count(self) -> int:
+        """Number of the shard's images."""
+        return self.plan.starts[self.bounds[1]] - self.start
 
-    @property
-    def _bounds(self) -> tuple[int, int]:
-        number, total = self.shard or (1, 1)
-        chunks = -(-len(self.sources) // CHUNK)
-        first, end = ((i * chunks // total) * CHUNK for i in (number - 1, number))
-        return first, end
+    def own(self, done: int = 0) -> Iterator[tuple[str, Source]]:
+        """Keys and images of this shard, whole chunks of the job, but the first ``done``."""
+        return islice(keyed(self.sources), self.start + done, self.start + self.count)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the rows; resuming and merging require equality."""
-        digest = hashlib.sha256()
-        for source in self.sources:
-            digest.update(
-                json.dumps((source.name, source.prompt, str(source.fault or ""))).encode()
-            )
         more = [*self.judge.columns, *(RANKED if self.rank_by else ())]
         return {
             **self.judge.identity(),
@@ -263,9 +114,9 @@ class Job:
             "columns": list(columns_of(more)),
             "rank": self.rank_by,
             "shard": "/".join(map(str, self.shard)) if self.shard else None,
-            "images": len(self.sources),
-            "list_sha256": digest.hexdigest(),
-            "count": len(self.own),
+            "images": self.plan.images,
+            "list_sha256": self.plan.digest,
+            "count": self.count,
         }
 
     def is_finished(self, out: Path) -> bool:
@@ -276,26 +127,18 @@ class Job:
         images = job.pop("images_sha256", None)
         if job != self.fingerprint():
             return False
-        files = (source.stat() for source in self.own)
-        if self._added(files) == made.get("files_sha256"):
+        if self._added(source.stat() for _, source in self.own()) == made.get("files_sha256"):
             return True
-        found = (source.file() for source in with_content(self.own))
+        found = (source.file() for source in with_content(source for _, source in self.own()))
         if self._added(file.rpartition(" ")[2] for file in found) == images:
             return True
         say(f"images were changed since {out} was written: scoring anew")
         return False
 
-    def is_same(self, index: int, file: str) -> bool:
-        """Whether the shard's image of that number is the file that ``file`` says."""
-        source = self.own[index]
-        return source.stat() == file.rpartition(" ")[0] or (
-            bool(file) and source.file().rpartition(" ")[2] == file.rpartition(" ")[2]
-        )
-
     def _added(self, texts: Iterable[str]) -> str:
         """Digest of a text for every image of the shard, in their order."""
-        numbered = (f"{index} {text}" for index, text in enumerate(texts, self.start))
-        return added(hashlib.sha256(text.encode()).hexdigest() for text in numbered)
+        keys = (key for key, _ in self.own())
+        return added(digest_of_text(key, text) for key, text in zip(keys, texts, strict=True))
 
     def write(self, out: Path, resume: bool) -> dict[str, int]:
         """Score everything to ``out``; returns how many images are ok and how many are not.
@@ -305,24 +148,26 @@ class Job:
         """
         if resume and self.is_finished(out):
             say(f"{out} is finished")
-            statuses = [row["status"] for row in read_scores(out)]
-            return {status: statuses.count(status) for status in ("ok", "error")}
-        job = self.fingerprint()
-        with open_journal(out, job, resume, CHUNK, self.is_same) as journal:
+            counts = {"ok": 0, "error": 0}
+            for row in read_scores(out):
+                counts[row["status"]] += 1
+            return counts
+        job, (first, end) = self.fingerprint(), self.bounds
+        starts = array("q", (start - self.start for start in self.plan.starts[first : end + 1]))
+        with open_journal(out, job, resume, starts, _Same(self.own())) as journal:
             self._fill(journal)
             rows = self._ranked(journal) if self.rank_by else journal.rows()
-            known = [row[FILE].rpartition(" ") for row in journal.rows()]
-            images = self._added(digest for *_, digest in known)
-            files = self._added(about for about, *_ in known)
+            images = self._added(row[FILE].rpartition(" ")[2] for row in journal.rows())
+            files = self._added(row[FILE].rpartition(" ")[0] for row in journal.rows())
             made = {**made_with(self.judge), "files_sha256": files}
             kept = ({name: row[name] for name in row if name != FILE} for row in rows)
             return write_scores(out, kept, {**job, "images_sha256": images}, made)
 
     def _fill(self, journal: Journal) -> None:
-        done, began, own = len(journal), time.monotonic(), self.own
+        done, began = len(journal), time.monotonic()
         if done:
-            say(f"{done} of {len(own)} images were scored before")
-        left = len(own) - done
+            say(f"{done} of {self.count} images were scored before")
+        left = self.count - done
         for score in track(self._scores(done), "scoring", left):
             journal.write(self._row(score))
         if left:
@@ -330,7 +175,8 @@ class Job:
             say(f"{seconds:.1f} s, {left / seconds:.1f} images/s")
 
     def _scores(self, done: int = 0) -> Iterator[Score]:
-        sources = with_content(self.own[done:], self.prompt_from == "metadata", is_job=True)
+        own = (source for _, source in self.own(done))
+        sources = with_content(own, self.prompt_from == "metadata", is_job=True)
         return self.judge.rows(sources, self.start + done)
 
     def _row(self, score: Score) -> Row:
@@ -386,15 +232,27 @@ class Job:
         return faults
 
 
+class _Same:
+    """Whether images are still the files that a journal's rows, one after the other, name."""
+
+    def __init__(self, own: Iterator[tuple[str, Source]]) -> None:
+        self._own = own
+
+    def __call__(self, file: str) -> bool:
+        _, source = next(self._own)
+        return source.stat() == file.rpartition(" ")[0] or (
+            bool(file) and source.file().rpartition(" ")[2] == file.rpartition(" ")[2]
+        )
+
+
 def made_with(judge: Judge) -> dict[str, str]:
     """Record of the makers of rows, which resume and merge do not compare."""
     return {"model": str(judge.about.get("model", "")), "python": platform.python_version()}
 
 
-def say_faults(rows: Iterable[Row]) -> None:
-    """Print the reasons of the first ten images without a score."""
-    faults = [row["reason"] for row in rows if row["status"] == "error"]
-    for reason in faults[:TOLD_FAULTS]:
+def say_faults(reasons: Iterable[str], count: int) -> None:
+    """Print the first ten of the reasons why ``count`` images have no score."""
+    for reason in islice(reasons, min(count, TOLD_FAULTS)):
         say(f"not scored: {reason}")
-    if len(faults) > TOLD_FAULTS:
-        say(f"and {len(faults) - TOLD_FAULTS} more, each with its reason in the file")
+    if count > TOLD_FAULTS:
+        say(f"and {count - TOLD_FAULTS} more, each with its reason in the file")

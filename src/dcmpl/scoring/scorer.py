@@ -120,6 +120,7 @@ class Read(NamedTuple):
     note: str
     dropped: int
     file: str
+    shard: str
 
 
 def shorten(word: str) -> str:
@@ -323,6 +324,7 @@ class Scorer(Judge):
                 self.views,
                 batch_size=self.batch_size,
                 chunk=CHUNK,
+                shard=lambda read: read.shard,
                 pool=pool,
                 depth=self.workers,
             )
@@ -343,9 +345,9 @@ class Scorer(Judge):
                 notes += of_prompt(words, parts, self.reads)
         except (DataError, UsageError) as error:
             note = "; ".join(filter(None, notes))
-            return Read(source.name, prompt, str(error), note, 0, file), NO_IMAGE
+            return Read(source.name, prompt, str(error), note, 0, file, source.shard), NO_IMAGE
         note = "; ".join(filter(None, notes))
-        read = Read(source.name, prompt, "", note, parts.dropped, file)
+        read = Read(source.name, prompt, "", note, parts.dropped, file, source.shard)
         return read, Question(image.pixels, parts.ids)
 
     def _check_against(self, generator: str) -> None:

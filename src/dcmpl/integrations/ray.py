@@ -1,0 +1,391 @@
+"""Scoring on Ray Data: many machines, one result, no row lost and none twice.
+
+Needs the extra ``[ray]``. :func:`score` adds scores to a data set of one's own.
+:class:`RayJob` is what ``dcmpl score --on ray`` runs: it reads what is named, decodes in a stage
+of its own, scores in actors, and writes partitions that count once a manifest names them.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from dcmpl.data.shards import (
+    Prompts,
+    Task,
+    decoded,
+    packed,
+    stamp,
+    tasks_of,
+    unpacked,
+    write_sources,
+)
+from dcmpl.data.sources import Source, with_content
+from dcmpl.errors import DcmplError, RunError, UsageError
+from dcmpl.images.decode import cores, quiet_pillow
+from dcmpl.integrations.batch import BatchScorer
+from dcmpl.progress import progress_bar, say
+from dcmpl.scoring.files import columns_of, row_of
+from dcmpl.scoring.job import made_with
+from dcmpl.scoring.judge import CHUNK
+from dcmpl.scoring.partitions import (
+    FILE,
+    KEY,
+    LIST,
+    ChunkId,
+    Done,
+    Part,
+    Scored,
+    begin,
+    check_new,
+    commit,
+    finished,
+    write_part,
+)
+from dcmpl.scoring.scorer import Scorer
+from dcmpl.storage import is_url, join, reason_of, writing
+
+__all__ = ["Actors", "RayJob", "connected", "score"]
+
+SMALL = 0.25
+"""Share of a core that decoding and writing reserve: scoring takes ten times as long."""
+
+BLOCK = 16 * 2**20
+"""Bytes that chunks of small images are sent in together."""
+
+PATIENCE = 600
+"""Seconds without any progress after which a job ends with a sentence, not in silence."""
+
+MOST_TOGETHER = 64
+"""Chunks in a partition at most."""
+
+PER_ARCHIVE = 10_000
+"""Images that an archive is taken to hold before it was read."""
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Actors that score: how many (as many as fit unless given), and what each reserves.
+
+    ``cores`` of a processor, and ``gpus``, of which a part will do. Raises :class:`UsageError`
+    for numbers that reserve nothing.
+    """
+
+    count: int | None = None
+    cores: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.count is not None and self.count < 1) or self.cores < 1 or self.gpus < 0:
+            raise UsageError(
+                "at least one actor with a core, and GPUs or parts of them",
+                f"{self.count}, {self.cores} and {self.gpus}",
+            )
+
+    def fitted(self) -> int:
+        """Number of actors for the cluster that is connected.
+
+        Raises :class:`UsageError` where it has not what they and the other stages reserve.
+        """
+        import ray
+
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus, gpus = float(there.get("CPU", 0)), float(there.get("GPU", 0))
+        fits = int((cpus - SMALL) / (self.cores + SMALL))
+        if self.gpus:
+            fits = min(fits, int(gpus / self.gpus))
+        count = self.count or max(1, fits)
+        # With less than a task beside the actors nothing would be read, for ever.
+        if count * self.cores + 2 * SMALL > cpus or count * self.gpus > gpus:
+            raise UsageError(
+                f"a cluster for {count} actors of {self.cores} cores and {self.gpus:g} GPUs, with "
+                f"{2 * SMALL:g} cores beside them",
+                f"one of {cpus:g} cores and {gpus:g} GPUs",
+                "ask for fewer actors, or for less in each",
+            )
+        return count
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """Connect to a cluster, or start Ray on this machine and end it with the block.
+
+    ``address`` is what ``ray.init`` takes, as ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; a
+    connection of this program is used as it is. Raises :class:`UsageError` without Ray,
+    :class:`RunError` where no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its sentences are for its makers
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("ray[data]", "none", "pip install 'dcmpl-agiqa[ray]'") from None
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        # Decoding and writing take turns on one more than there are.
+        options |= {"num_cpus": cores() + 1, "include_dashboard": False}
+    try:
+        ray.init(address, **options)
+    except Exception as error:  # of whatever kind the connection is
+        where = address or os.environ.get("RAY_ADDRESS", "this machine")
+        raise RunError(f"a Ray cluster at {where}", "none", reason=reason_of(error)) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def score(
+    dataset: Any,
+    model: str | Path | None = None,
+    *,
+    actors: Actors | None = None,
+    image: str = "image",
+    prompt: str = "prompt",
+    **options: Any,
+) -> Any:
+    """A ``ray.data.Dataset`` with the columns of :class:`BatchScorer` added, computed lazily.
+
+    ``options`` are those of :class:`~dcmpl.scoring.scorer.ScoringOptions`.
+    """
+    from ray.data import ActorPoolStrategy
+
+    actors = actors or Actors()
+    options = {"workers": actors.cores, **options}
+    return dataset.map_batches(
+        BatchScorer,
+        fn_constructor_args=(None if model is None else str(model),),
+        fn_constructor_kwargs={"image": image, "prompt": prompt, **options},
+        batch_size=CHUNK,
+        compute=ActorPoolStrategy(size=actors.fitted()),
+        num_cpus=actors.cores,
+        num_gpus=actors.gpus,
+    )
+
+
+class _Decode:
+    """Stage that reads and decodes: a task in, its chunks out."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+        for content in batch["task"]:
+            for chunk in decoded(unpacked(content), CHUNK, self.prompts):
+                yield {"chunk": [packed(chunk)]}
+
+
+class _Score:
+    """Stage that scores: chunks in, their rows out. An actor opens the model once."""
+
+    def __init__(self, scorer: BatchScorer, identity: Mapping[str, Any], metadata: bool) -> None:
+        self.scorer, self.metadata = scorer.scorer, metadata
+        found = self.scorer.identity()
+        if odd := [n for n in identity if found.get(n) != identity[n]]:
+            raise RunError(
+                f"the same {odd[0]} on every machine ({identity[odd[0]]})",
+                found.get(odd[0]),
+                "install the same packages and the same model everywhere",
+            )
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        return {"scored": [packed(self._scored(unpacked(content))) for content in batch["chunk"]]}
+
+    def _scored(self, chunk: Any) -> Scored:
+        with quiet_pillow():
+            sources = with_content(chunk.sources, self.metadata, is_job=True)
+            scores = list(self.scorer.rows(sources))
+        pairs = zip(chunk.keys, scores, strict=True)
+        rows = [{KEY: key, **row_of(score), FILE: score.file} for key, score in pairs]
+        return Scored(ChunkId(chunk.shard, chunk.number, chunk.is_last), rows, chunk.digest)
+
+
+class _Write:
+    """Stage that writes: rows of some chunks in, the part that they became out."""
+
+    def __init__(self, folder: str, job: str, columns: Iterable[str]) -> None:
+        self.folder, self.job, self.columns = folder, job, tuple(columns)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        scored = [unpacked(content) for content in batch["scored"]]
+        try:
+            part = write_part(self.folder, self.job, self.columns, scored)
+        except OSError as error:
+            raise RunError(
+                f"to write {self.folder}",
+                hint="the finished partitions are kept, --resume goes on with them",
+                reason=reason_of(error),
+            ) from error
+        return {"part": [packed(part)]}
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """The scoring of what is named to partitions in ``folder``, a path or a URL.
+
+    ``sources``: all of it, an archive as one source. ``prompts`` are those of images in
+    archives; all others bring their own.
+    """
+
+    scorer: Scorer
+    sources: Iterable[Source]
+    folder: str
+    model: str | None = None
+    prompts: Prompts = Prompts()
+    actors: Actors = Actors()
+
+    def write(self, resume: bool) -> dict[str, int]:
+        """Score everything; returns how many images are ok and how many are not.
+
+        With ``resume`` finished partitions are kept. Raises :class:`RunError` where the cluster
+        or the folder fails; what is finished then stays.
+        """
+        check_new(self.folder, resume)
+        count = self.actors.fitted()
+        shards, digest = self._listed()
+        identity = self.scorer.identity()
+        job = {
+            **identity,
+            "chunk": CHUNK,
+            "prompt_from": self.prompts.of,
+            "columns": list(columns_of(self.scorer.columns)),
+        }
+        mark, done = begin(self.folder, {**job, "inputs_sha256": digest})
+        manifest = finished(self.folder)
+        if manifest is not None:
+            say(f"{self.folder} is finished")
+            return {name: int(manifest["rows"][name]) for name in ("ok", "error")}
+        images = sum(PER_ARCHIVE if archive else rows for archive, rows in shards)
+        tasks = list(_left(tasks_of(self._table, shards, CHUNK, images // (4 * count)), done))
+        together = min(MOST_TOGETHER, max(1, images // (CHUNK * MOST_TOGETHER)))
+        if done.parts:
+            say(f"{sum(p.ok + p.error for p in done.parts)} images were scored before")
+        parts = [*done.parts, *self._run(tasks, mark, job["columns"], count, together)]
+        return commit(self.folder, job, parts, made_with(self.scorer))
+
+    @property
+    def _table(self) -> str:
+        return os.path.abspath(path) if not is_url(path := join(self.folder, LIST)) else path
+
+    def _listed(self) -> tuple[list[tuple[str, int]], str]:
+        """Shards of what is named, whose other images are in the table now, and their digest."""
+        digest = sha256()
+
+        def seen() -> Iterator[Source]:
+            for source in self.sources:
+                about = stamp(Task(source.path, 0)) if source.shard else source.digest("")
+                digest.update(f"{source.path}\n{about}\n".encode("utf-8", "surrogateescape"))
+                yield source
+
+        try:
+            with writing(self._table) as file:
+                shards = list(write_sources(file, seen()))
+        except OSError as error:
+            raise RunError(f"to write {self.folder}", reason=reason_of(error)) from error
+        return shards, digest.hexdigest()
+
+    def _run(
+        self, tasks: list[Task], mark: str, columns: Iterable[str], count: int, together: int
+    ) -> Iterator[Part]:
+        """Parts of all tasks, as they are written."""
+        if not tasks:
+            return
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        with _settings():
+            data: Any = ray.data.from_items(
+                [{"task": packed(task)} for task in tasks], override_num_blocks=len(tasks)
+            )
+            data = data.map_batches(_Decode(self.prompts), batch_size=1, num_cpus=SMALL)
+            options = replace(self.scorer.options, workers=self.actors.cores)
+            own = BatchScorer(self.model, **vars(options))
+            data = data.map_batches(
+                _Score,
+                fn_constructor_args=(own, self.scorer.identity(), self.prompts.of == "metadata"),
+                batch_size=1,
+                compute=ActorPoolStrategy(size=count),
+                num_cpus=self.actors.cores,
+                num_gpus=self.actors.gpus,
+            )
+            folder = self.folder if is_url(self.folder) else os.path.abspath(self.folder)
+            write = _Write(folder, mark, columns)
+            data = data.map_batches(write, batch_size=together, num_cpus=SMALL)
+            with progress_bar() as bar, _faults():
+                shown = bar.add_task("scoring", total=None)
+                for row in data.iter_rows():  # ends with what a stage raised, if any did
+                    part = unpacked(row["part"])
+                    bar.advance(shown, part.ok + part.error)
+                    yield part
+
+
+def _left(tasks: Iterable[Task], done: Done) -> Iterator[Task]:
+    """Tasks with chunks that are not done, which name those that are."""
+    chunks = done.chunks()
+    for task in tasks:
+        own = chunks.get(task.shard, [])
+        numbers = {chunk.number for chunk in own}
+        if task.is_archive:
+            whole = any(c.is_last and numbers >= set(range(c.number + 1)) for c in own)
+        else:
+            ends = task.first + task.rows[1] - task.rows[0]
+            mine = set(range(task.first // CHUNK, -(-ends // CHUNK)))
+            whole, numbers = numbers >= mine, numbers & mine
+        if not whole:
+            yield replace(task, done=tuple(sorted(numbers)))
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Ray Data's settings for a job, as they were behind it."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    wanted = {
+        "enable_progress_bars": False,
+        "execution_no_progress_timeout_s": PATIENCE,
+        "target_max_block_size": BLOCK,
+        "print_on_execution_start": False,
+    }
+    before = {name: getattr(context, name) for name in wanted}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    for name, value in wanted.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Turn what Ray raises into our errors: a stage's own, or a :class:`RunError`."""
+    try:
+        yield
+    except DcmplError:
+        raise
+    except Exception as error:
+        found: BaseException | None = error
+        for _ in range(10):
+            if found is None or isinstance(found, DcmplError):
+                break
+            found = getattr(found, "cause", None) or found.__cause__
+        if isinstance(found, DcmplError):
+            raise type(found)(*found.args) from None
+        raise RunError(
+            "to score all images on Ray",
+            type(error).__name__,
+            "the finished partitions are kept, --resume goes on with them",
+            reason_of(error),
+        ) from error

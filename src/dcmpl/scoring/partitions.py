@@ -1,0 +1,380 @@
+"""Partitions: the rows of a job that many machines score, in a folder or an object store.
+
+Nothing is renamed and nothing appended, so an object store does as well as a disk. A partition
+holds whole chunks, each a row group, and its footer says which; ``_job.json`` says what job they
+are of, and ``_manifest.json`` is written last: what it names is the result, whatever else lies
+there. Imports no torch.
+"""
+
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from dcmpl import __version__
+from dcmpl.errors import RunError, UsageError
+from dcmpl.files import added, digest_of_text, record_of, sealed
+from dcmpl.scoring.files import Row, as_text, is_text
+from dcmpl.storage import about, base_of, join, list_files, open_file, reason_of, remove, write
+
+__all__ = [
+    "JOB",
+    "MANIFEST",
+    "ChunkId",
+    "Done",
+    "Part",
+    "Scored",
+    "begin",
+    "check_new",
+    "commit",
+    "described",
+    "fault_reasons",
+    "finished",
+    "read_partitions",
+    "write_part",
+]
+
+JOB, MANIFEST, LIST = "_job.json", "_manifest.json", "_list.parquet"
+PART, ENDING = "part-", ".parquet"
+KEY, FILE = "key", "file"
+ABOUT = b"dcmpl"
+MOST_RECORD, MOST_FOOTER = 2**30, 2**20
+OPEN = 32
+"""Partitions that are open at a time while rows are read in order."""
+
+
+class ChunkId(NamedTuple):
+    """Chunk of a shard by number; ``is_last`` where an archive ends with it."""
+
+    shard: int
+    number: int
+    is_last: bool
+
+
+class Scored(NamedTuple):
+    """Rows of a chunk, each with ``key`` and ``file``, and what they add to the digests."""
+
+    chunk: ChunkId
+    rows: Sequence[Row]
+    images: str
+    """Digest of what each image is called, of its prompt and its fault."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Partition: its name, its chunks in the order of its row groups, and its counts.
+
+    ``images``, ``contents`` and ``files`` are added digests, as in the manifest.
+    """
+
+    name: str
+    job: str
+    chunks: tuple[ChunkId, ...]
+    sizes: tuple[int, ...]
+    ok: int
+    error: int
+    images: str
+    contents: str
+    files: str
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Part":
+        """Part of a footer's record; raises ValueError and its like for others."""
+        chunks = tuple(ChunkId(int(a), int(b), bool(c)) for a, b, c in record["chunks"])
+        sizes = tuple(int(size) for size in record["sizes"])
+        if len(sizes) != len(chunks):
+            raise ValueError("chunks without their sizes")
+        texts = (str(record[name]) for name in ("images", "contents", "files"))
+        ok, error = int(record["ok"]), int(record["error"])
+        return cls(str(record["name"]), str(record["job"]), chunks, sizes, ok, error, *texts)
+
+
+def digest_of(content: bytes) -> str:
+    """SHA-256 of some bytes."""
+    return sha256(content).hexdigest()
+
+
+def write_part(folder: str, job: str, columns: Sequence[str], scored: Sequence[Scored]) -> Part:
+    """Write some chunks as one partition; raises :class:`OSError`.
+
+    Its name follows from its chunks, so that who writes them again replaces it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    scored = sorted(scored)
+    chunks = tuple(each.chunk for each in scored)
+    name = f"{PART}{digest_of(repr(chunks).encode())[:24]}{ENDING}"
+    rows = [row for each in scored for row in each.rows]
+    files = [(str(row[KEY]), str(row[FILE]).rpartition(" ")) for row in rows]
+    ok = sum(row["status"] == "ok" for row in rows)
+    part = Part(
+        name,
+        job,
+        chunks,
+        tuple(len(each.rows) for each in scored),
+        ok,
+        len(rows) - ok,
+        added(each.images for each in scored),
+        added(digest_of_text(key, found[2]) for key, found in files),
+        added(digest_of_text(key, found[0]) for key, found in files),
+    )
+    fields = [(c, pa.string() if is_text(c) else pa.float64()) for c in columns]
+    schema = pa.schema([(KEY, pa.string()), *fields, (FILE, pa.string())])
+    schema = schema.with_metadata({ABOUT: json.dumps(vars(part)).encode()})
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, schema) as writer:
+        for each in scored:
+            table = [{n: as_text(row[n]) for n in schema.names} for row in each.rows]
+            writer.write_table(pa.Table.from_pylist(table, schema))
+    write(join(folder, name), content.getvalue())
+    return part
+
+
+@dataclass(frozen=True)
+class Done:
+    """Partitions that stand already: no chunk is in two of them."""
+
+    parts: tuple[Part, ...] = ()
+
+    def chunks(self) -> dict[int, list[ChunkId]]:
+        """Finished chunks by shard."""
+        found: dict[int, list[ChunkId]] = {}
+        for part in self.parts:
+            for chunk in part.chunks:
+                found.setdefault(chunk.shard, []).append(chunk)
+        return found
+
+
+def check_new(folder: str, resume: bool) -> None:
+    """Check that a folder is new, or holds a job to resume.
+
+    Raises :class:`UsageError` where not, :class:`RunError` where it cannot be read.
+    """
+    try:
+        there = {base_of(file.path) for file in list_files(folder)}
+    except OSError as error:
+        raise RunError(f"to write {folder}", reason=reason_of(error)) from error
+    if there - {LIST} and JOB not in there:
+        raise UsageError(
+            f"a new folder at -o {folder}", "one with other files", "choose another -o"
+        )
+    if JOB in there and not resume:
+        raise UsageError(
+            f"a new folder at -o {folder}",
+            "the partitions of a job",
+            "add --resume to go on with it, or choose another -o",
+        )
+
+
+def begin(folder: str, job: Mapping[str, Any]) -> tuple[str, Done]:
+    """Begin or resume the job of ``folder``: its digest, and the partitions that are there.
+
+    Raises :class:`RunError` where they are of another job or the folder cannot be written.
+    """
+    path = join(folder, JOB)
+    try:
+        there = about(path)
+        record = {"job": job, "version": __version__}
+        if there is None:
+            write(path, sealed(record))
+            return digest_of(sealed(record)), Done()
+        found = _record(path, "the record of a job")
+        if found["job"] != json.loads(json.dumps(job)):
+            names = [name for name in job if found["job"].get(name) != job[name]]
+            raise RunError(
+                f"the partitions of this job in {folder}",
+                f"those of one that differs in {', '.join(names) or 'other fields'}",
+                "score as it was started, or choose another -o",
+            )
+        digest = digest_of(_read(path))
+        return digest, Done(tuple(_standing(folder, digest)))
+    except OSError as error:
+        raise RunError(f"to write {folder}", reason=reason_of(error)) from error
+
+
+def _read(path: str, most: int = MOST_RECORD) -> bytes:
+    with open_file(path) as file:
+        return file.read(most)
+
+
+def _record(path: str, what: str) -> dict[str, Any]:
+    def build(record: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "job": dict(record["job"])}
+
+    return record_of(_read(path), path, what, build)
+
+
+def _standing(folder: str, job: str) -> Iterator[Part]:
+    """Whole partitions of a job; one that holds a chunk of another is left out."""
+    seen: set[tuple[int, int]] = set()
+    for file in list_files(folder):
+        name = base_of(file.path)
+        if not (name.startswith(PART) and name.endswith(ENDING)):
+            continue
+        part = _part_at(file.path)
+        if part is None or part.job != job or part.name != name:
+            continue  # torn, or another's: it is written anew
+        own = {chunk[:2] for chunk in part.chunks}
+        if not own & seen:
+            seen |= own
+            yield part
+
+
+def _part_at(path: str) -> Part | None:
+    """Part of a partition's footer; None where it has none."""
+    import pyarrow.parquet as pq
+
+    with suppress(Exception), open_file(path) as file, pq.ParquetFile(file) as parquet:
+        part = Part.of(json.loads((parquet.schema_arrow.metadata or {})[ABOUT]))
+        groups = parquet.metadata.num_row_groups
+        sizes = tuple(parquet.metadata.row_group(i).num_rows for i in range(groups))
+        return part if sizes == part.sizes else None
+    return None
+
+
+def finished(folder: str) -> dict[str, Any] | None:
+    """Manifest of a finished job, None where there is none; raises :class:`RunError`."""
+    path = join(folder, MANIFEST)
+    try:
+        if about(path) is None:
+            return None
+        return _record(path, f"the manifest of the scores {folder}")
+    except OSError as error:
+        raise RunError(f"scores at {folder}", reason=reason_of(error)) from error
+
+
+def commit(
+    folder: str,
+    job: Mapping[str, Any],
+    parts: Sequence[Part],
+    made_with: Mapping[str, str],
+) -> dict[str, int]:
+    """Write the manifest that makes ``parts`` the result; returns how many rows are ok and not.
+
+    Everything else that was written for the job is removed. Raises :class:`RunError` where a
+    chunk is missing or there twice, or the manifest cannot be written.
+    """
+    _check_chunks(parts)
+    counts = {"ok": sum(part.ok for part in parts), "error": sum(part.error for part in parts)}
+    count = sum(counts.values())
+    whole = {
+        **job,
+        "rank": None,
+        "shard": None,
+        "images": count,
+        "list_sha256": added(part.images for part in parts),
+        "count": count,
+        "images_sha256": added(part.contents for part in parts),
+    }
+    files = added(part.files for part in parts)
+    record = {
+        "job": whole,
+        "made_with": {**made_with, "files_sha256": files},
+        "rows": counts,
+        "parts": [part.name for part in sorted(parts, key=lambda part: part.chunks)],
+        "version": __version__,
+    }
+    try:
+        write(join(folder, MANIFEST), sealed(record))
+    except OSError as error:
+        raise RunError(
+            f"to write {folder}",
+            hint="the finished partitions are kept, --resume goes on with them",
+            reason=reason_of(error),
+        ) from error
+    kept = {part.name for part in parts}
+    for file in list_files(folder):
+        name = base_of(file.path)
+        if name == LIST or (name.startswith(PART) and name not in kept):
+            with suppress(OSError):  # it is no part of the result, wherever it lies
+                remove(file.path)
+    return counts
+
+
+def _check_chunks(parts: Iterable[Part]) -> None:
+    """Check that every chunk of every shard is there once; raises :class:`RunError`."""
+    found = sorted(chunk for part in parts for chunk in part.chunks)
+    wanted, shard = 0, -1
+    for chunk in found:
+        wanted, shard = (wanted, shard) if chunk.shard == shard else (0, chunk.shard)
+        if chunk.number != wanted:
+            raise RunError(
+                "every chunk of the job once",
+                f"chunk {chunk.number} of shard {shard} where {wanted} was due",
+                "this is a fault of dcmpl, the partitions are kept",
+            )
+        wanted += 1
+
+
+def described(folder: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Job of a folder's partitions, and its makers; raises :class:`RunError` for others."""
+    record = finished(folder)
+    if record is None:
+        raise RunError(
+            f"finished partitions in {folder}", "no manifest", "score it with --resume first"
+        )
+    return record["job"], dict(record["made_with"])
+
+
+def fault_reasons(folder: str) -> Iterator[str]:
+    """Reasons of the rows without a score, of some partition first."""
+    for name in (finished(folder) or {"parts": ()})["parts"]:
+        part = _part_at(join(folder, str(name)))
+        if part is not None and part.error:
+            with _OpenParts(folder) as files:
+                table = files[part.name].read(columns=["reason"])
+            yield from filter(None, table["reason"].to_pylist())
+
+
+def read_partitions(folder: str) -> Iterator[Row]:
+    """Rows of a finished job in the order of its images, some partitions open at a time.
+
+    Raises :class:`RunError` where the folder holds no finished job, or a partition is gone.
+    """
+    described(folder)
+    record = finished(folder) or {}
+    groups = list[tuple[ChunkId, str, int]]()
+    for name in record["parts"]:
+        part = _part_at(join(folder, str(name)))
+        if part is None:
+            raise RunError(f"a whole partition at {join(folder, str(name))}", "another file")
+        groups += [(chunk, part.name, place) for place, chunk in enumerate(part.chunks)]
+    with _OpenParts(folder) as files:
+        for _, name, group in sorted(groups):
+            for row in files[name].read_row_group(group).to_pylist():
+                yield {name: row[name] for name in row if name not in (KEY, FILE)}
+
+
+class _OpenParts:
+    """Partitions that are open for reading, the last ones used."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._open = folder, OrderedDict[str, tuple[Any, Any]]()
+
+    def __enter__(self) -> "_OpenParts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            self._close()
+
+    def _close(self) -> None:
+        _, (parquet, file) = self._open.popitem(last=False)
+        parquet.close()
+        file.close()
+
+    def __getitem__(self, name: str) -> Any:
+        import pyarrow.parquet as pq
+
+        if name not in self._open:
+            if len(self._open) == OPEN:
+                self._close()
+            file = open_file(join(self._folder, name))
+            self._open[name] = pq.ParquetFile(file), file
+        self._open.move_to_end(name)
+        return self._open[name][0]

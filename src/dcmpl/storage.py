@@ -1,0 +1,275 @@
+"""Files by path or by URL: local ones, and those of object stores by pyarrow and huggingface_hub.
+
+``s3://``, ``gs://`` and ``abfs://`` go through ``pyarrow.fs``, ``hf://`` through huggingface_hub.
+Credentials come from their usual places (environment, profile, login) and from nowhere else: a
+URL that carries any is refused, so none can be printed or written down. An object store has no
+rename and no append; an object is there whole or not at all.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from dcmpl.errors import DataError, RunError, UsageError
+from dcmpl.files import put_in_place, write_whole
+
+__all__ = [
+    "About",
+    "about",
+    "base_of",
+    "is_folder",
+    "is_url",
+    "join",
+    "list_files",
+    "open_file",
+    "reason_of",
+    "remove",
+    "write",
+    "writing",
+]
+
+SCHEMES = ("s3", "gs", "abfs", "hf")
+"""Kinds of URL, as ``s3://bucket/folder/file.png``."""
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class About(NamedTuple):
+    """Size of a file in bytes, and the time of its last change in nanoseconds."""
+
+    path: str
+    size: int
+    changed: int
+
+
+def is_url(path: object) -> bool:
+    """Whether a path is a URL; raises :class:`UsageError` for one of an unknown kind."""
+    found = URL.match(str(path))
+    if not found:
+        return False
+    scheme = found[0][:-3].lower()
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"a path, or a URL of {', '.join(f'{name}://' for name in SCHEMES)}",
+            f"{scheme}://",
+            "copy it to one of these first",
+        )
+    return True
+
+
+def join(folder: str, name: str) -> str:
+    """Path or URL of ``name`` in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def base_of(path: str) -> str:
+    """Last name of a path or URL."""
+    return path.rstrip("/").rpartition("/")[2] if is_url(path) else os.path.basename(path)
+
+
+@cache
+def _filesystem(scheme: str, account: str, process: int) -> Any:
+    """File system of a kind of URL, one for each process: threads do not survive a fork."""
+    from pyarrow import fs
+
+    if scheme == "hf":
+        from huggingface_hub import HfFileSystem
+
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
+    if scheme == "s3":
+        # What every other S3 program reads, and pyarrow does not.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return fs.S3FileSystem(endpoint_override=endpoint) if endpoint else fs.S3FileSystem()
+    if scheme == "gs":
+        return fs.GcsFileSystem()
+    return fs.AzureFileSystem(account)
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """File system of a URL, and the path in there."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc and parts.scheme.lower() != "abfs":
+        raise UsageError(
+            "a URL without a name or a key in it",
+            f"one of {parts.scheme}://",
+            "set the variables of the environment that the store's own programs read",
+        )
+    scheme, place = parts.scheme.lower(), url[len(parts.scheme) + 3 :]
+    account = ""
+    if scheme == "abfs" and "@" in parts.netloc:  # abfs://container@account.host/path
+        container, _, host = parts.netloc.partition("@")
+        account = host.partition(".")[0]
+        place = container + parts.path
+    if not place.strip("/"):
+        raise UsageError("a URL that names a bucket", url)
+    return _filesystem(scheme, account or _azure(scheme), os.getpid()), place
+
+
+def _azure(scheme: str) -> str:
+    return os.environ.get("AZURE_STORAGE_ACCOUNT", "") if scheme == "abfs" else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Words of the system or of a store for an error, in one line."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(said).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def _store_errors(url: str, what: str) -> Iterator[None]:
+    """Turn whatever a store's library raises into an :class:`OSError` with its words."""
+    try:
+        yield
+    except (UsageError, FileNotFoundError):
+        raise
+    except Exception as error:  # each library has its own
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise OSError(f"{what} {url}: {reason_of(error)}") from error
+
+
+def about(path: str) -> About | None:
+    """Size and time of a file; None where there is none. Raises :class:`OSError`."""
+    if not is_url(path):
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        return About(path, found.st_size, found.st_mtime_ns) if _is_file(found.st_mode) else None
+    from pyarrow import fs
+
+    store, place = _opened(path)
+    with _store_errors(path, "look at"):
+        (info,) = store.get_file_info([place])
+    if info.type != fs.FileType.File:
+        return None
+    return About(path, int(info.size or 0), int(info.mtime_ns or 0))
+
+
+def _is_file(mode: int) -> bool:
+    import stat
+
+    return stat.S_ISREG(mode)
+
+
+def is_folder(path: str) -> bool:
+    """Whether a folder, or what a store shows as one, is there; raises :class:`OSError`."""
+    if not is_url(path):
+        return os.path.isdir(path)
+    from pyarrow import fs
+
+    store, place = _opened(path)
+    with _store_errors(path, "look at"):
+        (info,) = store.get_file_info([place.rstrip("/")])
+    return bool(info.type == fs.FileType.Directory)
+
+
+def list_files(folder: str) -> list[About]:
+    """All files below a folder, by name; none where it is not there. Raises :class:`OSError`."""
+    if not is_url(folder):
+        found = [
+            about(os.path.join(place, name))
+            for place, _, names in os.walk(folder)
+            for name in names
+        ]
+        return sorted(file for file in found if file)
+    from pyarrow import fs
+
+    store, place = _opened(folder)
+    head = folder[: len(folder) - len(place)]
+    with _store_errors(folder, "list"):
+        selector = fs.FileSelector(place.rstrip("/"), allow_not_found=True, recursive=True)
+        infos = store.get_file_info(selector)
+    if "@" in head:
+        head = "abfs://"
+    return sorted(
+        About(_url_of(folder, info.path), int(info.size or 0), int(info.mtime_ns or 0))
+        for info in infos
+        if info.type == fs.FileType.File
+    )
+
+
+def _url_of(folder: str, place: str) -> str:
+    """URL of a place in the store of ``folder``."""
+    parts = urlsplit(folder)
+    if "@" in parts.netloc:
+        return f"{parts.scheme}://{parts.netloc}/{place.partition('/')[2]}"
+    return f"{parts.scheme}://{place}"
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Open a file for reading, at any place in it; raises :class:`OSError`."""
+    if not is_url(path):
+        return Path(path).open("rb")
+    store, place = _opened(path)
+    with _store_errors(path, "read"):
+        return cast(IO[bytes], store.open_input_file(place))
+
+
+def write(path: str, content: bytes) -> None:
+    """Put ``content`` at ``path``, whole or not at all; raises :class:`OSError`."""
+    if not is_url(path):
+        write_whole(Path(path), content)
+        return
+    store, place = _opened(path)
+    with _store_errors(path, "write"), store.open_output_stream(place) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: str) -> Iterator[IO[bytes]]:
+    """File to write, which is there, whole, when the block ends; raises :class:`OSError`."""
+    if is_url(path):
+        store, place = _opened(path)
+        with _store_errors(path, "write"), store.open_output_stream(place) as file:
+            yield cast(IO[bytes], file)
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as opened:
+            yield opened
+        put_in_place(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove(path: str) -> None:
+    """Remove a file; nothing happens where there is none. Raises :class:`OSError`."""
+    if not is_url(path):
+        Path(path).unlink(missing_ok=True)
+        return
+    store, place = _opened(path)
+    with _store_errors(path, "remove"):
+        try:
+            store.delete_file(place)
+        except FileNotFoundError:
+            return
+
+
+def readable(path: str) -> str:
+    """Check that a file is there; raises :class:`DataError` with the store's words where not."""
+    try:
+        found = about(path)
+    except OSError as error:
+        raise DataError(f"a file at {path}", reason=reason_of(error)) from error
+    if found is None:
+        raise DataError(f"a file at {path}", "no file")
+    return path
+
+
+def writable(path: str) -> str:
+    """Check that an object can be written; raises :class:`RunError` with the store's words."""
+    mark = f"{path}.writable"
+    try:
+        write(mark, b"")
+        remove(mark)
+    except OSError as error:
+        raise RunError(f"to write {path}", reason=reason_of(error)) from error
+    return path
