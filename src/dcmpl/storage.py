@@ -6,8 +6,13 @@ URL that carries any is refused, so none can be printed or written down. An obje
 rename and no append; an object is there whole or not at all.
 """
 
+import contextlib
+import errno
+import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,20 +20,24 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from dcmpl.errors import DataError, RunError, UsageError
+from dcmpl.errors import RunError, UsageError
 from dcmpl.files import put_in_place, write_whole
 
 __all__ = [
     "About",
     "about",
     "base_of",
+    "fetched",
     "is_folder",
     "is_url",
     "join",
     "list_files",
+    "local_copy",
     "open_file",
     "reason_of",
     "remove",
+    "sha256_at",
+    "upload",
     "write",
     "writing",
 ]
@@ -125,8 +134,10 @@ def _store_errors(url: str, what: str) -> Iterator[None]:
     """Turn whatever a store's library raises into an :class:`OSError` with its words."""
     try:
         yield
-    except (UsageError, FileNotFoundError):
+    except UsageError:
         raise
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
     except Exception as error:  # each library has its own
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -222,6 +233,66 @@ def write(path: str, content: bytes) -> None:
 
 
 @contextmanager
+def local_copy(path: str) -> Iterator[Path]:
+    """The file itself, or a copy of what a URL names, while the block lasts."""
+    if not is_url(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="dcmpl-") as folder:
+        copy = Path(folder) / base_of(path)
+        with open_file(path) as file, copy.open("wb") as out:
+            shutil.copyfileobj(file, out)
+        yield copy
+
+
+def sha256_at(path: str) -> str:
+    """SHA-256 of a file; raises :class:`OSError`."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def upload(file: Path, path: str) -> None:
+    """Copy a local file to ``path``, whole or not at all; raises :class:`OSError`."""
+    with file.open("rb") as source, writing(path) as out:
+        shutil.copyfileobj(source, out, 2**23)
+
+
+def fetched(url: str) -> Path:
+    """Folder on this machine with the files of a folder in a store, copied where they changed.
+
+    Raises :class:`RunError` where there is none.
+    """
+    try:
+        files = list_files(url)
+        if not files:
+            raise RunError(f"a folder with files at {url}", "none")
+        known = "\n".join(f"{file.path} {file.size} {file.changed}" for file in files)
+        place = cache_folder() / hashlib.sha256(known.encode()).hexdigest()[:32]
+        folder = place / base_of(url)
+        if not folder.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".part-", dir=place) as temporary:
+                for file in files:
+                    copy = Path(temporary, "all", *file.path[len(url) :].strip("/").split("/"))
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    with open_file(file.path) as source, copy.open("wb") as out:
+                        shutil.copyfileobj(source, out, 2**23)
+                with contextlib.suppress(FileExistsError, NotADirectoryError):
+                    Path(temporary, "all").rename(folder)
+        return folder
+    except OSError as error:
+        raise RunError(f"a folder at {url}", reason=reason_of(error)) from error
+
+
+def cache_folder() -> Path:
+    """Folder of copies that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcmpl"
+
+
+@contextmanager
 def writing(path: str) -> Iterator[IO[bytes]]:
     """File to write, which is there, whole, when the block ends; raises :class:`OSError`."""
     if is_url(path):
@@ -251,25 +322,3 @@ def remove(path: str) -> None:
             store.delete_file(place)
         except FileNotFoundError:
             return
-
-
-def readable(path: str) -> str:
-    """Check that a file is there; raises :class:`DataError` with the store's words where not."""
-    try:
-        found = about(path)
-    except OSError as error:
-        raise DataError(f"a file at {path}", reason=reason_of(error)) from error
-    if found is None:
-        raise DataError(f"a file at {path}", "no file")
-    return path
-
-
-def writable(path: str) -> str:
-    """Check that an object can be written; raises :class:`RunError` with the store's words."""
-    mark = f"{path}.writable"
-    try:
-        write(mark, b"")
-        remove(mark)
-    except OSError as error:
-        raise RunError(f"to write {path}", reason=reason_of(error)) from error
-    return path

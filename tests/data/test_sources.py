@@ -14,7 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dcmpl.cli.main import main
-from dcmpl.data.sources import MAX_SIDECAR_BYTES, Source, find_sources, with_content, with_prompts
+from dcmpl.data.sidecars import MAX_SIDECAR_BYTES
+from dcmpl.data.sources import Source, find_sources, with_content, with_prompts
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.decode import is_image
 from dcmpl.scoring.files import read_scores
@@ -157,7 +158,8 @@ def test_prompt_of_other_bytes_is_read_with_a_note(pair: Path) -> None:
 
 
 def test_prompt_is_read_so_far_and_no_further(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcmpl.data.sources.MAX_SIDECAR_BYTES", 5)
+    for place in ("sources", "sidecars"):
+        monkeypatch.setattr(f"dcmpl.data.{place}.MAX_SIDECAR_BYTES", 5)
     found = found_in(pair / "b.png", pair / "a.png", sidecar=True)
     assert prompts(found) == ["", ""]
     assert [bool(source.note) for source in found] == [False, True]

@@ -16,7 +16,7 @@ from conftest import Capture, refused
 from dcmpl.cli.main import main
 from dcmpl.config import TARGETS
 from dcmpl.scoring.files import COLUMNS, Row, manifest_of, read_manifest, read_scores, write_scores
-from dcmpl.scoring.job import Journal
+from dcmpl.scoring.journal import Journal
 
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
 COUNT = 200  # three whole chunks and a part of one

@@ -26,6 +26,7 @@ from dcmpl.config import (
 from dcmpl.errors import UsageError, nearest
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
+from dcmpl.storage import about
 from dcmpl.weights import check_backbone, model_folder
 
 if TYPE_CHECKING:
@@ -367,7 +368,7 @@ def check_scores_replace(out: str) -> None:
     """Check that scores replace nothing but scores: their manifest is beside them."""
     from dcmpl.scoring.files import manifest_of
 
-    if Path(out).is_file() and not manifest_of(Path(out)).is_file():
+    if about(out) is not None and about(manifest_of(out)) is None:
         raise UsageError(f"a new file at -o {out}", "one that dcmpl score did not write", NEW_PLACE)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from dcmpl.cli.options import (
 from dcmpl.config import MOST_WORKERS, TARGETS, check_views
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.progress import say
+from dcmpl.storage import about, is_folder, is_url, reason_of
 from dcmpl.weights import model_folder, warn_of_model
 
 if TYPE_CHECKING:
@@ -159,26 +161,29 @@ FLAGS = (
 def score(arguments: Arguments) -> int:
     """Score all named images, one row per image."""
     shard = _checked(arguments)
-    from dcmpl.data.sources import find_sources
+    from dcmpl.data.sources import Found
     from dcmpl.images.decode import quiet_pillow
     from dcmpl.scoring.files import read_scores
-    from dcmpl.scoring.job import Job, say_faults
+    from dcmpl.scoring.job import Job, plan_of, say_faults
 
     if arguments.on is not None:
         return _score_on_ray(arguments)
-    sources = find_sources(arguments.PATH, arguments.prompt_from == "sidecar")
-    sources = _prompted(sources, arguments)
+    sidecar = arguments.prompt_from == "sidecar"
+    sources: Iterable[Source] = Found(arguments.PATH, sidecar, arguments.prompt)
+    if arguments.prompts is not None:
+        sources = _prompted(list(sources), arguments.prompts)
+    plan = plan_of(sources)
     with quiet_pillow():
         judge = _judge(arguments)
         if arguments.rank or arguments.by != "quality":
             judge.check_target(arguments.by)
         _say_what_scores_mean(judge, arguments)
         by = arguments.by if arguments.rank else None
-        job = Job(judge, sources, shard, arguments.prompt_from, by)
+        job = Job(judge, sources, plan, shard, arguments.prompt_from, by)
         if arguments.out == "-":
             _say_uncalibrated(judge)
             return 3 if job.print() else 0
-        out = Path(arguments.out)
+        out = arguments.out
         counts = job.write(out, arguments.resume)
     reasons = (row["reason"] for row in read_scores(out) if row["status"] == "error")
     say_faults(reasons, counts["error"])
@@ -200,7 +205,7 @@ def _score_on_ray(arguments: Arguments) -> int:
     address = arguments.on.partition("://")[2]
     sources = iterate_sources(arguments.PATH, arguments.prompt_from == "sidecar", closed=True)
     if arguments.prompts is not None:
-        sources = iter(_prompted(list(sources), arguments))
+        sources = iter(_prompted(list(sources), arguments.prompts))
     elif arguments.prompt is not None:
         sources = (replace(source, prompt=arguments.prompt) for source in sources)
     prompts = Prompts(arguments.prompt, arguments.prompt_from)
@@ -303,6 +308,8 @@ def _check_destination(arguments: Arguments) -> None:
         _check_folder(arguments.out)
     elif arguments.out != "-":
         _check_output(arguments.out)
+        if arguments.rank and is_url(arguments.out):
+            raise UsageError("a file of this machine at -o with --rank", arguments.out)
     elif arguments.resume or arguments.rank:
         raise UsageError(
             "a file at -o with --resume and --rank", "-", "rows go to standard output as they come"
@@ -325,24 +332,18 @@ def _shard(arguments: Arguments) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _prompted(sources: "list[Source]", arguments: Arguments) -> "list[Source]":
-    """Images with the prompts of ``--prompts``; rows and images without a partner are reported."""
-    from dcmpl.data.sources import read_prompts, with_prompts
+def _prompted(sources: "list[Source]", file: str) -> "list[Source]":
+    """Images with the prompts of a table; rows and images without a partner are reported."""
+    from dcmpl.data.matching import read_prompts
+    from dcmpl.data.sources import with_prompts
 
     names = [source.name for source in sources]
-    if arguments.prompts is None:
-        if arguments.prompt is None:
-            return sources
-        return with_prompts(sources, dict.fromkeys(names, arguments.prompt))
-    prompts, strange = read_prompts(Path(arguments.prompts), names)
+    prompts, strange = read_prompts(Path(file), names)
     if strange:
-        say(
-            f"{len(strange)} rows of {arguments.prompts} name none of the images, "
-            f"{strange[0]!r} among them"
-        )
+        say(f"{len(strange)} rows of {file} name none of the images, {strange[0]!r} among them")
     if without := [name for name in names if name not in prompts]:
         say(
-            f"{len(without)} of {len(names)} images have no row in {arguments.prompts}, "
+            f"{len(without)} of {len(names)} images have no row in {file}, "
             f"{without[0]!r} among them: they get no prompt"
         )
     return with_prompts(sources, prompts)
@@ -375,11 +376,11 @@ def _say_uncalibrated(judge: "Judge") -> None:
 def merge(arguments: Arguments) -> int:
     """Join the scores of all shards of one job."""
     _check_output(arguments.out)
-    folders = [path for path in arguments.FILE if Path(path).is_dir()]
+    folders = [path for path in arguments.FILE if is_folder(path)]
     if folders and len(arguments.FILE) > 1:
         raise UsageError("the partitions of one job", f"{len(arguments.FILE)} paths")
     for path in () if folders else arguments.FILE:
-        if not Path(path).is_file():
+        if about(path) is None:
             raise UsageError(f"the scores of a shard at {path}", "no file")
         if Path(path).suffix.lower() not in FORMATS:
             raise UsageError(f"scores that end in {', '.join(FORMATS)}", path)
@@ -388,18 +389,17 @@ def merge(arguments: Arguments) -> int:
     from dcmpl.scoring.files import merged, read_scores, write_scores
     from dcmpl.scoring.partitions import described, read_partitions
 
-    out = Path(arguments.out)
+    out = arguments.out
     if folders:
         job, made_with = described(folders[0])
         rows, what = read_partitions(folders[0]), f"partitions of {folders[0]}"
     else:
-        job, made_with, paths = merged([Path(path) for path in arguments.FILE])
+        job, made_with, paths = merged(arguments.FILE)
         rows, what = (row for path in paths for row in read_scores(path)), f"{len(paths)} shards"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         counts = write_scores(out, rows, job, made_with)
     except OSError as error:
-        raise RunError(f"to write {out}", reason=error.strerror or error) from error
+        raise RunError(f"to write {out}", reason=reason_of(error)) from error
     if sum(counts.values()) != job["count"]:
         raise DataError(f"{job['count']} rows", sum(counts.values()))
     print(f"{sum(counts.values())} rows of {what}: {out} and its manifest")

@@ -7,13 +7,31 @@ from pathlib import Path
 
 from dcmpl.errors import DataError
 
-__all__ = ["match_prompts", "same_name"]
+__all__ = ["match_prompts", "read_prompts", "same_name"]
 
 
 def same_name(path: str) -> str:
     """``path`` in the one form that systems write its letters in (NFC), with / between folders."""
     plain = path.replace("\\", "/") if "/" not in path and os.sep == "/" else path
     return unicodedata.normalize("NFC", plain)
+
+
+def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Image -> prompt from a table with the columns image and prompt.
+
+    Returns the prompts and the rows' images that are none of ``images``, as in
+    :func:`match_prompts`. Raises :class:`DataError` where the file is no such table too.
+    """
+    from dcmpl.data.sheets import check_cells, read_sheet  # imports pandas
+
+    frame = read_sheet(file)
+    if not {"image", "prompt"} <= {*frame.columns}:
+        raise DataError(
+            f"the columns image and prompt in {file}", ", ".join(map(str, frame.columns))
+        )
+    check_cells(frame, ("image", "prompt"), file)
+    rows = list(zip(frame["image"], frame["prompt"], strict=True))
+    return match_prompts(rows, images, file)
 
 
 def match_prompts(

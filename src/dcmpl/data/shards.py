@@ -229,10 +229,11 @@ def decoded(task: Task, size: int, prompts: Prompts) -> Iterator[Chunk]:
 
 def _decoded(source: Source, room: int) -> Source:
     """A source with its pixels, or as it was where they need more than ``room`` bytes."""
+    source = source.fetched()
     source = replace(source, known=source.file())
     if room <= 0 or source.fault:
         # Where it is scored it is read again: bytes of an archive would fill the memory here.
-        return source if source.fault or source.member is None else replace(source, content=None)
+        return source if source.fault else replace(source, content=None)
     try:
         image = source.read()
     except DataError as error:

@@ -7,7 +7,6 @@ import glob
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from dcmpl.data.matching import match_prompts
-from dcmpl.data.texts import decode_text, of_cell
+from dcmpl.data.lists import LISTS, read_rows
+from dcmpl.data.sidecars import MAX_SIDECAR_BYTES, SIDECARS, prompt_of_sidecar
 from dcmpl.errors import DataError, UsageError
 from dcmpl.files import digest_of_text, sha256_of
 from dcmpl.images.archives import Archives, TooLargeError, in_archive, kind_of, read_file
@@ -28,13 +27,14 @@ from dcmpl.images.decode import (
     is_image,
     read_input,
 )
-from dcmpl.images.metadata import find_prompt, infotext_prompt, plain_prompt, whole_text
+from dcmpl.images.metadata import find_prompt, plain_prompt
 from dcmpl.progress import say
+from dcmpl.storage import about, is_folder, is_url, list_files, open_file, reason_of
 
 __all__ = [
     "LISTS",
     "PROMPTS_FROM",
-    "PROMPT_COLUMNS",
+    "Found",
     "Source",
     "find_sources",
     "in_shard",
@@ -42,80 +42,12 @@ __all__ = [
     "key_of",
     "keyed",
     "read_list",
-    "read_prompts",
     "with_content",
     "with_prompts",
 ]
 
 PROMPTS_FROM = ("sidecar", "metadata")
 """Where prompts stand that are not given as words or as a table."""
-
-
-LISTS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
-
-IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "file", "path", "name")
-PROMPT_COLUMNS = ("prompt", "text", "caption", "title")
-"""The names in use, the first that is there counts."""
-
-
-def _column(columns: Sequence[str], known: Sequence[str]) -> str | None:
-    return next((name for name in known if name in columns), None)
-
-
-def read_list(file: Path) -> Iterator[tuple[str, str]]:
-    """(path, prompt) of every row of a table; paths are relative to it, prompts may be empty.
-
-    Raises :class:`DataError` where it is no table or has no column of images.
-    """
-    from dcmpl.data.sheets import check_cells, read_sheet  # imports pandas
-
-    frame = read_sheet(file)
-    image, prompt = (_column([*frame.columns], known) for known in (IMAGE_COLUMNS, PROMPT_COLUMNS))
-    if image is None:
-        raise DataError(
-            f"a column of images in {file} ({', '.join(IMAGE_COLUMNS)})",
-            ", ".join(map(str, frame.columns)),
-        )
-    check_cells(frame, [image, *([prompt] if prompt else [])], file)
-    prompts = frame[prompt] if prompt else [""] * len(frame)
-    is_ours = os.path.isfile(f"{file}.manifest.json")  # written by score, formulas as texts
-    for name, text in zip(frame[image], prompts, strict=True):
-        name, text = (of_cell(name), of_cell(text)) if is_ours else (name, text)
-        yield _place(file, name) if name else "", text
-
-
-def _place(file: Path, name: str) -> str:
-    """Path of a list's row: beside the list, or as it is where only that is there.
-
-    The second is what ``score`` writes, whose paths are as they were given to it.
-    """
-    beside = name if file.parent == Path() else os.path.join(file.parent, name)
-    return name if not _is_there(beside) and _is_there(name) else beside
-
-
-def _is_there(path: str) -> bool:
-    return os.path.lexists(path) or in_archive(path) is not None
-
-
-def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Image -> prompt from a table with the columns image and prompt.
-
-    Returns the prompts and the rows' images that are none of ``images``, as in
-    :func:`match_prompts`. Raises :class:`DataError` where the file is no such table too.
-    """
-    from dcmpl.data.sheets import check_cells, read_sheet  # imports pandas
-
-    frame = read_sheet(file)
-    if not {"image", "prompt"} <= {*frame.columns}:
-        raise DataError(
-            f"the columns image and prompt in {file}", ", ".join(map(str, frame.columns))
-        )
-    check_cells(frame, ("image", "prompt"), file)
-    rows = list(zip(frame["image"], frame["prompt"], strict=True))
-    return match_prompts(rows, images, file)
-
-
-MAX_SIDECAR_BYTES = 64 * 2**10
 
 
 class Nothing(Enum):
@@ -150,8 +82,8 @@ class Source:
     given: Any = field(default=NOTHING, repr=False)
     in_metadata: bool = False
     is_job: bool = False
-    shard: str = ""
-    known: str | None = None
+    shard: str = field(default="", compare=False)
+    known: str | None = field(default=None, compare=False)
 
     def read(self) -> DecodedImage:
         """Decode the image; raises :class:`DataError` with the reason where that fails."""
@@ -178,24 +110,40 @@ class Source:
     def stat(self) -> str:
         """Size and time of the file, or of the archive; empty where there is none."""
         try:
-            about = os.stat(self.path)
-        except (OSError, ValueError):
+            found = about(self.path)
+        except (OSError, ValueError, UsageError):
             return ""
-        return f"{about.st_size} {about.st_mtime_ns}" if stat.S_ISREG(about.st_mode) else ""
+        return f"{found.size} {found.changed}" if found else ""
 
     def file(self) -> str:
         """Size and time of the file, and the SHA-256 of its content; empty where there is none."""
         if self.known is not None:
             return self.known
-        if not (about := self.stat()):
+        if not (size_and_time := self.stat()):
             return ""
         try:
-            if self.member is None:
-                return f"{about} {sha256_of(Path(self.path))}"
+            if self.member is None and self.content is None and not is_url(self.path):
+                return f"{size_and_time} {sha256_of(Path(self.path))}"
             content = self.file_content() if self.content is None else self.content
         except (OSError, DataError):
             return ""
-        return f"{about} {hashlib.sha256(content).hexdigest()}"
+        return f"{size_and_time} {hashlib.sha256(content).hexdigest()}"
+
+    def fetched(self) -> "Source":
+        """The source with the bytes that its URL names, or with the fault that there are none."""
+        is_here = self.content is not None or self.given is not NOTHING or self.fault is not None
+        if is_here or self.member is not None or not is_url(self.path):
+            return self
+        try:
+            return replace(self, content=read_file(self.path))
+        except (DataError, UsageError) as error:
+            return replace(self, fault=DataError(*error.args))
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Path and member by which the same image is known under another name."""
+        where = self.path if is_url(self.path) else os.path.abspath(self.path)
+        return where, self.member and os.path.normpath(self.member)
 
     def digest(self, key: str) -> str:
         """Digest of the image's name, its prompt and its fault, at the place that ``key`` says."""
@@ -217,6 +165,80 @@ def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
     return list(iterate_sources(paths, sidecar))
 
 
+def read_list(file: Path | str) -> Iterator[tuple[str, str]]:
+    """(path, prompt) of every row of a table; paths are relative to it, prompts may be empty.
+
+    Raises :class:`DataError` where it is no table or has no column of images.
+    """
+    for row in read_rows(str(file)):
+        yield _place(str(file), row.image) if row.image else "", row.prompt
+
+
+def _of_list(path: str) -> Iterator[Source]:
+    """Images of a list's rows, in any form it may name or hold them."""
+    for row in read_rows(path):
+        if row.inside:
+            name = f"{path}/{row.image or row.number}"
+            yield Source(name, path, str(row.number), prompt=row.prompt)
+            continue
+        place = _place(path, row.image) if row.image else ""
+        fault = None if place else DataError(f"an image in every row of {path}", "an empty cell")
+        archive = None if not place or os.path.lexists(place) else in_archive(place)
+        file, member = archive or (place or path, None)
+        yield Source(place or path, file, member, prompt=row.prompt, fault=fault)
+
+
+def _place(file: str, name: str) -> str:
+    """Path of a list's row: beside the list, or as it is where only that is there.
+
+    The second is what ``score`` writes, whose paths are as they were given to it. What an
+    object store has is not looked at: a name without a store of its own is beside the list.
+    """
+    if is_url(name):
+        return name
+    folder = file.rpartition("/")[0] if is_url(file) else os.path.dirname(file)
+    if is_url(file):
+        return f"{folder}/{name}"
+    beside = os.path.join(folder, name) if folder else name
+    return name if not _is_there(beside) and _is_there(name) else beside
+
+
+def _is_there(path: str) -> bool:
+    return os.path.lexists(path) or in_archive(path) is not None
+
+
+class Found:
+    """Images of what is named, as often as one looks: lists are read anew, and never held.
+
+    Arguments are those of :func:`iterate_sources`; ``prompt`` is that of all the images.
+    """
+
+    def __init__(self, paths: Sequence[str], sidecar: bool = False, prompt: str | None = None):
+        self._prompt = prompt
+        self._pieces: list[str | list[Source]] = []
+        named = list[str]()
+        for path in paths:
+            if path and _kind(path) == "list":
+                self._add(named, sidecar)
+                self._pieces.append(path)
+            else:
+                named.append(path)
+        self._add(named, sidecar)
+
+    def _add(self, named: list[str], sidecar: bool) -> None:
+        if not named:
+            return
+        before = {s.place for piece in self._pieces if isinstance(piece, list) for s in piece}
+        found = iterate_sources(named, sidecar)
+        self._pieces.append([source for source in found if source.place not in before])
+        named.clear()
+
+    def __iter__(self) -> Iterator[Source]:
+        for piece in self._pieces:
+            for source in _of_list(piece) if isinstance(piece, str) else piece:
+                yield source if self._prompt is None else replace(source, prompt=self._prompt)
+
+
 def iterate_sources(
     paths: Sequence[str], sidecar: bool = False, closed: bool = False
 ) -> Iterator[Source]:
@@ -235,11 +257,10 @@ def iterate_sources(
             raise UsageError("the path of images", "an empty one")
         kind = _kind(path)
         for entry in _entries_of(path, kind, sidecar, closed):
-            place = os.path.abspath(entry.path), entry.member and os.path.normpath(entry.member)
             if kind != "list":
-                if place in seen:
+                if entry.place in seen:
                     continue
-                seen.add(place)
+                seen.add(entry.place)
             yield entry
 
 
@@ -254,6 +275,10 @@ def in_shard(path: str, sidecar: bool = False) -> Iterator[Source]:
 
 
 def _kind(path: str) -> str:
+    if is_url(path):
+        if path.lower().endswith(LISTS):
+            return "list"
+        return "archive" if kind_of(path) else "folder" if is_store_folder(path) else "file"
     # os.path answers no where pathlib raises, as for a name that is too long.
     if os.path.isdir(path):
         return "folder"
@@ -266,13 +291,7 @@ def _kind(path: str) -> str:
 
 def _entries_of(path: str, kind: str, sidecar: bool, closed: bool) -> Iterator[Source]:
     if kind == "list":
-        for place, prompt in read_list(Path(path)):
-            fault = (
-                None if place else DataError(f"an image in every row of {path}", "an empty cell")
-            )
-            archive = None if os.path.lexists(place) else in_archive(place)
-            file, member = archive or (place or path, None)
-            yield Source(place or path, file, member, prompt=prompt, fault=fault)
+        yield from _of_list(path)
     elif kind == "archive" and closed:
         yield Source(path, path, shard=path)
     elif kind == "archive":
@@ -298,6 +317,9 @@ def _some(entries: Iterator[Source], path: str) -> Iterator[Source]:
 
 def _of_folder(path: str, sidecar: bool) -> Iterator[Source]:
     """Images below a folder, by name; an unreadable folder is one entry with a fault."""
+    if is_url(path):
+        yield from _of_store(path, sidecar)
+        return
     closed: list[OSError] = []
     found, others = list[str](), list[str]()
     for folder, names in _walk(path, closed):
@@ -315,6 +337,24 @@ def _of_folder(path: str, sidecar: bool) -> Iterator[Source]:
             f"a folder that can be read at {error.filename}", reason=error.strerror or error
         )
         yield Source(str(error.filename), str(error.filename), fault=fault)
+
+
+def _of_store(path: str, sidecar: bool) -> Iterator[Source]:
+    """Images below a folder of an object store, by name."""
+    try:
+        names = [file.path for file in list_files(path)]
+    except OSError as error:
+        raise DataError(f"a folder that can be read at {path}", reason=reason_of(error)) from error
+    known = frozenset(names) if sidecar else frozenset()
+    yield from (_of_file(name, sidecar, known) for name in names if is_called_image(name))
+
+
+def is_store_folder(path: str) -> bool:
+    """Whether a URL names a folder; raises :class:`DataError` where the store does not say."""
+    try:
+        return is_folder(path)
+    except OSError as error:
+        raise DataError(f"images at {path}", reason=reason_of(error)) from error
 
 
 def _walk(path: str, closed: list[OSError]) -> Iterator[tuple[str, list[str]]]:
@@ -338,51 +378,24 @@ def _walk(path: str, closed: list[OSError]) -> Iterator[tuple[str, list[str]]]:
             yield folder, names
 
 
-SIDECARS = (".txt", ".caption", ".json")
-"""Endings of the files beside an image that may hold its prompt; the first that is there counts."""
-
-
-def _of_file(path: str, sidecar: bool) -> Source:
+def _of_file(path: str, sidecar: bool, known: frozenset[str] | None = None) -> Source:
+    """An image file; ``known`` are the files of its store, where that was listed."""
     prompt, notes = "", list[str]()
     stem = os.path.splitext(path)[0]
-    beside = [stem + ending for ending in SIDECARS if sidecar and os.path.isfile(stem + ending)]
+    names = [stem + ending for ending in SIDECARS] if sidecar else []
+    beside = [n for n in names if (os.path.isfile(n) if known is None else n in known)]
     for file in beside:
         try:
-            with open(file, "rb") as opened:
+            with open_file(file) as opened:
                 found, note = prompt_of_sidecar(file, opened.read(MAX_SIDECAR_BYTES + 1))
         except OSError as error:
-            found, note = "", f"no prompt read: {file}: {error.strerror}"
+            found, note = "", f"no prompt read: {file}: {reason_of(error)}"
         if note:
             notes.append(note)
         if found and prompt and found != prompt:
             notes.append(f"the prompt in {file} is another")
         prompt = prompt or found
     return Source(path, path, prompt=prompt, note="; ".join(notes))
-
-
-def prompt_of_sidecar(name: str, content: bytes) -> tuple[str, str]:
-    """Prompt in a sidecar, and a note where it could not be read as it is.
-
-    A text may be A1111's, with its settings behind the prompt; JSON has its prompt under one of
-    ``PROMPT_COLUMNS``, or in the form of an image generator.
-    """
-    if len(content) > MAX_SIDECAR_BYTES:
-        return "", f"no prompt read: {name} has more than {MAX_SIDECAR_BYTES} bytes"
-    try:
-        text, note = decode_text(content)
-    except ValueError as error:
-        return "", f"no prompt read: {name} holds {error}"
-    note = note and f"{name} {note}"
-    if not name.lower().endswith(".json"):
-        return infotext_prompt(text.strip()), note
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return "", f"no prompt read: {name} is no JSON"
-    found = [record.get(name) for name in PROMPT_COLUMNS] if isinstance(record, dict) else []
-    prompt = next((value.strip() for value in found if isinstance(value, str)), "")
-    prompt = prompt or find_prompt({"parameters": text}).prompt
-    return whole_text(prompt), note if prompt else f"no prompt read: {name} has none"
 
 
 def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:

@@ -5,10 +5,11 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dcmpl.errors import DataError
+from dcmpl.images.columns import ParquetImages
+from dcmpl.storage import about, open_file
 
 __all__ = ["Archives", "TooLargeError", "in_archive", "kind_of", "read_file"]
 
@@ -26,9 +27,15 @@ def in_archive(path: str) -> tuple[str, str] | None:
     """Archive and member that a path names, as in photos.zip/a.png; None where it names none."""
     at = 0
     while (at := path.find("/", at + 1)) > 0:
-        if kind_of(path[:at]) and os.path.isfile(path[:at]):
+        if kind_of(path[:at]) and _is_file(path[:at]):
             return path[:at], path[at + 1 :]
     return None
+
+
+def _is_file(path: str) -> bool:
+    with suppress(OSError):
+        return about(path) is not None
+    return False
 
 
 class TooLargeError(DataError):
@@ -48,8 +55,12 @@ class Archives(ExitStack):
         if path != self._path:
             self.close()
             self._path, self._last = "", None
-            made = zipfile.ZipFile if kind_of(path) == "zip" else _open_tar
-            self._open = self.enter_context(made(path))
+            if path.lower().endswith(".parquet"):
+                self._open = self.enter_context(ParquetImages(path))
+            else:
+                file = self.enter_context(open_file(path))
+                made = zipfile.ZipFile if kind_of(path) == "zip" else _open_tar
+                self._open = self.enter_context(made(file))
             self._path = path
         return self._open
 
@@ -70,6 +81,8 @@ class Archives(ExitStack):
         """Bytes of a member; raises :class:`DataError`, also for too large a member."""
         with _damage_is_an_error(f"{path}/{member}"):
             archive = self._opened(path)
+            if isinstance(archive, ParquetImages):
+                return archive.read(int(member), limit)
             if isinstance(archive, zipfile.ZipFile):
                 if archive.getinfo(member).compress_type not in ZIPPED:  # unpacked whole by zipfile
                     raise DataError(f"a stored or deflated member at {path}/{member}", "another")
@@ -122,8 +135,8 @@ class _Header(tarfile.TarInfo):
         return made
 
 
-def _open_tar(path: str) -> tarfile.TarFile:
-    return tarfile.open(path, tarinfo=_Header)
+def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
+    return tarfile.open(fileobj=file, tarinfo=_Header)
 
 
 @contextmanager
@@ -141,7 +154,7 @@ def _damage_is_an_error(what: str) -> Iterator[None]:
 
 def read_file(path: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
     """Bytes of a file within the limits of a member; raises :class:`DataError`."""
-    with _damage_is_an_error(path), Path(path).open("rb") as file:
+    with _damage_is_an_error(path), open_file(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise DataError(f"at most {limit} bytes at {path}", "more")

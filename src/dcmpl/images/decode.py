@@ -25,6 +25,7 @@ from dcmpl.images.archives import read_file
 from dcmpl.images.chunks import without_large_chunks
 from dcmpl.images.colour import raw_mode, to_srgb
 from dcmpl.images.metadata import texts_of
+from dcmpl.storage import is_url
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,8 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
 
 def decode(path: str | Path) -> DecodedImage:
     """Decode one file in a thread whose starter holds :func:`quiet_pillow`."""
+    if is_url(path):
+        return decode_bytes(read_file(str(path)), str(path))
     return _opened(str(path), path)
 
 

@@ -42,6 +42,8 @@ from dcmpl.scoring.partitions import (
     Scored,
     begin,
     check_new,
+    check_owner,
+    claim,
     commit,
     finished,
     write_part,
@@ -248,6 +250,7 @@ class RayJob:
         or the folder fails; what is finished then stays.
         """
         check_new(self.folder, resume)
+        owner = claim(self.folder)
         count = self.actors.fitted()
         shards, digest = self._listed()
         identity = self.scorer.identity()
@@ -268,6 +271,7 @@ class RayJob:
         if done.parts:
             say(f"{sum(p.ok + p.error for p in done.parts)} images were scored before")
         parts = [*done.parts, *self._run(tasks, mark, job["columns"], count, together)]
+        check_owner(self.folder, owner)
         return commit(self.folder, job, parts, made_with(self.scorer))
 
     @property

@@ -3,17 +3,28 @@
 import csv
 import errno
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dcmpl import __version__
 from dcmpl.config import TARGETS
 from dcmpl.data.texts import as_cell, of_cell
 from dcmpl.errors import RunError
-from dcmpl.files import added, put_in_place, read_record, sealed, sha256_of, write_whole
+from dcmpl.files import added, put_in_place, record_of, sealed, sha256_of
 from dcmpl.scoring.results import Score
+from dcmpl.storage import (
+    base_of,
+    is_url,
+    local_copy,
+    open_file,
+    reason_of,
+    sha256_at,
+    upload,
+    write,
+)
 
 __all__ = [
     "COLUMNS",
@@ -37,6 +48,9 @@ COLUMNS = ("image", "prompt", *TARGETS, "status", "reason", "note")
 """What every file of scores has; a job may have more, which its ``columns`` name."""
 
 Row = Mapping[str, Any]
+Place = TypeVar("Place", bound=Path | str)
+"""A path, or a URL."""
+
 TEXTS = ("image", "prompt", "status", "reason", "note", "call")
 
 
@@ -70,15 +84,41 @@ def best_first(values: Sequence[float | None]) -> list[int]:
 
 
 def write_scores(
-    out: Path, rows: Iterable[Row], job: Mapping[str, Any], made_with: Mapping[str, str]
+    out: Path | str, rows: Iterable[Row], job: Mapping[str, Any], made_with: Mapping[str, str]
 ) -> dict[str, int]:
     """Write ``out`` and its manifest, whole; returns how many rows are ok and how many not.
 
     ``job`` is all that decides the rows; ``made_with`` is worth knowing and decides nothing.
+    What a URL names is written here first.
 
     Raises :class:`OSError` where that is not possible.
     """
-    temporary = out.with_name(f".{out.name}.tmp")
+    if is_url(out):
+        with tempfile.TemporaryDirectory(prefix="dcmpl-") as folder:
+            temporary = Path(folder, base_of(str(out)))
+            counts, digest = _written(temporary, rows, job)
+            upload(temporary, str(out))
+    else:
+        out = Path(out)
+        temporary = out.with_name(f".{out.name}.tmp")
+        try:
+            for path in (out, manifest_of(out)):
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, f"{path} is a folder")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            counts, digest = _written(temporary, rows, job)
+            put_in_place(temporary, out)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+    record: dict[str, Any] = {"job": job, "made_with": made_with, "rows": counts}
+    record |= {"sha256": digest, "version": __version__}
+    write(str(manifest_of(out)), sealed(record))
+    return counts
+
+
+def _written(path: Path, rows: Iterable[Row], job: Mapping[str, Any]) -> tuple[dict[str, int], str]:
+    """Write rows to a local file; returns their counts and the file's digest."""
     counts = {"ok": 0, "error": 0}
 
     def counted() -> Iterator[Row]:
@@ -86,42 +126,40 @@ def write_scores(
             counts[row["status"]] += 1
             yield row
 
-    try:
-        for path in (out, manifest_of(out)):
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{path} is a folder")
-        columns = tuple(job.get("columns", COLUMNS))
-        WRITERS[out.suffix.lower()](temporary, counted(), columns)
-        digest = sha256_of(temporary)
-        put_in_place(temporary, out)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    record: dict[str, Any] = {"job": job, "made_with": made_with, "rows": counts}
-    record |= {"sha256": digest, "version": __version__}
-    write_whole(manifest_of(out), sealed(record))
-    return counts
+    WRITERS[path.suffixes[-2 if path.suffix == ".tmp" else -1].lower()](
+        path, counted(), tuple(job.get("columns", COLUMNS))
+    )
+    return counts, sha256_of(path)
 
 
-def manifest_of(out: Path) -> Path:
+def manifest_of(out: Place) -> Place:
     """Path of the manifest of a file of scores."""
-    return out.with_name(out.name + ".manifest.json")
+    return type(out)(f"{out}.manifest.json")
 
 
-def read_manifest(out: Path, part: str = "job") -> dict[str, Any]:
+def read_manifest(out: Path | str, part: str = "job") -> dict[str, Any]:
     """Job of a file of scores, or what it was ``made_with``; of a changed one :class:`RunError`."""
     return dict(_read_manifest(out)[part])
 
 
-def _read_manifest(out: Path) -> dict[str, Any]:
+def _read_manifest(out: Path | str) -> dict[str, Any]:
     def build(record: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         whole = {**record, "job": dict(record["job"]), "made_with": dict(record["made_with"])}
-        return whole, record["sha256"] == sha256_of(out)
+        return whole, record["sha256"] == sha256_at(str(out))
 
-    record, same = read_record(manifest_of(out), f"the manifest of the scores {out}", build)
+    path, what = manifest_of(str(out)), f"the manifest of the scores {out}"
+    try:
+        with open_file(path) as file:
+            content = file.read(MOST_MANIFEST)
+    except OSError as error:
+        raise RunError(f"{what} at {path}", reason=reason_of(error)) from error
+    record, same = record_of(content, path, what, build)
     if not same:
         raise RunError(f"{out} as dcmpl score wrote it", "one that was changed since")
     return record
+
+
+MOST_MANIFEST = 2**24
 
 
 def _write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
@@ -166,12 +204,13 @@ def _in_batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def read_scores(path: Path) -> Iterator[Row]:
+def read_scores(path: Path | str) -> Iterator[Row]:
     """Read the rows of a file by :func:`write_scores`; raises :class:`RunError` for others."""
     try:
-        for number, row in enumerate(READERS[path.suffix.lower()](path), 1):
-            _check_row(row, number)
-            yield row
+        with local_copy(str(path)) as file:
+            for number, row in enumerate(READERS[file.suffix.lower()](file), 1):
+                _check_row(row, number)
+                yield row
     except (OSError, ValueError, TypeError, RecursionError, csv.Error) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise RunError(
@@ -248,7 +287,9 @@ READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
 }
 
 
-def merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str], list[Path]]:
+def merged(
+    paths: Sequence[Path | str],
+) -> tuple[dict[str, Any], dict[str, str], list[Path | str]]:
     """Merge shards: the whole job, its makers, and the paths in order.
 
     Raises :class:`RunError` where one is missing, twice there, or of another job.

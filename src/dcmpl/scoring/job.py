@@ -8,14 +8,16 @@ import platform
 import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcmpl.data.sources import Source, keyed, with_content
+from dcmpl.data.sources import Source, key_of, keyed, with_content
+from dcmpl.errors import RunError
 from dcmpl.files import added, digest_of_text
 from dcmpl.progress import leave, say, track
 from dcmpl.scoring.files import (
@@ -30,9 +32,23 @@ from dcmpl.scoring.files import (
 )
 from dcmpl.scoring.journal import FILE, Journal, journal_of, open_journal
 from dcmpl.scoring.judge import CHUNK, Judge
+from dcmpl.scoring.partitions import (
+    KEY,
+    ChunkId,
+    Scored,
+    begin,
+    check_chunks,
+    check_new,
+    check_owner,
+    claim,
+    discard,
+    rows_of,
+    write_part,
+)
 from dcmpl.scoring.results import Score
+from dcmpl.storage import about, is_url, reason_of
 
-__all__ = ["Job", "made_with", "say_faults"]
+__all__ = ["Job", "Plan", "made_with", "plan_of", "say_faults"]
 
 TOLD_FAULTS = 10
 RANKED = ("rank", "better_than_next", "call")
@@ -41,11 +57,13 @@ RANKED = ("rank", "better_than_next", "call")
 class Plan(NamedTuple):
     """What one look at all sources of a job shows.
 
-    ``starts``: the number of the first image of every chunk, and of all at the end; no chunk
-    has images of two archives. ``digest``: of what every image is, in whatever order.
+    ``starts``: the number of the first image of every chunk, and how many there are; no chunk
+    has images of two archives. ``shards``: the number of the first image of every shard.
+    ``digest``: of what every image is, in whatever order.
     """
 
     starts: "array[int]"
+    shards: "array[int]"
     digest: str
 
     @property
@@ -53,11 +71,39 @@ class Plan(NamedTuple):
         """Number of images."""
         return self.starts[-1]
 
+    def keys(self, first: int, end: int) -> Iterator[str]:
+        """Keys of the images from ``first`` to before ``end``."""
+        shard = bisect_right(self.shards, first) - 1
+        for index in range(first, end):
+            while shard + 1 < len(self.shards) and self.shards[shard + 1] <= index:
+                shard += 1
+            yield key_of(shard, index - self.shards[shard])
+
+    def chunk(self, first: int) -> tuple[int, int]:
+        """Shard and number of the chunk that begins with image ``first``."""
+        shard = bisect_right(self.shards, first) - 1
+        return shard, (first - self.shards[shard]) // CHUNK
+
+
+def plan_of(sources: Iterable[Source]) -> Plan:
+    """Plan of a job; raises :class:`DataError` for a list that cannot be read to its end."""
+    starts, shards, count, total = array("q"), array("q"), 0, 0
+    for key, source in keyed(sources):
+        if int(key.rpartition("-")[2]) == 0:
+            shards.append(count)
+        if (count - shards[-1]) % CHUNK == 0:
+            starts.append(count)
+        total += int(source.digest(key), 16)
+        count += 1
+    starts.append(count)
+    return Plan(starts, shards, f"{total % 2**256:064x}")
+
 
 @dataclass(frozen=True)
 class Job:
     """The scoring of some images to one file.
 
+    ``sources`` can be looked at more than once; ``plan`` is :func:`plan_of` them.
     ``shard``: the number of the part of the job that is done here, from 1, and how many there
     are. ``prompt_from``: metadata where prompts are those that generators wrote into the files.
     ``rank_by``: the target by which rows are ranked, best first; None leaves them as they came.
@@ -65,23 +111,10 @@ class Job:
 
     judge: Judge
     sources: Iterable[Source]
+    plan: Plan
     shard: tuple[int, int] | None = None
     prompt_from: str | None = None
     rank_by: str | None = None
-
-    @cached_property
-    def plan(self) -> Plan:
-        """Chunks of the job, and the digest of its images."""
-        starts, count, first, total = array("q"), 0, 0, 0
-        for key, source in keyed(self.sources):
-            place = int(key.rpartition("-")[2])
-            first = count if place == 0 else first
-            if (count - first) % CHUNK == 0:
-                starts.append(count)
-            total += int(source.digest(key), 16)
-            count += 1
-        starts.append(count)
-        return Plan(starts, f"{total % 2**256:064x}")
 
     @cached_property
     def bounds(self) -> tuple[int, int]:
@@ -100,9 +133,9 @@ class Job:
         """Number of the shard's images."""
         return self.plan.starts[self.bounds[1]] - self.start
 
-    def own(self, done: int = 0) -> Iterator[tuple[str, Source]]:
-        """Keys and images of this shard, whole chunks of the job, but the first ``done``."""
-        return islice(keyed(self.sources), self.start + done, self.start + self.count)
+    def own(self, done: int = 0) -> Iterator[Source]:
+        """Images of this shard, whole chunks of the job, but the first ``done``."""
+        return islice(self.sources, self.start + done, self.start + self.count)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the rows; resuming and merging require equality."""
@@ -119,17 +152,19 @@ class Job:
             "count": self.count,
         }
 
-    def is_finished(self, out: Path) -> bool:
+    def is_finished(self, out: Path | str) -> bool:
         """Whether ``out`` already holds the rows of this job, of the images as they are now."""
-        if not (out.is_file() and manifest_of(out).is_file()) or journal_of(out).exists():
+        if any(about(str(path)) is None for path in (out, manifest_of(out))):
+            return False
+        if isinstance(out, Path) and journal_of(out).exists():
             return False
         job, made = read_manifest(out), read_manifest(out, "made_with")
         images = job.pop("images_sha256", None)
         if job != self.fingerprint():
             return False
-        if self._added(source.stat() for _, source in self.own()) == made.get("files_sha256"):
+        if self._added(source.stat() for source in self.own()) == made.get("files_sha256"):
             return True
-        found = (source.file() for source in with_content(source for _, source in self.own()))
+        found = (source.file() for source in with_content(self.own()))
         if self._added(file.rpartition(" ")[2] for file in found) == images:
             return True
         say(f"images were changed since {out} was written: scoring anew")
@@ -137,23 +172,25 @@ class Job:
 
     def _added(self, texts: Iterable[str]) -> str:
         """Digest of a text for every image of the shard, in their order."""
-        keys = (key for key, _ in self.own())
+        keys = self.plan.keys(self.start, self.start + self.count)
         return added(digest_of_text(key, text) for key, text in zip(keys, texts, strict=True))
 
-    def write(self, out: Path, resume: bool) -> dict[str, int]:
+    def write(self, out: Path | str, resume: bool) -> dict[str, int]:
         """Score everything to ``out``; returns how many images are ok and how many are not.
 
         With ``resume`` finished rows are kept; so is a finished file. Raises :class:`RunError`
         where the file cannot be written.
         """
+        out = str(out) if is_url(out) else Path(out)
         if resume and self.is_finished(out):
             say(f"{out} is finished")
             counts = {"ok": 0, "error": 0}
             for row in read_scores(out):
                 counts[row["status"]] += 1
             return counts
-        job, (first, end) = self.fingerprint(), self.bounds
-        starts = array("q", (start - self.start for start in self.plan.starts[first : end + 1]))
+        if isinstance(out, str):
+            return self._write_to_store(out, resume)
+        job, starts = self.fingerprint(), array("q", (s - self.start for s in self._starts))
         with open_journal(out, job, resume, starts, _Same(self.own())) as journal:
             self._fill(journal)
             rows = self._ranked(journal) if self.rank_by else journal.rows()
@@ -162,6 +199,67 @@ class Job:
             made = {**made_with(self.judge), "files_sha256": files}
             kept = ({name: row[name] for name in row if name != FILE} for row in rows)
             return write_scores(out, kept, {**job, "images_sha256": images}, made)
+
+    @property
+    def _starts(self) -> "array[int]":
+        """Numbers of the first image of each of this shard's chunks, and the end of the last."""
+        first, end = self.bounds
+        return self.plan.starts[first : end + 1]
+
+    def _write_to_store(self, out: str, resume: bool) -> dict[str, int]:
+        """Score to a URL: an object for every chunk, the scores, their manifest last."""
+        folder, job = f"{out}.part", self.fingerprint()
+        check_new(folder, resume)
+        owner = claim(folder)
+        mark, done = begin(folder, job)
+        known = {chunk[:2] for part in done.parts for chunk in part.chunks}
+        parts, columns = list(done.parts), job["columns"]
+        if known:
+            say(f"{sum(p.ok + p.error for p in parts)} of {self.count} images were scored before")
+        try:
+            for scored in self._scored(known):
+                parts.append(write_part(folder, mark, columns, [scored]))
+            check_owner(folder, owner)
+            check_chunks(parts, self.shard is None)
+            made = {**made_with(self.judge), "files_sha256": added(p.files for p in parts)}
+            job |= {"images_sha256": added(part.contents for part in parts)}
+            counts = write_scores(out, rows_of(folder, parts), job, made)
+            discard(folder)
+        except OSError as error:
+            raise RunError(
+                f"to write {out}",
+                hint="the chunks scored so far are kept beside it, --resume goes on with them",
+                reason=reason_of(error),
+            ) from error
+        return counts
+
+    def _scored(self, known: Collection[tuple[int, int]]) -> Iterator[Scored]:
+        """Chunks of this shard that are not ``known``, scored as they come."""
+        chunks = [
+            (ChunkId(*self.plan.chunk(first), is_last=False), first, end)
+            for first, end in pairwise(self._starts)
+            if self.plan.chunk(first) not in known
+        ]
+        wanted = iter(chunks)
+        names = list[str]()
+
+        def sources() -> Iterator[Source]:
+            _, first, end = next(wanted, (None, -1, -1))
+            for index, source in enumerate(self.own(), self.start):
+                if index >= end:
+                    _, first, end = next(wanted, (None, -1, -1))
+                if first <= index < end:
+                    names.append(source.digest(next(self.plan.keys(index, index + 1))))
+                    yield source
+
+        given = with_content(sources(), self.prompt_from == "metadata", is_job=True)
+        left = sum(end - first for _, first, end in chunks)
+        scores = iter(track(self.judge.rows(given), "scoring", left))
+        for chunk, first, end in chunks:
+            pairs = zip(self.plan.keys(first, end), scores, strict=False)
+            rows = [{KEY: key, **self._row(score)} for key, score in pairs]
+            yield Scored(chunk, rows, added(names[: end - first]))
+            del names[: end - first]
 
     def _fill(self, journal: Journal) -> None:
         done, began = len(journal), time.monotonic()
@@ -175,8 +273,7 @@ class Job:
             say(f"{seconds:.1f} s, {left / seconds:.1f} images/s")
 
     def _scores(self, done: int = 0) -> Iterator[Score]:
-        own = (source for _, source in self.own(done))
-        sources = with_content(own, self.prompt_from == "metadata", is_job=True)
+        sources = with_content(self.own(done), self.prompt_from == "metadata", is_job=True)
         return self.judge.rows(sources, self.start + done)
 
     def _row(self, score: Score) -> Row:
@@ -235,11 +332,11 @@ class Job:
 class _Same:
     """Whether images are still the files that a journal's rows, one after the other, name."""
 
-    def __init__(self, own: Iterator[tuple[str, Source]]) -> None:
+    def __init__(self, own: Iterator[Source]) -> None:
         self._own = own
 
     def __call__(self, file: str) -> bool:
-        _, source = next(self._own)
+        source = next(self._own)
         return source.stat() == file.rpartition(" ")[0] or (
             bool(file) and source.file().rpartition(" ")[2] == file.rpartition(" ")[2]
         )

@@ -8,11 +8,13 @@ there. Imports no torch.
 
 import io
 import json
+import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from dcmpl import __version__
@@ -30,15 +32,19 @@ __all__ = [
     "Scored",
     "begin",
     "check_new",
+    "check_owner",
+    "claim",
     "commit",
     "described",
+    "discard",
     "fault_reasons",
     "finished",
     "read_partitions",
+    "rows_of",
     "write_part",
 ]
 
-JOB, MANIFEST, LIST = "_job.json", "_manifest.json", "_list.parquet"
+JOB, MANIFEST, LIST, OWNER = "_job.json", "_manifest.json", "_list.parquet", "_owner"
 PART, ENDING = "part-", ".parquet"
 KEY, FILE = "key", "file"
 ABOUT = b"dcmpl"
@@ -159,7 +165,7 @@ def check_new(folder: str, resume: bool) -> None:
         there = {base_of(file.path) for file in list_files(folder)}
     except OSError as error:
         raise RunError(f"to write {folder}", reason=reason_of(error)) from error
-    if there - {LIST} and JOB not in there:
+    if there - {LIST, OWNER} and JOB not in there:
         raise UsageError(
             f"a new folder at -o {folder}", "one with other files", "choose another -o"
         )
@@ -168,6 +174,33 @@ def check_new(folder: str, resume: bool) -> None:
             f"a new folder at -o {folder}",
             "the partitions of a job",
             "add --resume to go on with it, or choose another -o",
+        )
+
+
+def claim(folder: str) -> str:
+    """Take a folder over; returns the mark by which :func:`check_owner` knows its owner.
+
+    Raises :class:`RunError` where it cannot be written.
+    """
+    mark = secrets.token_hex(16)
+    try:
+        write(join(folder, OWNER), mark.encode())
+    except OSError as error:
+        raise RunError(f"to write {folder}", reason=reason_of(error)) from error
+    return mark
+
+
+def check_owner(folder: str, mark: str) -> None:
+    """Check that no other job took the folder over; raises :class:`RunError`."""
+    try:
+        found = _read(join(folder, OWNER)).decode("ascii", "replace")
+    except OSError as error:
+        raise RunError(f"to write {folder}", reason=reason_of(error)) from error
+    if found != mark:
+        raise RunError(
+            f"to be the only one that writes {folder}",
+            "another dcmpl that took it over",
+            "wait for it, or choose another -o",
         )
 
 
@@ -259,7 +292,7 @@ def commit(
     Everything else that was written for the job is removed. Raises :class:`RunError` where a
     chunk is missing or there twice, or the manifest cannot be written.
     """
-    _check_chunks(parts)
+    check_chunks(parts)
     counts = {"ok": sum(part.ok for part in parts), "error": sum(part.error for part in parts)}
     count = sum(counts.values())
     whole = {
@@ -287,28 +320,35 @@ def commit(
             hint="the finished partitions are kept, --resume goes on with them",
             reason=reason_of(error),
         ) from error
-    kept = {part.name for part in parts}
-    for file in list_files(folder):
-        name = base_of(file.path)
-        if name == LIST or (name.startswith(PART) and name not in kept):
-            with suppress(OSError):  # it is no part of the result, wherever it lies
-                remove(file.path)
+    discard(folder, {MANIFEST, JOB, *(part.name for part in parts)})
     return counts
 
 
-def _check_chunks(parts: Iterable[Part]) -> None:
-    """Check that every chunk of every shard is there once; raises :class:`RunError`."""
-    found = sorted(chunk for part in parts for chunk in part.chunks)
-    wanted, shard = 0, -1
-    for chunk in found:
-        wanted, shard = (wanted, shard) if chunk.shard == shard else (0, chunk.shard)
-        if chunk.number != wanted:
+def discard(folder: str, kept: Collection[str] = ()) -> None:
+    """Remove what a job wrote into its folder, but what is ``kept``."""
+    for file in list_files(folder):
+        name = base_of(file.path)
+        is_ours = name in (JOB, MANIFEST, LIST, OWNER) or name.startswith(PART)
+        if is_ours and name not in kept:
+            with suppress(OSError):  # it is no part of the result, wherever it lies
+                remove(file.path)
+
+
+def check_chunks(parts: Iterable[Part], whole: bool = True) -> None:
+    """Check that no chunk is there twice, and of a ``whole`` job none is missing.
+
+    Raises :class:`RunError`.
+    """
+    found = sorted(chunk[:2] for part in parts for chunk in part.chunks)
+    for before, chunk in pairwise([None, *found]):
+        shard, number = chunk or (0, 0)
+        is_next = before is not None and before == (shard, number - 1)
+        if before == chunk or (whole and number and not is_next):
             raise RunError(
                 "every chunk of the job once",
-                f"chunk {chunk.number} of shard {shard} where {wanted} was due",
+                f"chunk {number} of shard {shard} behind {before}",
                 "this is a fault of dcmpl, the partitions are kept",
             )
-        wanted += 1
 
 
 def described(folder: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -337,13 +377,18 @@ def read_partitions(folder: str) -> Iterator[Row]:
     Raises :class:`RunError` where the folder holds no finished job, or a partition is gone.
     """
     described(folder)
-    record = finished(folder) or {}
-    groups = list[tuple[ChunkId, str, int]]()
-    for name in record["parts"]:
+    parts = list[Part]()
+    for name in (finished(folder) or {})["parts"]:
         part = _part_at(join(folder, str(name)))
         if part is None:
             raise RunError(f"a whole partition at {join(folder, str(name))}", "another file")
-        groups += [(chunk, part.name, place) for place, chunk in enumerate(part.chunks)]
+        parts.append(part)
+    return rows_of(folder, parts)
+
+
+def rows_of(folder: str, parts: Iterable[Part]) -> Iterator[Row]:
+    """Rows of some partitions in the order of the images, as the files of scores have them."""
+    groups = [(c, part.name, place) for part in parts for place, c in enumerate(part.chunks)]
     with _OpenParts(folder) as files:
         for _, name, group in sorted(groups):
             for row in files[name].read_row_group(group).to_pylist():

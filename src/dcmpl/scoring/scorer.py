@@ -333,6 +333,7 @@ class Scorer(Judge):
 
     def _read(self, source: Source) -> tuple[Read, Question]:
         """Decode an image and tokenise its prompt; a failure becomes the fault of its row."""
+        source = source.fetched()
         prompt, notes, parts = source.prompt, [source.note], Parts(((),))
         file = source.file() if source.is_job else ""
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dcmpl.errors import RunError, UsageError, WeightsError
 from dcmpl.progress import say
+from dcmpl.storage import fetched, is_url
 
 __all__ = [
     "DEFAULT",
@@ -48,8 +49,11 @@ def check_backbone(name: str) -> str:
 def model_folder(name: str | Path | None) -> Path:
     """Folder of a model: that of the package where none or ``default`` is named.
 
-    A folder called ``default`` that exists is meant itself.
+    A folder called ``default`` that exists is meant itself; what a URL names is copied here
+    first. Raises :class:`RunError` where it names none.
     """
+    if name is not None and is_url(name):
+        return fetched(str(name))
     if name is None or (str(name) == "default" and not Path(name).is_dir()):
         return DEFAULT
     return Path(name)

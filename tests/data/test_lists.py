@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dcmpl.data.sources import LISTS, read_list, read_prompts
+from dcmpl.data.lists import LISTS
+from dcmpl.data.matching import read_prompts
+from dcmpl.data.sources import read_list
 from dcmpl.errors import DataError
 
 ROWS = [
