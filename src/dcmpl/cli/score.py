@@ -154,6 +154,14 @@ FLAGS = (
         metavar="G",
     ),
     Flag("--resume", "go on with a scoring that was broken off", bool, False),
+    Flag(
+        "--new",
+        "keep the rows that -o has already of the same image, prompt and content by the same "
+        "model; score the rest",
+        bool,
+        False,
+    ),
+    Flag("--sha256", "add the SHA-256 of each image's file to its row", bool, False),
     Flag("--shard", "score the I-th of N parts; dcmpl merge joins them", metavar="I/N"),
 )
 
@@ -179,7 +187,8 @@ def score(arguments: Arguments) -> int:
             judge.check_target(arguments.by)
         _say_what_scores_mean(judge, arguments)
         by = arguments.by if arguments.rank else None
-        job = Job(judge, sources, plan, shard, arguments.prompt_from, by)
+        kinds = {"hashes": arguments.sha256, "new": arguments.new}
+        job = Job(judge, sources, plan, shard, arguments.prompt_from, by, **kinds)
         if arguments.out == "-":
             _say_uncalibrated(judge)
             return 3 if job.print() else 0
@@ -261,7 +270,7 @@ def _check_on(arguments: Arguments) -> None:
         return
     if not re.fullmatch(r"ray(://.+)?", arguments.on):
         raise UsageError("--on ray, or ray://ADDRESS of a cluster", arguments.on)
-    for name in ("url", "shard", "rank"):
+    for name in ("url", "shard", "rank", "new", "sha256"):
         if getattr(arguments, name) != usual[name]:
             raise UsageError(f"--on or --{name}", "both", "leave one out")
 
@@ -308,11 +317,13 @@ def _check_destination(arguments: Arguments) -> None:
         _check_folder(arguments.out)
     elif arguments.out != "-":
         _check_output(arguments.out)
-        if arguments.rank and is_url(arguments.out):
-            raise UsageError("a file of this machine at -o with --rank", arguments.out)
-    elif arguments.resume or arguments.rank:
+        if (arguments.rank or arguments.new) and is_url(arguments.out):
+            raise UsageError("a file of this machine at -o with --rank or --new", arguments.out)
+    elif arguments.resume or arguments.rank or arguments.new:
         raise UsageError(
-            "a file at -o with --resume and --rank", "-", "rows go to standard output as they come"
+            "a file at -o with --resume, --rank and --new",
+            "-",
+            "rows go to standard output as they come",
         )
     for path in (*arguments.PATH, arguments.prompts):
         if path and os.path.abspath(path) == os.path.abspath(arguments.out):

@@ -3,9 +3,10 @@
 import csv
 import errno
 import json
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ from dcmpl.storage import (
 __all__ = [
     "COLUMNS",
     "FORMATS",
+    "HASH",
+    "KnownRows",
     "Row",
     "best_first",
     "columns_of",
@@ -51,7 +54,10 @@ Row = Mapping[str, Any]
 Place = TypeVar("Place", bound=Path | str)
 """A path, or a URL."""
 
-TEXTS = ("image", "prompt", "status", "reason", "note", "call")
+HASH = "sha256"
+"""Column of the SHA-256 of each image's file, on request."""
+
+TEXTS = ("image", "prompt", "status", "reason", "note", "call", HASH)
 
 
 def columns_of(more: Sequence[str]) -> tuple[str, ...]:
@@ -285,6 +291,52 @@ READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+
+class KnownRows(ExitStack):
+    """Rows of a file of scores by image, prompt and content, on disk while they are needed.
+
+    ``job`` is what decides new rows: where it is not what decided those of ``out``, none is
+    known. Raises :class:`RunError` for a file of rows without their content's hash.
+    """
+
+    def __init__(self, out: Path | str, job: Mapping[str, Any]) -> None:
+        super().__init__()
+        there = read_manifest(out)
+        known = [name for name in job if name not in OF_THE_IMAGES]
+        self.differs = [name for name in known if there.get(name) != job[name]]
+        if HASH not in there.get("columns", ()):
+            raise RunError(
+                f"rows with the hash of each image's file in {out}",
+                "rows without",
+                "score it once more with --sha256",
+            )
+        folder = self.enter_context(tempfile.TemporaryDirectory(prefix="dcmpl-"))
+        self._rows = sqlite3.connect(f"{folder}/rows")
+        self.callback(self._rows.close)
+        self._rows.execute("create table rows (key text primary key, row text) without rowid")
+        self._reads_files = job["prompt_from"] == "metadata"
+        if not self.differs:
+            pairs = (
+                (self._key(row["image"], row["prompt"], row[HASH]), json.dumps(row))
+                for row in read_scores(out)
+            )
+            self._rows.executemany("insert or ignore into rows values (?, ?)", pairs)
+
+    def _key(self, image: str, prompt: str, content: str | None) -> str:
+        """Key of a row; a prompt out of the file itself is the same where its content is."""
+        return json.dumps([image, "" if self._reads_files else prompt, content])
+
+    def row_of(self, image: str, prompt: str, content: str) -> Row | None:
+        """Row of an image with that content, None where there is none."""
+        key = (self._key(image, prompt, content),)
+        found = self._rows.execute("select row from rows where key = ?", key).fetchone()
+        row: Row | None = json.loads(found[0]) if found and content else None
+        return row
+
+
+OF_THE_IMAGES = ("images", "list_sha256", "count", "shard", "images_sha256", "rank")
+"""What a job's record says of its images, not of what scores them."""
 
 
 def merged(

@@ -10,7 +10,7 @@ import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
@@ -21,6 +21,8 @@ from dcmpl.errors import RunError
 from dcmpl.files import added, digest_of_text
 from dcmpl.progress import leave, say, track
 from dcmpl.scoring.files import (
+    HASH,
+    KnownRows,
     Row,
     best_first,
     columns_of,
@@ -107,6 +109,8 @@ class Job:
     ``shard``: the number of the part of the job that is done here, from 1, and how many there
     are. ``prompt_from``: metadata where prompts are those that generators wrote into the files.
     ``rank_by``: the target by which rows are ranked, best first; None leaves them as they came.
+    ``hashes``: rows have the SHA-256 of their files. ``new``: rows that the file has already,
+    of the same image, prompt and content by the same model, are kept.
     """
 
     judge: Judge
@@ -115,6 +119,8 @@ class Job:
     shard: tuple[int, int] | None = None
     prompt_from: str | None = None
     rank_by: str | None = None
+    hashes: bool = False
+    new: bool = False
 
     @cached_property
     def bounds(self) -> tuple[int, int]:
@@ -139,7 +145,8 @@ class Job:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the rows; resuming and merging require equality."""
-        more = [*self.judge.columns, *(RANKED if self.rank_by else ())]
+        own = [HASH] if self.hashes or self.new else []
+        more = [*self.judge.columns, *own, *(RANKED if self.rank_by else ())]
         return {
             **self.judge.identity(),
             "chunk": CHUNK,
@@ -182,7 +189,7 @@ class Job:
         where the file cannot be written.
         """
         out = str(out) if is_url(out) else Path(out)
-        if resume and self.is_finished(out):
+        if resume and not self.new and self.is_finished(out):
             say(f"{out} is finished")
             counts = {"ok": 0, "error": 0}
             for row in read_scores(out):
@@ -192,7 +199,7 @@ class Job:
             return self._write_to_store(out, resume)
         job, starts = self.fingerprint(), array("q", (s - self.start for s in self._starts))
         with open_journal(out, job, resume, starts, _Same(self.own())) as journal:
-            self._fill(journal)
+            self._fill(journal, out)
             rows = self._ranked(journal) if self.rank_by else journal.rows()
             images = self._added(row[FILE].rpartition(" ")[2] for row in journal.rows())
             files = self._added(row[FILE].rpartition(" ")[0] for row in journal.rows())
@@ -261,13 +268,16 @@ class Job:
             yield Scored(chunk, rows, added(names[: end - first]))
             del names[: end - first]
 
-    def _fill(self, journal: Journal) -> None:
+    def _fill(self, journal: Journal, out: Path) -> None:
         done, began = len(journal), time.monotonic()
         if done:
             say(f"{done} of {self.count} images were scored before")
         left = self.count - done
-        for score in track(self._scores(done), "scoring", left):
-            journal.write(self._row(score))
+        rows: Iterator[Row] = map(self._row, self._scores(done))
+        if self.new and manifest_of(out).is_file():
+            rows = self._new_rows(out, done)
+        for row in track(rows, "scoring", left):
+            journal.write(row)
         if left:
             seconds = time.monotonic() - began
             say(f"{seconds:.1f} s, {left / seconds:.1f} images/s")
@@ -276,10 +286,37 @@ class Job:
         sources = with_content(self.own(done), self.prompt_from == "metadata", is_job=True)
         return self.judge.rows(sources, self.start + done)
 
+    def _new_rows(self, out: Path, done: int) -> Iterator[Row]:
+        """Rows of a chunk after the other: those that ``out`` has, and scores of other images."""
+        kept, own = 0, self.own(done)
+        with KnownRows(out, self.fingerprint()) as known:
+            if known.differs:
+                say(f"{out} was made with another {known.differs[0]}: scoring all anew")
+            while chunk := list(islice(own, CHUNK)):
+                fetched = (source.fetched() for source in with_content(chunk))
+                sources = [replace(source, known=source.file()) for source in fetched]
+                rows = [self._known(known, source) for source in sources]
+                kept += sum(row is not None for row in rows)
+                left = [s for s, row in zip(sources, rows, strict=True) if row is None]
+                from_metadata = self.prompt_from == "metadata"
+                scores = self.judge.rows(with_content(left, from_metadata, is_job=True))
+                for row in rows:
+                    yield self._row(next(iter(scores))) if row is None else row
+        say(f"{kept} of {self.count - done} images are as they were: their rows are kept")
+
+    def _known(self, known: KnownRows, source: Source) -> Row | None:
+        """Row that the file of scores has of an image, as it is now."""
+        file = source.known or ""
+        row = known.row_of(source.name, source.prompt, file.rpartition(" ")[2])
+        more = dict.fromkeys(RANKED) if self.rank_by else {}
+        return None if row is None else {**row, **more, FILE: file}
+
     def _row(self, score: Score) -> Row:
         """Row of all columns; those of a rank are filled in at the end."""
-        ranks = dict.fromkeys(RANKED) if self.rank_by else {}
-        return {**row_of(score), **ranks, FILE: score.file}
+        more = dict.fromkeys(RANKED) if self.rank_by else {}
+        if self.hashes or self.new:
+            more[HASH] = score.file.rpartition(" ")[2] or None
+        return {**row_of(score), **more, FILE: score.file}
 
     def _ranked(self, journal: Journal) -> Iterator[Row]:
         """Rows best first within each prompt, with their ranks; prints the call on the first.
