@@ -7,6 +7,7 @@ of its own, scores in actors, and writes partitions that count once a manifest n
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -134,7 +135,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         # Decoding and writing take turns on one more than there are.
         options |= {"num_cpus": cores() + 1, "include_dashboard": False}
     try:
-        ray.init(address, **options)
+        with _hushed():
+            ray.init(address, **options)
     except Exception as error:  # of whatever kind the connection is
         where = address or os.environ.get("RAY_ADDRESS", "this machine")
         raise RunError(f"a Ray cluster at {where}", "none", reason=reason_of(error)) from error
@@ -142,6 +144,20 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what Ray's own code, not its Python, says while it starts from standard error."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def score(
