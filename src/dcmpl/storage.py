@@ -9,6 +9,7 @@ rename and no append; an object is there whole or not at all.
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -46,6 +47,10 @@ SCHEMES = ("s3", "gs", "abfs", "hf")
 """Kinds of URL, as ``s3://bucket/folder/file.png``."""
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+AHEAD = 2**20
+"""Bytes that are fetched from a store at least: each request has its own wait."""
 
 
 class About(NamedTuple):
@@ -219,7 +224,7 @@ def open_file(path: str) -> IO[bytes]:
         return Path(path).open("rb")
     store, place = _opened(path)
     with _store_errors(path, "read"):
-        return cast(IO[bytes], store.open_input_file(place))
+        return io.BufferedReader(store.open_input_file(place), AHEAD)
 
 
 def write(path: str, content: bytes) -> None:

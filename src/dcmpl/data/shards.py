@@ -254,7 +254,7 @@ def unpacked(content: bytes) -> Any:
     return pickle.loads(content)  # noqa: S301  what a process of ours packed
 
 
-def stamp(task: Task) -> str:
+def stamp(archive: str) -> str:
     """Size and time of an archive, by which a changed one is known; raises :class:`OSError`."""
-    found = about(task.path)
+    found = about(archive)
     return f"{found.size} {found.changed}" if found else ""

@@ -5,17 +5,20 @@ Needs the extra ``[ray]``. :func:`score` adds scores to a data set of one's own.
 of its own, scores in actors, and writes partitions that count once a manifest names them.
 """
 
+import io
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from dcmpl.data.shards import (
+    Chunk,
     Prompts,
     Task,
     decoded,
@@ -188,6 +191,25 @@ def score(
     )
 
 
+END = packed(None)
+
+KEPT = "the finished partitions are kept, --resume goes on with them"
+
+
+def _attempt(work: Callable[[], object]) -> bytes:
+    """What ``work`` gives, or the error that it ends with, which the stages behind pass on.
+
+    An exception would be tried again, and come back as the words of Ray for it.
+    """
+    try:
+        return packed(work())
+    except DcmplError as error:
+        return packed(error)
+    except Exception as error:  # decoders and engines raise anything
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        return packed(RunError("to score all images", reason, KEPT))
+
+
 class _Decode:
     """Stage that reads and decodes: a task in, its chunks out."""
 
@@ -196,17 +218,22 @@ class _Decode:
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[bytes]]]:
         for content in batch["task"]:
-            for chunk in decoded(unpacked(content), CHUNK, self.prompts):
-                yield {"chunk": [packed(chunk)]}
+            chunks = decoded(unpacked(content), CHUNK, self.prompts)
+            while (found := _attempt(partial(next, chunks, None))) != END:
+                yield {"chunk": [found]}
 
 
 class _Score:
     """Stage that scores: chunks in, their rows out. An actor opens the model once."""
 
     def __init__(self, scorer: BatchScorer, identity: Mapping[str, Any], metadata: bool) -> None:
-        self.scorer, self.metadata = scorer.scorer, metadata
+        self.metadata = metadata
+        self.opened = unpacked(_attempt(lambda: self._open(scorer, identity)))
+
+    def _open(self, scorer: BatchScorer, identity: Mapping[str, Any]) -> None:
+        self.scorer = scorer.scorer
         found = self.scorer.identity()
-        if odd := [n for n in identity if found.get(n) != identity[n]]:
+        if odd := [name for name in identity if found.get(name) != identity[name]]:
             raise RunError(
                 f"the same {odd[0]} on every machine ({identity[odd[0]]})",
                 found.get(odd[0]),
@@ -214,9 +241,15 @@ class _Score:
             )
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        return {"scored": [packed(self._scored(unpacked(content))) for content in batch["chunk"]]}
+        chunks = [self.opened or unpacked(content) for content in batch["chunk"]]
+        return {
+            "scored": [
+                packed(c) if isinstance(c, DcmplError) else _attempt(partial(self._scored, c))
+                for c in chunks
+            ]
+        }
 
-    def _scored(self, chunk: Any) -> Scored:
+    def _scored(self, chunk: Chunk) -> Scored:
         with quiet_pillow():
             sources = with_content(chunk.sources, self.metadata, is_job=True)
             scores = list(self.scorer.rows(sources))
@@ -233,15 +266,15 @@ class _Write:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
         scored = [unpacked(content) for content in batch["scored"]]
+        faults = [packed(found) for found in scored if isinstance(found, DcmplError)]
+        good = [found for found in scored if isinstance(found, Scored)]
+        return {"part": [*([_attempt(lambda: self._written(good))] if good else []), *faults]}
+
+    def _written(self, scored: list[Scored]) -> Part:
         try:
-            part = write_part(self.folder, self.job, self.columns, scored)
+            return write_part(self.folder, self.job, self.columns, scored)
         except OSError as error:
-            raise RunError(
-                f"to write {self.folder}",
-                hint="the finished partitions are kept, --resume goes on with them",
-                reason=reason_of(error),
-            ) from error
-        return {"part": [packed(part)]}
+            raise RunError(f"to write {self.folder}", "", KEPT, reason_of(error)) from error
 
 
 @dataclass(frozen=True)
@@ -266,19 +299,17 @@ class RayJob:
         or the folder fails; what is finished then stays.
         """
         check_new(self.folder, resume)
-        owner = claim(self.folder)
-        count = self.actors.fitted()
-        shards, digest = self._listed()
-        identity = self.scorer.identity()
+        count, manifest = self.actors.fitted(), finished(self.folder)
+        owner = "" if manifest else claim(self.folder)
+        shards, digest = self._listed(manifest is None)
         job = {
-            **identity,
+            **self.scorer.identity(),
             "chunk": CHUNK,
             "prompt_from": self.prompts.of,
             "columns": list(columns_of(self.scorer.columns)),
         }
         mark, done = begin(self.folder, {**job, "inputs_sha256": digest})
-        manifest = finished(self.folder)
-        if manifest is not None:
+        if manifest:
             say(f"{self.folder} is finished")
             return {name: int(manifest["rows"][name]) for name in ("ok", "error")}
         images = sum(PER_ARCHIVE if archive else rows for archive, rows in shards)
@@ -294,18 +325,21 @@ class RayJob:
     def _table(self) -> str:
         return os.path.abspath(path) if not is_url(path := join(self.folder, LIST)) else path
 
-    def _listed(self) -> tuple[list[tuple[str, int]], str]:
-        """Shards of what is named, whose other images are in the table now, and their digest."""
+    def _listed(self, keep: bool) -> tuple[list[tuple[str, int]], str]:
+        """Shards of what is named, and the digest of all of it.
+
+        With ``keep`` what is in no archive is in the table then.
+        """
         digest = sha256()
 
         def seen() -> Iterator[Source]:
             for source in self.sources:
-                about = stamp(Task(source.path, 0)) if source.shard else source.digest("")
+                about = stamp(source.path) if source.shard else source.digest("")
                 digest.update(f"{source.path}\n{about}\n".encode("utf-8", "surrogateescape"))
                 yield source
 
         try:
-            with writing(self._table) as file:
+            with writing(self._table) if keep else nullcontext(io.BytesIO()) as file:
                 shards = list(write_sources(file, seen()))
         except OSError as error:
             raise RunError(f"to write {self.folder}", reason=reason_of(error)) from error
@@ -340,8 +374,10 @@ class RayJob:
             data = data.map_batches(write, batch_size=together, num_cpus=SMALL)
             with progress_bar() as bar, _faults():
                 shown = bar.add_task("scoring", total=None)
-                for row in data.iter_rows():  # ends with what a stage raised, if any did
+                for row in data.iter_rows():
                     part = unpacked(row["part"])
+                    if isinstance(part, DcmplError):
+                        raise part
                     bar.advance(shown, part.ok + part.error)
                     yield part
 
@@ -390,22 +426,11 @@ def _settings() -> Iterator[None]:
 
 @contextmanager
 def _faults() -> Iterator[None]:
-    """Turn what Ray raises into our errors: a stage's own, or a :class:`RunError`."""
+    """Turn what Ray itself raises into a :class:`RunError`."""
     try:
         yield
     except DcmplError:
         raise
     except Exception as error:
-        found: BaseException | None = error
-        for _ in range(10):
-            if found is None or isinstance(found, DcmplError):
-                break
-            found = getattr(found, "cause", None) or found.__cause__
-        if isinstance(found, DcmplError):
-            raise type(found)(*found.args) from None
-        raise RunError(
-            "to score all images on Ray",
-            type(error).__name__,
-            "the finished partitions are kept, --resume goes on with them",
-            reason_of(error),
-        ) from error
+        name = type(error).__name__
+        raise RunError("to score all images on Ray", name, KEPT, reason_of(error)) from error
