@@ -20,7 +20,7 @@ def main(folder: str, out: str, model: str | None = None) -> None:
     images = dd.from_pandas(pd.DataFrame({"image": paths}), chunksize=64)
     with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster):
         meta = score(pd.DataFrame({"image": [""]})).iloc[:0]
-        images.map_partitions(score, meta=meta).to_parquet(out)
+        images.map_partitions(score, meta=meta).compute().to_parquet(out)
 
 
 if __name__ == "__main__":
