@@ -144,3 +144,11 @@ def test_dropout_is_on_the_device_of_what_it_drops() -> None:
     elsewhere = torch.ones(3, 4, device="meta")
     found = Dropout(0.5, torch.Generator().manual_seed(0))(elsewhere)
     assert found.device == elsewhere.device
+
+
+def test_dropout_of_a_part_of_a_batch_is_that_of_the_batch() -> None:
+    numbers = torch.rand(7, 20)
+    whole = Dropout(0.5, torch.Generator().manual_seed(3))(numbers)
+    for places in (torch.tensor([0, 2, 4, 6]), torch.tensor([1, 3, 5])):
+        dice = torch.Generator().manual_seed(3)
+        assert torch.equal(Dropout(0.5, dice, (7, places))(numbers[places]), whole[places])

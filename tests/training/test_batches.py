@@ -9,7 +9,7 @@ import torch
 from dcmpl.config import TrainConfig
 from dcmpl.data.datasets import load_table
 from dcmpl.data.table import ImageTable, MosScale
-from dcmpl.training.batches import EpochWindows, epoch_loader
+from dcmpl.training.batches import EpochWindows, Share, epoch_batches, epoch_loader
 
 CONFIG = TrainConfig(batch_size=10, seed=3)
 TASKS = ("quality", "alignment")
@@ -53,7 +53,7 @@ def test_crops_of_an_image_share_its_opinion_and_fill_the_batch(table: ImageTabl
 @pytest.mark.parametrize("count", [2, 3])
 def test_shares_of_processes_make_the_batch(table: ImageTable, count: int) -> None:
     whole = epoch_loader(epoch_of(table), CONFIG, 1, 0)
-    shares = [epoch_loader(epoch_of(table), CONFIG, 1, 0, (i, count)) for i in range(count)]
+    shares = [epoch_loader(epoch_of(table), CONFIG, 1, 0, Share(i, count)) for i in range(count)]
     for batch, *parts in zip(whole, *shares, strict=True):
         found = torch.cat([part.targets[:, 0] for part in parts])
         assert torch.equal(found.sort().values, batch.targets[:, 0].sort().values)
@@ -62,5 +62,22 @@ def test_shares_of_processes_make_the_batch(table: ImageTable, count: int) -> No
 def test_process_without_an_image_of_its_own_takes_another_s(table: ImageTable) -> None:
     """Or it would take fewer steps, and the others would wait for it."""
     config = replace(CONFIG, batch_size=47)  # and one image
-    shares = [epoch_loader(epoch_of(table), config, 1, 0, (i, 2)) for i in range(2)]
+    shares = [epoch_loader(epoch_of(table), config, 1, 0, Share(i, 2)) for i in range(2)]
     assert [[len(b.targets) for b in share] for share in shares] == [[24, 1], [23, 1]]
+
+
+def test_whole_batch_of_a_part_is_the_same_for_all_processes(table: ImageTable) -> None:
+    config = replace(CONFIG, crops=2)
+    data, rows = epoch_of(table, config=config), epoch_batches(len(table), config, 1)[0]
+    alone = data.whole(rows, Share(0, 1))
+    parts = [data.whole(rows, Share(i, 2)) for i in range(2)]
+    assert all(torch.equal(part.targets, alone.targets) for part in parts)
+    assert torch.equal(torch.cat([part.places for part in parts]).sort().values, alone.places)
+    loaders = [epoch_loader(data, config, 1, 0, Share(i, 2)) for i in range(2)]
+    for part, loader in zip(parts, loaders, strict=True):
+        assert torch.equal(next(iter(loader)).targets, alone.targets[part.places])
+
+
+def test_borrowed_image_counts_nothing(table: ImageTable) -> None:
+    data = epoch_of(table)
+    assert [data.whole([7], Share(i, 2)).counts for i in range(2)] == [True, False]

@@ -76,7 +76,8 @@ def train(arguments: Arguments) -> int:
     from dcmpl.data.leaks import check_images
     from dcmpl.runs import MODEL, write_split
     from dcmpl.scoring.torch_engine import choose_device
-    from dcmpl.training.loop import fit, processes_of
+    from dcmpl.training.loop import fit
+    from dcmpl.training.processes import processes_of
     from dcmpl.weights.backbones import load_backbone
 
     folder, device = Path(arguments.out), choose_device(arguments.device)

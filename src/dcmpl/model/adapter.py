@@ -7,7 +7,7 @@ arXiv:2110.04544, eqs. 3 and 6. As in its code: no bias, and a ReLU behind both 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dcmpl.config import AdapterConfig
@@ -20,16 +20,21 @@ class Dropout:
     """Leave out a share of the numbers of each image, drawn from ``dice``, in a training step.
 
     The others grow so that the mean stays (Srivastava et al., JMLR 15, 2014). Drawn on the
-    CPU: one seed gives the same numbers on every device.
+    CPU: one seed gives the same numbers on every device. ``part`` is for a batch that several
+    processes share: how many images all of it has, and which of them are at hand. Drawn for all,
+    so that an image's numbers do not depend on who computes it.
     """
 
     share: float
     dice: torch.Generator
+    part: tuple[int, Int[Tensor, " batch"]] | None = None
 
     def __call__(self, numbers: Float[Tensor, "*batch count"]) -> Float[Tensor, "*batch count"]:
         if self.share == 0:
             return numbers
-        kept = torch.rand(numbers.shape, generator=self.dice) >= self.share
+        count, places = self.part or (len(numbers), None)
+        drawn = torch.rand((count, *numbers.shape[1:]), generator=self.dice)
+        kept = (drawn if places is None else drawn[places]) >= self.share
         return numbers * kept.to(numbers.device) / (1 - self.share)
 
 

@@ -115,12 +115,14 @@ def predict_table(
     views: str,
     what: str,
     prompts: Sequence[str] | None = None,
+    chunk: int | None = None,
 ) -> tuple[Float64[np.ndarray, "images tasks"], Float64[np.ndarray, "images tasks"]]:
     """Predict a table: scores and spreads (rows, tasks), with its own prompts or ``prompts``.
 
     The one way from a table to predictions: validation, evaluation, benchmarks and calibration
     all come here. NaN for the task that reads a prompt where there is none. ``what`` names the
-    progress bar.
+    progress bar. ``chunk``: batches end behind every so many images, for which see
+    :func:`dcmpl.scoring.batching.keyed_outputs`.
     """
     asked = list(table.frame["prompt"] if prompts is None else prompts)
     paths = track(table.frame["image"], what)
@@ -130,7 +132,9 @@ def predict_table(
     )
     count = cores()
     with engine.lanes(count) as pool:
-        found = score_windows(engine, items, batch_size=engine.batch, pool=pool, depth=count)
+        found = score_windows(
+            engine, items, batch_size=engine.batch, chunk=chunk, pool=pool, depth=count
+        )
         answers = [answer for _, answer in found if answer is not None]
     scores, spread = (np.stack(each) for each in zip(*answers, strict=True))
     if engine.reads is not None:

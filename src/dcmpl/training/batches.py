@@ -1,4 +1,8 @@
-"""Training batches: windows of images, drawn from the seed and the epoch alone."""
+"""Training batches: windows of images, drawn from the seed and the epoch alone.
+
+Several processes share every batch. What is drawn belongs to the place of an image in the whole
+batch, so that it does not depend on how many there are.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,15 +20,49 @@ from dcmpl.images.decode import read_image
 from dcmpl.model.stem import to_unit_range
 from dcmpl.training.features import FrozenTable, PromptsOf
 
-__all__ = ["Batch", "EpochWindows", "epoch_loader"]
+__all__ = ["ALONE", "Batch", "EpochWindows", "Share", "Whole", "epoch_batches", "epoch_loader"]
+
+
+class Whole(NamedTuple):
+    """Whole batch of which a process has a part.
+
+    ``places`` are those of its windows. One that borrowed them, for want of an image of its own,
+    leaves them out of the loss (``counts`` is false).
+    """
+
+    targets: Float[Tensor, "whole targets"]
+    prompts: Int[Tensor, " whole"]
+    places: Int[Tensor, " batch"]
+    counts: bool
 
 
 class Batch(NamedTuple):
-    """Batch of windows with the opinions and the prompt of their images."""
+    """Batch of windows with the opinions and the prompt of their images.
+
+    ``whole`` is the batch of all processes, None where this is all of it.
+    """
 
     inputs: Float[Tensor, "batch *shape"]
     targets: Float[Tensor, "batch targets"]
     prompts: Int[Tensor, " batch"]
+    whole: Whole | None = None
+
+
+class Share(NamedTuple):
+    """Share of a process in every batch: its number, from 0, and how many there are."""
+
+    process: int
+    processes: int
+
+    def places(self, count: int) -> list[int]:
+        """Places of its images in a batch of ``count``.
+
+        Where there are too few images it borrows the first, so that all take equally many steps.
+        """
+        return list(range(self.process, count, self.processes)) or [0]
+
+
+ALONE = Share(0, 1)
 
 
 class EpochWindows(Dataset[Batch]):
@@ -64,27 +102,33 @@ class EpochWindows(Dataset[Batch]):
         crops = random_windows(read_image(path), self.size, rng, count, self.config.coats)
         return to_unit_range(torch.from_numpy(np.stack(crops)))
 
+    def whole(self, rows: Sequence[int], share: Share) -> Whole:
+        """Whole batch of the images in these rows, as the process with ``share`` of it needs it."""
+        windows = torch.tensor(rows).repeat_interleave(self.config.crops)
+        places = torch.arange(len(windows)).unflatten(0, (len(rows), -1))[share.places(len(rows))]
+        counts = share.process < len(rows)
+        return Whole(self.targets[windows], self.prompts[windows], places.flatten(), counts)
+
+
+def epoch_batches(images: int, config: TrainConfig, epoch: int) -> list[list[int]]:
+    """Rows of every batch of ``batch_size`` windows, in the epoch's order."""
+    order = np.random.default_rng([config.seed, epoch]).permutation(images).tolist()
+    count = max(1, config.batch_size // config.crops)
+    return [order[i : i + count] for i in range(0, len(order), count)]
+
 
 def epoch_loader(
-    data: EpochWindows,
-    config: TrainConfig,
-    epoch: int,
-    workers: int,
-    share: tuple[int, int] = (0, 1),
+    data: EpochWindows, config: TrainConfig, epoch: int, workers: int, share: Share = ALONE
 ) -> "DataLoader[Batch]":
-    """The epoch's batches of ``batch_size`` windows, in the epoch's order.
-
-    ``share``: the number of this process, from 0, and how many there are. Each takes its part
-    of every batch, at least one image, so that all take equally many steps.
-    """
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(data)).tolist()
-    images = max(1, config.batch_size // config.crops)
-    whole = [order[i : i + images] for i in range(0, len(order), images)]
-    batches = [batch[share[0] :: share[1]] or batch[:1] for batch in whole]
-
-    return DataLoader(data, batch_sampler=batches, collate_fn=joined, num_workers=workers)
+    """The epoch's batches, or with ``share`` the part of each that is this process's."""
+    own = [
+        [rows[place] for place in share.places(len(rows))]
+        for rows in epoch_batches(len(data), config, epoch)
+    ]
+    return DataLoader(data, batch_sampler=own, collate_fn=joined, num_workers=workers)
 
 
 def joined(items: list[Batch]) -> Batch:
     """Collate the windows of several images; at module level, so that spawned workers find it."""
-    return Batch(*map(torch.cat, zip(*items, strict=True)))
+    inputs, targets, prompts, _ = zip(*items, strict=True)
+    return Batch(torch.cat(inputs), torch.cat(targets), torch.cat(prompts))

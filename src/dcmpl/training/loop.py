@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dcmpl.config import ModelConfig, TrainConfig
 from dcmpl.data.splits import TrainPart, ValidationPart
 from dcmpl.data.table import ImageTable
-from dcmpl.errors import DataError, RunError, UsageError
+from dcmpl.errors import DataError, RunError
 from dcmpl.images.decode import cores
 from dcmpl.metrics import plcc, srcc
 from dcmpl.model.adapter import Dropout
@@ -33,7 +33,7 @@ from dcmpl.model.tokenizer import Tokens
 from dcmpl.progress import progress_bar
 from dcmpl.runs import LAST, MODEL, History, Run, load_learned, save_learned
 from dcmpl.scoring.torch_engine import TorchEngine, predict_table
-from dcmpl.training.batches import Batch, EpochWindows, epoch_loader
+from dcmpl.training.batches import Batch, EpochWindows, Share, epoch_batches, epoch_loader
 from dcmpl.training.features import (
     Frozen,
     FrozenEngine,
@@ -46,11 +46,15 @@ from dcmpl.training.features import (
 )
 from dcmpl.training.labels import with_alignment
 from dcmpl.training.linear_probe import fit_ridge
+from dcmpl.training.processes import accelerator_of, add_gradients, by_all, check_same
 
-__all__ = ["EpochReport", "fit", "kept_windows", "processes_of"]
+__all__ = ["EpochReport", "fit", "kept_windows"]
 
 WORKERS = min(4, cores())
 """Processes that decode images for a GPU."""
+
+CHUNK = 16
+"""Images of validation behind which a batch of windows ends."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +70,26 @@ class EpochReport:
 
 
 def task_loss(
-    scores: Scores, targets: Tensor, alignment_weight: float, mismatch_weight: float = 0.0
+    scores: Scores,
+    targets: Tensor,
+    alignment_weight: float,
+    mismatch_weight: float = 0.0,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """Loss: MSE of the main task + ``alignment_weight`` MSE of each other, without missing ones.
 
     ``targets`` (N, tasks) in [0, 1], NaN where missing. Where texts were read,
     ``mismatch_weight`` times the cross-entropy of telling an image's own apart is added.
+    ``whole`` are the targets of a whole batch, of which ``targets`` are a part: the losses of all
+    parts add up to that of the batch.
     """
-    columns = targets.T
-    known = columns.isfinite()
+    columns, whole = targets.T, targets if whole is None else whole
+    known, counts = columns.isfinite(), whole.isfinite().sum(0)
     squared = torch.where(known, scores.values - columns.nan_to_num(), 0.0).square()
     weights = torch.tensor([1.0, *(alignment_weight for _ in scores.tasks[1:])]).to(targets.device)
-    loss = (squared.sum(1) / known.sum(1).clamp(min=1) * weights).sum()
+    loss = (squared.sum(1) / counts.clamp(min=1) * weights).sum()
     if scores.mismatch is not None:
-        loss = loss + mismatch_weight * scores.mismatch.mean()
+        loss = loss + mismatch_weight * (scores.mismatch.sum() / len(whole))
     return loss
 
 
@@ -94,10 +104,19 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
 def validate(
     model: DCMPL, part: ValidationPart, config: TrainConfig, frozen: FrozenTable | None = None
 ) -> dict[str, float]:
-    """SRCC and PLCC of every task that has opinions, as ``dcmpl evaluate`` would find them."""
+    """SRCC and PLCC of every task that has opinions, as ``dcmpl evaluate`` would find them.
+
+    Each image is predicted by one process; what shares a batch does not depend on how many
+    there are.
+    """
     tasks = [task for task in model.config.tasks if task in part.table.judged]
     engine = FrozenEngine(model, tasks, frozen) if frozen else TorchEngine(model, tasks)
-    predicted, _ = predict_table(engine, part.table, config.views, "validating")
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        own = replace(part.table, frame=part.table.frame.iloc[rows])
+        return predict_table(engine, own, config.views, "validating", chunk=CHUNK)[0]
+
+    predicted = by_all(len(part.table), CHUNK, predict)
     targets, found = part.table.targets(tasks), {}
     for column, task in enumerate(tasks):
         known = np.isfinite(targets[:, column]) & np.isfinite(predicted[:, column])
@@ -130,34 +149,33 @@ def fit(
 
     The model is trained on the device it is on. Goes on from ``last.safetensors`` where that
     is in the folder. At the end the model holds the tensors of the best epoch on validation.
-    With several processes each takes its share of every batch; the first one alone writes.
-    ``frozen`` saves computing what the frozen part makes of both parts' images, where the
-    windows to train on are known beforehand.
+    With several processes each takes its share of every batch and of validation; the first one
+    alone writes. ``frozen`` saves computing what the frozen part makes of both parts' images,
+    where the windows to train on are known beforehand.
     Raises :class:`RunError` where the loss is no number any more, :class:`DataError` where
     training and validation do not have opinions on the same of the model's tasks.
     """
     config = run.train
-    accelerator = _accelerator(next(model.parameters()).device)
+    accelerator = accelerator_of(next(model.parameters()).device)
     _check_targets(model, training.table, validation.table)
     parameters = trainable_parameters(model)
     if frozen is None and parameters:
         frozen = _frozen_part(model, training.table, validation.table, config)
     table = with_alignment(training.table, config, model, frozen.of_views if frozen else None)
     stepwise = bool(parameters) and run.model.readout == "words"
-    epochs = config.epochs if stepwise else 1
     optimizer = torch.optim.Adam(parameters.values() if stepwise else [torch.zeros(1)], config.lr)
     history = _resumed(model, run, folder, optimizer, parameters)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    check_same([run.identity, len(history)], folder)
     tokens = model.tokens_of(PromptsOf(table).texts) if run.model.reads_prompt else None
+    epochs = config.epochs if stepwise else 1
     for epoch in range(len(history) + 1, epochs + 1):
-        if config.patience and history and len(history) - best_epoch(history) >= config.patience:
+        if _is_enough(history, config.patience):
             break
-        entry, step, began = {}, 0.0, time.perf_counter()
+        entry, step, began = dict[str, float](), 0.0, time.perf_counter()
         if stepwise:
             data = _windows_of(model, table, config, epoch, frozen)
-            loss, step = _train_epoch(prepared, optimizer, accelerator, data, tokens, config, epoch)
-            _check_finite(loss, epoch, folder)
-            entry = {"loss": loss}
+            entry, step = _train_epoch(model, optimizer, accelerator, data, tokens)
+            _check_finite(entry["loss"], epoch, folder)
         elif run.model.readout == "linear" and frozen is not None:  # solved at once
             fit_ridge(model, table, validation.table, frozen.scored)
         entry |= validate(model, validation, config, frozen.scored if frozen else None)
@@ -169,7 +187,7 @@ def fit(
             _save_epoch(model, run, folder, _adam_state(optimizer, parameters))
             took, best = time.perf_counter() - began, run.best_epoch == epoch
             report(EpochReport(epoch, epochs, entry, took, step, best))
-    accelerator.wait_for_everyone()  # for the tensors that the first process writes
+        accelerator.wait_for_everyone()  # for what the first process writes
     run = replace(run, history=history, best_epoch=best_epoch(history)).finished_in(folder)
     if accelerator.is_main_process:
         run.write(folder)
@@ -177,29 +195,9 @@ def fit(
     return run
 
 
-def processes_of(device: torch.device) -> PartialState:
-    """The processes that train together, as ``torchrun`` and its like start them.
-
-    Each gets a GPU of its own as the current one, or joins the others on the CPU. Raises
-    :class:`UsageError` where the variables that tell it of the others do not fit.
-    """
-    try:
-        return PartialState(cpu=device.type == "cpu")
-    except (ValueError, RuntimeError) as error:  # the latter: the first process is not reached
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of processes that "
-            "train together",
-            hint="start them with torchrun, or unset these variables",
-            reason=reason,
-        ) from error
-
-
-def _accelerator(device: torch.device) -> Accelerator:
-    """Accelerator of :func:`fit`; the model stays on its device."""
-    processes_of(device)
-    reached = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(device_placement=False, kwargs_handlers=[reached])
+def _is_enough(history: History, patience: int | None) -> bool:
+    """Whether so many epochs were no better than the best before them."""
+    return bool(patience and history and len(history) - best_epoch(history) >= patience)
 
 
 def _resumed(
@@ -305,43 +303,43 @@ def _train_epoch(
     accelerator: Accelerator,
     data: EpochWindows,
     tokens: Tokens | None,
-    config: TrainConfig,
-    epoch: int,
-) -> tuple[float, float]:
+) -> tuple[dict[str, float], float]:
     """One pass over the epoch's windows.
 
     Returns the mean loss, nan as soon as one is, and the median seconds of a step.
     """
-    device = next(model.parameters()).device
+    device, config, epoch = next(model.parameters()).device, data.config, data.epoch
     # A GPU must not wait for images to be decoded; what is frozen is there already.
     workers = 0 if device.type == "cpu" or data.frozen is not None else WORKERS
-    share = accelerator.process_index, accelerator.num_processes
+    share = Share(accelerator.process_index, accelerator.num_processes)
     loader = epoch_loader(data, config, epoch, workers, share)
+    wholes = epoch_batches(len(data), config, epoch)
     losses, seconds = [], []
-    dice = dice_of(config.seed, epoch, accelerator.process_index)
-    dropout = Dropout(config.adapter_dropout, dice)
+    dice = dice_of(config.seed, epoch)
     with progress_bar() as bar, fast_float32():
         batches = bar.track(loader, description=f"epoch {epoch}")
-        for step, batch in enumerate(batches):
+        for step, (batch, rows) in enumerate(zip(batches, wholes, strict=True)):
             start = time.perf_counter()
             progress = (epoch - 1 + step / len(loader)) / config.epochs
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, progress)
-            batch = Batch(*(part.to(device) for part in batch))
-            is_frozen = data.frozen is not None
+            part, is_frozen = data.whole(rows, share), data.frozen is not None
+            inputs, targets, prompts = (each.to(device) for each in batch[:3])
+            batch = Batch(inputs, targets, prompts, part)
+            dropout = Dropout(config.adapter_dropout, dice, (len(part.targets), part.places))
             step_loss = train_step(
                 model, optimizer, batch, config, accelerator, is_frozen, tokens, dropout
             )
             losses.append(step_loss)
             if not math.isfinite(losses[-1]):
-                return math.nan, 0.0
+                return {"loss": math.nan}, 0.0
             seconds.append(time.perf_counter() - start)
-    return float(np.mean(losses)), float(np.median(seconds))
+    return {"loss": float(np.mean(losses))}, float(np.median(seconds))
 
 
-def dice_of(seed: int, epoch: int, process: int) -> torch.Generator:
-    """Random numbers of an epoch's dropout, others in each process."""
-    (start,) = np.random.SeedSequence([seed, epoch, process]).generate_state(1, np.uint64)
+def dice_of(seed: int, epoch: int) -> torch.Generator:
+    """Random numbers of an epoch's dropout."""
+    (start,) = np.random.SeedSequence([seed, epoch, 0]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(start >> 1))
 
 
@@ -358,19 +356,28 @@ def train_step(
     """One optimiser step; returns the loss, and changes nothing where the loss is nan.
 
     Inputs are images in [0, 1], or with ``frozen`` what the frozen part made of them.
-    ``tokens`` are those of all prompts, for a model that reads them.
+    ``tokens`` are those of all prompts, for a model that reads them. Where the batch is a part
+    of a whole one, the loss is that of the whole, and every process reads all of its prompts: each
+    image is told from all others.
     """
-    inputs, targets, prompts = batch
-    texts = None if tokens is None else texts_of(tokens, prompts)
+    inputs, targets, prompts, whole = batch
+    texts = None
+    if tokens is not None:
+        texts = texts_of(tokens, prompts if whole is None else whole.prompts)
+        texts = texts if whole is None else replace(texts, own=texts.own[whole.places])
     # On CPUs the plain formula's gradient is faster than the fused kernel's.
     kernel = sdpa_kernel(SDPBackend.MATH) if inputs.device.type == "cpu" else nullcontext()
     with kernel, precision_context(inputs.device, config.precision):
         scores = model(inputs, frozen=frozen, texts=texts, dropout=dropout)
-    loss = task_loss(scores, targets, config.alignment_weight, config.mismatch_weight)
-    value = float(accelerator.reduce(loss.detach(), "mean"))  # all processes stop, or none
+    of_whole = None if whole is None else whole.targets.to(targets.device)
+    loss = task_loss(scores, targets, config.alignment_weight, config.mismatch_weight, of_whole)
+    if whole is not None and not whole.counts:
+        loss = 0 * loss
+    value = float(accelerator.reduce(loss.detach(), "sum"))  # all processes stop, or none
     if math.isfinite(value):
         optimizer.zero_grad()
         accelerator.backward(loss)
+        add_gradients(optimizer, accelerator)
         optimizer.step()
     return value
 
