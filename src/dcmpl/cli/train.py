@@ -38,6 +38,9 @@ from dcmpl.progress import say
 from dcmpl.weights import warn_of_embedded
 
 if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+
     from dcmpl.data.leaks import Facts
     from dcmpl.data.splits import Split
     from dcmpl.data.table import ImageTable
@@ -71,23 +74,38 @@ FLAGS = (
 
 def train(arguments: Arguments) -> int:
     """Train, choose the epoch on validation, calibrate on validation."""
-    recipe = _checked(arguments)
+    check_device(arguments.device)
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    checked = _checked(arguments) if alone else None  # before PyTorch is loaded
 
+    from dcmpl.scoring.torch_engine import choose_device
+    from dcmpl.training.processes import together
+
+    device = choose_device(arguments.device)
+    # What is wrong in one of several processes ends all, so they join before anything is read.
+    with together(device) as processes:
+        return _train(arguments, device, processes, checked or _checked(arguments))
+
+
+def _train(
+    arguments: Arguments,
+    device: "torch.device",
+    processes: "PartialState",
+    recipe: TrainConfig,
+) -> int:
     from dcmpl.data.leaks import check_images
     from dcmpl.runs import MODEL, write_split
-    from dcmpl.scoring.torch_engine import choose_device
     from dcmpl.training.loop import fit
-    from dcmpl.training.processes import processes_of
     from dcmpl.weights.backbones import load_backbone
 
-    folder, device = Path(arguments.out), choose_device(arguments.device)
-    processes = processes_of(device)
+    folder = Path(arguments.out)
     left = _left_in(folder, arguments.resume)
     table, backbone = read_data(arguments, arguments.data), load_backbone(arguments.backbone)
     if left:
         run, split = _resumed(folder, arguments, recipe, table, backbone)
         if run.finished:
-            return _finished(folder, run, split, table, MODEL in left, arguments)
+            one = processes.is_main_process  # the others have nothing to do
+            return _finished(folder, run, split, table, MODEL in left, arguments) if one else 0
     facts = check_images(table)
     if not left:
         split = _new_split(arguments, recipe.seed, table, facts)
@@ -97,11 +115,12 @@ def train(arguments: Arguments) -> int:
     first = processes.is_main_process
     if first:
         _say_what_begins(run, split, table, model)
+        _say_processes(processes)
         say_leaks(split, table, facts)
         run.write(folder)
         write_split(folder, split)
-    report = epoch_printer()
-    run = fit(model, split.train_part(table), split.validation_part(table), run, folder, report)
+    parts = split.train_part(table), split.validation_part(table)
+    run = fit(model, *parts, run, folder, epoch_printer())
     if first:
         best = run.history[run.best_epoch - 1]
         text = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
@@ -111,7 +130,7 @@ def train(arguments: Arguments) -> int:
     return 0
 
 
-def _checked(arguments: Arguments) -> "TrainConfig":
+def _checked(arguments: Arguments) -> TrainConfig:
     """The recipe, after all checks that need no PyTorch."""
     check_table(arguments, [arguments.data])
     check_model(arguments.preset, arguments.set, arguments.targets)
@@ -149,6 +168,18 @@ def _left_in(folder: Path, resume: bool) -> list[str]:
             "add --resume to go on with it, or choose another",
         )
     return left
+
+
+def _say_processes(processes: "PartialState") -> None:
+    """Print how many processes train together, and where a launcher began fewer than it was to."""
+    if processes.num_processes > 1:
+        say(f"{processes.num_processes} processes share every batch")
+    elif "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ:
+        # Set for several processes alone; of these accelerate launch --cpu begins one.
+        say(
+            "note: accelerate launch began one process; torchrun, or --multi_gpu in place of "
+            "--cpu, begins several on processors too"
+        )
 
 
 def _new_split(arguments: Arguments, seed: int, table: "ImageTable", facts: "Facts") -> "Split":
