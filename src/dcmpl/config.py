@@ -23,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "MpaConfig",
     "TrainConfig",
+    "WatchConfig",
     "WordPairs",
     "check_views",
     "recipe_for",
@@ -376,6 +377,18 @@ class TrainConfig:
                 f"above {MOST_RATE:g}",
                 f"{self.lr}, {weights[0]} and {weights[1]}",
             )
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """How a training is watched: set like its recipe, but no part of what a run is."""
+
+    tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = option(
+        "none", "what is logged to while it trains, beside the run's own record"
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 LEAST = {"epochs": 1, "batch_size": 1, "crops": 1, "draws": 1, "patience": 1, "seed": 0}

@@ -15,6 +15,7 @@ from dcmpl.config import (
     ModelConfig,
     MpaConfig,
     TrainConfig,
+    WatchConfig,
     WordPairs,
     fields_of,
     target_of,
@@ -32,7 +33,7 @@ __all__ = [
     "with_targets",
 ]
 
-Config = TypeVar("Config", ModelConfig, TrainConfig)
+Config = TypeVar("Config", ModelConfig, TrainConfig, WatchConfig)
 
 
 @dataclass(frozen=True)
@@ -235,8 +236,9 @@ def model_fields() -> Iterator[tuple[str, str, str, str]]:
 
 
 def train_fields() -> Iterator[tuple[str, str, str, str]]:
-    """Name, values, default and explanation of every field of :class:`dcmpl.config.TrainConfig`."""
+    """Name, values, default and explanation of every field that begins with ``train.``."""
     yield from _listed(RECIPES["paper"], "train")
+    yield from _listed(WatchConfig(), "train")
 
 
 def _listed(config: Any, section: str) -> Iterator[tuple[str, str, str, str]]:

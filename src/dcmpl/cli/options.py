@@ -20,6 +20,7 @@ from dcmpl.config import (
     TARGETS,
     ModelConfig,
     TrainConfig,
+    WatchConfig,
     recipe_for,
     target_of,
 )
@@ -322,6 +323,13 @@ def recipe_of(arguments: Arguments, base: TrainConfig | None = None) -> TrainCon
     recipe = replace(recipe, **{n: value for n, value in chosen.items() if value is not None})
     of_recipe = [setting for setting in arguments.set if setting.startswith("train.")]
     return with_settings(recipe, of_recipe, "train")
+
+
+def tracker_of(arguments: Arguments) -> str:
+    """Tracker that ``--set`` names; that setting is taken out, for the recipe has none."""
+    of_tracker = [s for s in arguments.set if s.partition("=")[0] == "train.tracker"]
+    arguments.set = tuple(s for s in arguments.set if s not in of_tracker)
+    return with_settings(WatchConfig(), of_tracker, "train").tracker
 
 
 def mos_scale(arguments: Arguments) -> "MosScale | None":

@@ -30,11 +30,13 @@ from dcmpl.cli.options import (
     recipe_of,
     say_leaks,
     source_of,
+    tracker_of,
 )
 from dcmpl.config import PROTOCOLS, TrainConfig
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.presets import PRESETS
 from dcmpl.progress import say
+from dcmpl.training.trackers import check_tracker
 from dcmpl.weights import warn_of_embedded
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def train(arguments: Arguments) -> int:
     device = choose_device(arguments.device)
     # What is wrong in one of several processes ends all, so they join before anything is read.
     with together(device) as processes:
-        return _train(arguments, device, processes, checked or _checked(arguments))
+        return _train(arguments, device, processes, *(checked or _checked(arguments)))
 
 
 def _train(
@@ -92,6 +94,7 @@ def _train(
     device: "torch.device",
     processes: "PartialState",
     recipe: TrainConfig,
+    tracker: str,
 ) -> int:
     from dcmpl.data.leaks import check_images
     from dcmpl.runs import MODEL, write_split
@@ -120,7 +123,7 @@ def _train(
         run.write(folder)
         write_split(folder, split)
     parts = split.train_part(table), split.validation_part(table)
-    run = fit(model, *parts, run, folder, epoch_printer())
+    run = fit(model, *parts, run, folder, epoch_printer(), tracker=tracker)
     if first:
         best = run.history[run.best_epoch - 1]
         text = ", ".join(f"{k} {v:.3f}" for k, v in best.items() if k != "loss")
@@ -130,8 +133,8 @@ def _train(
     return 0
 
 
-def _checked(arguments: Arguments) -> TrainConfig:
-    """The recipe, after all checks that need no PyTorch."""
+def _checked(arguments: Arguments) -> tuple[TrainConfig, str]:
+    """The recipe and the tracker, after all checks that need no PyTorch."""
     check_table(arguments, [arguments.data])
     check_model(arguments.preset, arguments.set, arguments.targets)
     check_device(arguments.device)
@@ -142,7 +145,9 @@ def _checked(arguments: Arguments) -> TrainConfig:
     arguments.protocol = arguments.protocol or "clean"
     check_protocols([arguments.protocol])
     check_folder(arguments.out)
-    return recipe_of(arguments)
+    tracker = tracker_of(arguments)
+    check_tracker(tracker)
+    return recipe_of(arguments), tracker
 
 
 def _left_in(folder: Path, resume: bool) -> list[str]:

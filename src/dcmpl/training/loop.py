@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dcmpl.config import ModelConfig, TrainConfig
+from dcmpl.config import ModelConfig, TrainConfig, fields_of
 from dcmpl.data.splits import TrainPart, ValidationPart
 from dcmpl.data.table import ImageTable
 from dcmpl.errors import DataError, RunError
@@ -47,6 +47,7 @@ from dcmpl.training.features import (
 from dcmpl.training.labels import with_alignment
 from dcmpl.training.linear_probe import fit_ridge
 from dcmpl.training.processes import accelerator_of, add_gradients, by_all, check_same
+from dcmpl.training.trackers import Log, tracked
 
 __all__ = ["EpochReport", "fit", "kept_windows"]
 
@@ -144,6 +145,7 @@ def fit(
     folder: Path,
     report: Callable[[EpochReport], None] = lambda _: None,
     frozen: Frozen | None = None,
+    tracker: str = "none",
 ) -> Run:
     """Train ``model`` as ``run`` says, writing to ``folder``; returns the finished record.
 
@@ -151,12 +153,12 @@ def fit(
     is in the folder. At the end the model holds the tensors of the best epoch on validation.
     With several processes each takes its share of every batch and of validation; the first one
     alone writes. ``frozen`` saves computing what the frozen part makes of both parts' images,
-    where the windows to train on are known beforehand.
+    where the windows to train on are known beforehand. ``tracker`` watches.
     Raises :class:`RunError` where the loss is no number any more, :class:`DataError` where
     training and validation do not have opinions on the same of the model's tasks.
     """
     config = run.train
-    accelerator = accelerator_of(next(model.parameters()).device)
+    accelerator = accelerator_of(next(model.parameters()).device, tracker, folder)
     _check_targets(model, training.table, validation.table)
     parameters = trainable_parameters(model)
     if frozen is None and parameters:
@@ -167,32 +169,55 @@ def fit(
     history = _resumed(model, run, folder, optimizer, parameters)
     check_same([run.identity, len(history)], folder)
     tokens = model.tokens_of(PromptsOf(table).texts) if run.model.reads_prompt else None
-    epochs = config.epochs if stepwise else 1
-    for epoch in range(len(history) + 1, epochs + 1):
-        if _is_enough(history, config.patience):
-            break
-        entry, step, began = dict[str, float](), 0.0, time.perf_counter()
-        if stepwise:
-            data = _windows_of(model, table, config, epoch, frozen)
-            entry, step = _train_epoch(model, optimizer, accelerator, data, tokens)
-            _check_finite(entry["loss"], epoch, folder)
-        elif run.model.readout == "linear" and frozen is not None:  # solved at once
-            fit_ridge(model, table, validation.table, frozen.scored)
-        entry |= validate(model, validation, config, frozen.scored if frozen else None)
-        # One process's numbers for all, or they might not stop together.
-        (entry,) = broadcast_object_list([entry])
-        history = (*history, entry)
-        run = replace(run, history=history, best_epoch=best_epoch(history))
-        if accelerator.is_main_process:
-            _save_epoch(model, run, folder, _adam_state(optimizer, parameters))
-            took, best = time.perf_counter() - began, run.best_epoch == epoch
-            report(EpochReport(epoch, epochs, entry, took, step, best))
-        accelerator.wait_for_everyone()  # for what the first process writes
+    epochs, steps = _length(config, len(table)) if stepwise else (1, 1)
+    with tracked(tracker, accelerator, folder, _about(run), steps * len(history)) as log:
+        for epoch in range(len(history) + 1, epochs + 1):
+            if _is_enough(history, config.patience):
+                break
+            entry, step, began = dict[str, float](), 0.0, time.perf_counter()
+            if stepwise:
+                data = _windows_of(model, table, config, epoch, frozen)
+                entry, step = _train_epoch(model, optimizer, accelerator, data, tokens, log)
+                _check_finite(entry["loss"], epoch, folder)
+            elif run.model.readout == "linear" and frozen is not None:  # solved at once
+                fit_ridge(model, table, validation.table, frozen.scored)
+            entry |= validate(model, validation, config, frozen.scored if frozen else None)
+            # One process's numbers for all, or they might not stop together.
+            (entry,) = broadcast_object_list([entry])
+            history = (*history, entry)
+            run = replace(run, history=history, best_epoch=best_epoch(history))
+            if accelerator.is_main_process:
+                _save_epoch(model, run, folder, _adam_state(optimizer, parameters))
+                took, best = time.perf_counter() - began, run.best_epoch == epoch
+                report(EpochReport(epoch, epochs, entry, took, step, best))
+            log(_of_epoch({**entry, "lr": optimizer.param_groups[0]["lr"]}), steps * epoch)
+            accelerator.wait_for_everyone()  # for what the first process writes
     run = replace(run, history=history, best_epoch=best_epoch(history)).finished_in(folder)
     if accelerator.is_main_process:
         run.write(folder)
     load_learned(folder / MODEL, model, run)
     return run
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """Configuration of a run for a tracker."""
+    names = "preset", "backbone", "backbone_sha256", "split_sha256", "version"
+    data = run.source.name if run.source else ""
+    parts = {
+        f"{section}.{name}": field.default
+        for section, config in (("model", run.model), ("train", run.train))
+        for name, field in fields_of(config)
+    }
+    return {**{name: getattr(run, name) for name in names}, "data": data, **parts}
+
+
+def _length(config: TrainConfig, images: int) -> tuple[int, int]:
+    """Number of epochs, at most, and of steps in each."""
+    return config.epochs, len(epoch_batches(images, config, 1))
+
+
+def _of_epoch(entry: dict[str, float]) -> dict[str, float]:
+    return {f"epoch/{name}": value for name, value in entry.items()}
 
 
 def _is_enough(history: History, patience: int | None) -> bool:
@@ -303,6 +328,7 @@ def _train_epoch(
     accelerator: Accelerator,
     data: EpochWindows,
     tokens: Tokens | None,
+    log: Log,
 ) -> tuple[dict[str, float], float]:
     """One pass over the epoch's windows.
 
@@ -331,6 +357,7 @@ def _train_epoch(
                 model, optimizer, batch, config, accelerator, is_frozen, tokens, dropout
             )
             losses.append(step_loss)
+            log({"step/loss": step_loss}, (epoch - 1) * len(loader) + step + 1)
             if not math.isfinite(losses[-1]):
                 return {"loss": math.nan}, 0.0
             seconds.append(time.perf_counter() - start)

@@ -53,10 +53,14 @@ def processes_of(device: torch.device) -> PartialState:
         ) from error
 
 
-def accelerator_of(device: torch.device) -> Accelerator:
-    """Accelerator of a training on ``device``; the model stays there."""
+def accelerator_of(device: torch.device, tracker: str, folder: Path) -> Accelerator:
+    """Accelerator of a training on ``device``, with a tracker in ``folder``, or ``none``.
+
+    The model stays on its device.
+    """
     processes_of(device)
-    return Accelerator(device_placement=False)
+    watched = {} if tracker == "none" else {"log_with": tracker, "project_dir": folder}
+    return Accelerator(device_placement=False, **watched)
 
 
 def add_gradients(optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
