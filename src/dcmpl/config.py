@@ -384,7 +384,7 @@ class WatchConfig:
     """How a training is watched: set like its recipe, but no part of what a run is."""
 
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = option(
-        "none", "what is logged to while it trains, beside the run's own record"
+        "none", "what dcmpl train logs to, beside the record of the run"
     )
 
     def __post_init__(self) -> None:
