@@ -1,5 +1,6 @@
 """Scores in a Spark data frame: python batch_spark.py FOLDER OUT (install pyspark, and Java)."""
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -7,6 +8,9 @@ import pandas as pd
 from pyspark.sql import SparkSession
 
 from dcmpl.integrations.batch import BatchScorer
+
+
+os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # or it takes another Python's packages
 
 
 def main(folder: str, out: str, model: str | None = None) -> None:
