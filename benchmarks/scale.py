@@ -1,6 +1,6 @@
 """How the cost of scoring on Ray grows: ratios, all measured in one run on this machine.
 
-    python benchmarks/scale.py [--images 240] [--sizes 1000 10000 100000] [--rows 10000000]
+    python benchmarks/scale.py [--images 512] [--sizes 1000 10000 100000] [--rows 10000000]
 
 The rate of the local scorer and of one and two actors is that of many images less that of few,
 so what starting costs is beside it. How it grows is measured with a small random model on small
@@ -235,7 +235,7 @@ def lists(place: Path, rows: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--images", type=int, default=512, help="whole chunks of 64, four or more")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--rows", type=int, default=10_000_000)
@@ -245,7 +245,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         lists(place, options.rows)
-        os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+        # As the local scorer: Ray's processes would else give way to all others.
+        os.environ |= {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_worker_niceness": "0"}
         ray.init(
             num_cpus=4,
             include_dashboard=False,

@@ -9,7 +9,6 @@ from pyspark.sql import SparkSession
 
 from dcmpl.integrations.batch import BatchScorer
 
-
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # or it takes another Python's packages
 
 

@@ -1,6 +1,6 @@
 """Zip and tar archives of strangers, read member by member; nothing is unpacked to disk."""
 
-import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -23,11 +23,17 @@ def kind_of(path: str) -> str | None:
     return next((k for k, ends in SUFFIXES.items() if path.lower().endswith(ends)), None)
 
 
+ENDINGS = "|".join(re.escape(ending) for endings in SUFFIXES.values() for ending in endings)
+INSIDE = re.compile(f"({ENDINGS})/", re.IGNORECASE)
+    rf"({'|'.join(re.escape(e) for ends in SUFFIXES.values() for e in ends)})/", re.I
+)
+
+
 def in_archive(path: str) -> tuple[str, str] | None:
     """Archive and member that a path names, as in photos.zip/a.png; None where it names none."""
-    at = 0
-    while (at := path.find("/", at + 1)) > 0:
-        if kind_of(path[:at]) and _is_file(path[:at]):
+    for found in INSIDE.finditer(path):
+        at = found.end() - 1
+        if _is_file(path[:at]):
             return path[:at], path[at + 1 :]
     return None
 

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -417,7 +418,9 @@ def _settings() -> Iterator[None]:
     for name, value in wanted.items():
         setattr(context, name, value)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="ray")  # advice on its own numbers
+            yield
     finally:
         logger.setLevel(level)
         for name, value in before.items():
