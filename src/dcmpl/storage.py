@@ -6,7 +6,6 @@ URL that carries any is refused, so none can be printed or written down. An obje
 rename and no append; an object is there whole or not at all.
 """
 
-import contextlib
 import errno
 import hashlib
 import io
@@ -18,8 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
-from urllib.parse import urlsplit
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import put_in_place, write_whole
@@ -48,6 +46,11 @@ SCHEMES = ("s3", "gs", "abfs", "hf")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
+if TYPE_CHECKING:
+    Opened = IO[bytes]
+else:  # files of pyarrow read and seek, and are none of IO's for who looks
+    Opened = Any
+
 
 AHEAD = 2**20
 """Bytes that are fetched from a store at least: each request has its own wait."""
@@ -62,7 +65,10 @@ class About(NamedTuple):
 
 
 def is_url(path: object) -> bool:
-    """Whether a path is a URL; raises :class:`UsageError` for one of an unknown kind."""
+    """Whether a path is a URL.
+
+    Raises :class:`UsageError` for one of an unknown kind, or with a name or a key in it.
+    """
     found = URL.match(str(path))
     if not found:
         return False
@@ -72,6 +78,14 @@ def is_url(path: object) -> bool:
             f"a path, or a URL of {', '.join(f'{name}://' for name in SCHEMES)}",
             f"{scheme}://",
             "copy it to one of these first",
+        )
+    # A key may have a slash in it, so the @ may stand behind one; no bucket's name has a colon.
+    netloc = str(path)[found.end() :].partition("/")[0]
+    if ":" in netloc or ("@" in netloc and scheme != "abfs"):
+        raise UsageError(
+            "a URL without a name or a key in it",
+            f"one of {scheme}://",
+            "set the variables of the environment that the store's own programs read",
         )
     return True
 
@@ -106,20 +120,15 @@ def _filesystem(scheme: str, account: str, process: int) -> Any:
 
 def _opened(url: str) -> tuple[Any, str]:
     """File system of a URL, and the path in there."""
-    parts = urlsplit(url)
-    if "@" in parts.netloc and parts.scheme.lower() != "abfs":
-        raise UsageError(
-            "a URL without a name or a key in it",
-            f"one of {parts.scheme}://",
-            "set the variables of the environment that the store's own programs read",
-        )
-    scheme, place = parts.scheme.lower(), url[len(parts.scheme) + 3 :]
+    is_url(url)  # or nothing of it may be shown
+    scheme, _, place = url.partition("://")
+    scheme, bucket = scheme.lower(), place.partition("/")[0]
     account = ""
-    if scheme == "abfs" and "@" in parts.netloc:  # abfs://container@account.host/path
-        container, _, host = parts.netloc.partition("@")
+    if "@" in bucket:  # abfs://container@account.host/path
+        container, _, host = bucket.partition("@")
         account = host.partition(".")[0]
-        place = container + parts.path
-    if not place.strip("/"):
+        place = container + place[len(bucket) :]
+    if not bucket:
         raise UsageError("a URL that names a bucket", url)
     return _filesystem(scheme, account or _azure(scheme), os.getpid()), place
 
@@ -197,12 +206,9 @@ def list_files(folder: str) -> list[About]:
     from pyarrow import fs
 
     store, place = _opened(folder)
-    head = folder[: len(folder) - len(place)]
     with _store_errors(folder, "list"):
         selector = fs.FileSelector(place.rstrip("/"), allow_not_found=True, recursive=True)
         infos = store.get_file_info(selector)
-    if "@" in head:
-        head = "abfs://"
     return sorted(
         About(_url_of(folder, info.path), int(info.size or 0), int(info.mtime_ns or 0))
         for info in infos
@@ -212,13 +218,13 @@ def list_files(folder: str) -> list[About]:
 
 def _url_of(folder: str, place: str) -> str:
     """URL of a place in the store of ``folder``."""
-    parts = urlsplit(folder)
-    if "@" in parts.netloc:
-        return f"{parts.scheme}://{parts.netloc}/{place.partition('/')[2]}"
-    return f"{parts.scheme}://{place}"
+    scheme, _, rest = folder.partition("://")
+    if "@" in (bucket := rest.partition("/")[0]):
+        return f"{scheme}://{bucket}/{place.partition('/')[2]}"
+    return f"{scheme}://{place}"
 
 
-def open_file(path: str) -> IO[bytes]:
+def open_file(path: str) -> Opened:
     """Open a file for reading, at any place in it; raises :class:`OSError`."""
     if not is_url(path):
         return Path(path).open("rb")
@@ -261,8 +267,18 @@ def sha256_at(path: str) -> str:
 
 def upload(file: Path, path: str) -> None:
     """Copy a local file to ``path``, whole or not at all; raises :class:`OSError`."""
-    with file.open("rb") as source, writing(path) as out:
-        shutil.copyfileobj(source, out, 2**23)
+    with file.open("rb") as source:
+        if is_url(path):
+            _send(source, path)
+            return
+        with writing(path) as out:
+            shutil.copyfileobj(source, out, 2**23)
+
+
+def _send(source: IO[bytes], url: str) -> None:
+    store, place = _opened(url)
+    with _store_errors(url, "write"), store.open_output_stream(place) as file:
+        shutil.copyfileobj(source, file, 2**23)
 
 
 def fetched(url: str) -> Path:
@@ -281,12 +297,18 @@ def fetched(url: str) -> Path:
             place.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".part-", dir=place) as temporary:
                 for file in files:
-                    copy = Path(temporary, "all", *file.path[len(url) :].strip("/").split("/"))
+                    names = file.path[len(url) :].strip("/").split("/")
+                    if {"..", ".", ""} & {*names} or any(os.sep in name for name in names):
+                        raise RunError(f"names of files below {url}", file.path)
+                    copy = Path(temporary, "all", *names)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     with open_file(file.path) as source, copy.open("wb") as out:
                         shutil.copyfileobj(source, out, 2**23)
-                with contextlib.suppress(FileExistsError, NotADirectoryError):
+                try:
                     Path(temporary, "all").rename(folder)
+                except OSError:  # another process was faster
+                    if not folder.is_dir():
+                        raise
         return folder
     except OSError as error:
         raise RunError(f"a folder at {url}", reason=reason_of(error)) from error
@@ -299,11 +321,16 @@ def cache_folder() -> Path:
 
 @contextmanager
 def writing(path: str) -> Iterator[IO[bytes]]:
-    """File to write, which is there, whole, when the block ends; raises :class:`OSError`."""
+    """File to write, which is there, whole, when the block ends; raises :class:`OSError`.
+
+    Nothing is written where the block ends with an error: a store takes what was sent so far
+    for the whole, so it is sent when all of it is there.
+    """
     if is_url(path):
-        store, place = _opened(path)
-        with _store_errors(path, "write"), store.open_output_stream(place) as file:
-            yield cast(IO[bytes], file)
+        with tempfile.TemporaryFile(prefix="dcmpl-") as spooled:
+            yield spooled
+            spooled.seek(0)
+            _send(spooled, path)
         return
     target = Path(path)
     temporary = target.with_name(f".{target.name}.tmp")
