@@ -27,7 +27,7 @@ from dcmpl.config import (
 from dcmpl.errors import UsageError, nearest
 from dcmpl.presets import PRESETS, with_settings, with_targets
 from dcmpl.progress import say
-from dcmpl.storage import about
+from dcmpl.storage import about, is_url
 from dcmpl.weights import check_backbone, model_folder
 
 if TYPE_CHECKING:
@@ -341,7 +341,8 @@ def mos_scale(arguments: Arguments) -> "MosScale | None":
 def check_not_read(out: str, inputs: Iterable[str]) -> None:
     """Check that ``-o`` is none of the files to be read, by whatever path."""
     for path in inputs:
-        if Path(path).is_file() and Path(out).resolve() == Path(path).resolve():
+        is_same = out == path if is_url(out) else Path(out).resolve() == Path(path).resolve()
+        if is_same and about(path) is not None:
             raise UsageError("a new file at -o", f"{out}, which is to be read")
 
 

@@ -29,6 +29,7 @@ from dcmpl.storage import (
 
 __all__ = [
     "COLUMNS",
+    "COUNTS",
     "FORMATS",
     "HASH",
     "KnownRows",
@@ -53,6 +54,9 @@ COLUMNS = ("image", "prompt", *TARGETS, "status", "reason", "note")
 Row = Mapping[str, Any]
 Place = TypeVar("Place", bound=Path | str)
 """A path, or a URL."""
+
+COUNTS = ("tokens_dropped",)
+"""Columns of whole numbers, as text shows them; Parquet has all numbers as float64."""
 
 HASH = "sha256"
 """Column of the SHA-256 of each image's file, on request."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcmpl.data.sources import Source, key_of, keyed, with_content
-from dcmpl.errors import RunError
+from dcmpl.errors import DcmplError, RunError
 from dcmpl.files import added, digest_of_text
 from dcmpl.progress import leave, say, track
 from dcmpl.scoring.files import (
@@ -37,6 +37,8 @@ from dcmpl.scoring.judge import CHUNK, Judge
 from dcmpl.scoring.partitions import (
     KEY,
     ChunkId,
+    Done,
+    Part,
     Scored,
     begin,
     check_chunks,
@@ -54,6 +56,7 @@ __all__ = ["Job", "Plan", "made_with", "plan_of", "say_faults"]
 
 TOLD_FAULTS = 10
 RANKED = ("rank", "better_than_next", "call")
+KEPT = "the chunks scored so far are kept beside it, --resume goes on with them"
 
 
 class Plan(NamedTuple):
@@ -219,9 +222,9 @@ class Job:
         check_new(folder, resume)
         owner = claim(folder)
         mark, done = begin(folder, job)
-        known = {chunk[:2] for part in done.parts for chunk in part.chunks}
-        parts, columns = list(done.parts), job["columns"]
-        if known:
+        parts, columns = list(self._unchanged(done)), job["columns"]
+        known = {chunk[:2] for part in parts for chunk in part.chunks}
+        if parts:
             say(f"{sum(p.ok + p.error for p in parts)} of {self.count} images were scored before")
         try:
             for scored in self._scored(known):
@@ -232,13 +235,32 @@ class Job:
             job |= {"images_sha256": added(part.contents for part in parts)}
             counts = write_scores(out, rows_of(folder, parts), job, made)
             discard(folder)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(KEPT) from None
         except OSError as error:
-            raise RunError(
-                f"to write {out}",
-                hint="the chunks scored so far are kept beside it, --resume goes on with them",
-                reason=reason_of(error),
-            ) from error
+            raise RunError(f"to write {out}", hint=KEPT, reason=reason_of(error)) from error
+        except DcmplError:
+            raise
+        except Exception as error:  # engines raise anything
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise RunError("to score all images", reason, KEPT) from error
         return counts
+
+    def _unchanged(self, done: Done) -> Iterator[Part]:
+        """Partitions whose images are still the files that they were scored as."""
+        parts = {chunk[:2]: part for part in done.parts for chunk in part.chunks}
+        own = self.own() if parts else iter(())
+        for first, end in pairwise(self._starts):
+            sources, keys = [*islice(own, end - first)], [*self.plan.keys(first, end)]
+            if (part := parts.get(self.plan.chunk(first))) is None:
+                continue
+            files = [source.stat() for source in sources]
+            if added(map(digest_of_text, keys, files)) != part.files:
+                found = (source.file().rpartition(" ")[2] for source in with_content(sources))
+                if added(map(digest_of_text, keys, found)) != part.contents:
+                    say(f"images behind {sources[0].name} were changed: scoring them anew")
+                    continue
+            yield part
 
     def _scored(self, known: Collection[tuple[int, int]]) -> Iterator[Scored]:
         """Chunks of this shard that are not ``known``, scored as they come."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from dcmpl import __version__
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import added, digest_of_text, record_of, sealed
-from dcmpl.scoring.files import Row, as_text, is_text
+from dcmpl.scoring.files import COUNTS, Row, as_text, is_text
 from dcmpl.storage import about, base_of, join, list_files, open_file, reason_of, remove, write
 
 __all__ = [
@@ -129,7 +129,8 @@ def write_part(folder: str, job: str, columns: Sequence[str], scored: Sequence[S
         added(digest_of_text(key, found[2]) for key, found in files),
         added(digest_of_text(key, found[0]) for key, found in files),
     )
-    fields = [(c, pa.string() if is_text(c) else pa.float64()) for c in columns]
+    numbers = {name: pa.int64() if name in COUNTS else pa.float64() for name in columns}
+    fields = [(name, pa.string() if is_text(name) else kind) for name, kind in numbers.items()]
     schema = pa.schema([(KEY, pa.string()), *fields, (FILE, pa.string())])
     schema = schema.with_metadata({ABOUT: json.dumps(vars(part)).encode()})
     content = io.BytesIO()
@@ -376,13 +377,15 @@ def read_partitions(folder: str) -> Iterator[Row]:
 
     Raises :class:`RunError` where the folder holds no finished job, or a partition is gone.
     """
-    described(folder)
+    job, _ = described(folder)
     parts = list[Part]()
     for name in (finished(folder) or {})["parts"]:
         part = _part_at(join(folder, str(name)))
-        if part is None:
+        if part is None or part.name != name:
             raise RunError(f"a whole partition at {join(folder, str(name))}", "another file")
         parts.append(part)
+    if added(part.images for part in parts) != job["list_sha256"]:
+        raise RunError(f"the partitions that the manifest of {folder} names", "others")
     return rows_of(folder, parts)
 
 
