@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,24 @@ def bucket() -> Iterator[str]:
         storage._filesystem.cache_clear()
     server.stop()
     assert os.environ.get("AWS_SECRET_ACCESS_KEY") != "not-a-secret"
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """Load each model once for all commands of a module's tests."""
+    from dcmpl.scoring.scorer import DEFAULTS, Scorer, ScoringOptions
+
+    real = Scorer.from_pretrained
+    known = dict[tuple[object, ScoringOptions], Scorer]()
+
+    def from_pretrained(
+        model: object = None, options: ScoringOptions = DEFAULTS, **changes: Any
+    ) -> Scorer:
+        options = options.changed(**changes)
+        if (str(model), options) not in known:
+            known[str(model), options] = real(model, options)
+        return known[str(model), options]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "from_pretrained", from_pretrained)
+        yield
