@@ -33,7 +33,9 @@ def prompt_of_sidecar(name: str, content: bytes) -> tuple[str, str]:
         record = json.loads(text)
     except (ValueError, RecursionError):
         return "", f"no prompt read: {name} is no JSON"
-    found = [record.get(name) for name in PROMPT_COLUMNS] if isinstance(record, dict) else []
+    if not isinstance(record, dict):  # which would be taken for a text without settings
+        return "", f"no prompt read: {name} has none"
+    found = [record.get(column) for column in PROMPT_COLUMNS]
     prompt = next((value.strip() for value in found if isinstance(value, str)), "")
     prompt = prompt or find_prompt({"parameters": text}).prompt
     return whole_text(prompt), note if prompt else f"no prompt read: {name} has none"

@@ -132,10 +132,10 @@ class Source:
     def fetched(self) -> "Source":
         """The source with the bytes that its URL names, or with the fault that there are none."""
         is_here = self.content is not None or self.given is not NOTHING or self.fault is not None
-        if is_here or self.member is not None or not is_url(self.path):
+        if is_here or self.member is not None:
             return self
         try:
-            return replace(self, content=read_file(self.path))
+            return replace(self, content=read_file(self.path)) if is_url(self.path) else self
         except (DataError, UsageError) as error:
             return replace(self, fault=DataError(*error.args))
 

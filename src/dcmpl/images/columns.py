@@ -47,6 +47,8 @@ class ParquetImages(ExitStack):
 
     def read(self, row: int, limit: int) -> bytes:
         """Bytes of the image in a row; raises :class:`DataError` where there are none."""
+        if not 0 <= row < self._starts[-1]:
+            raise DataError(f"row {row + 1} in {self._path}", f"{self._starts[-1]} rows")
         if row != self._next:
             self._seek(row)
         content = next(self._rows).as_py()
@@ -60,8 +62,6 @@ class ParquetImages(ExitStack):
         return content
 
     def _seek(self, row: int) -> None:
-        if not 0 <= row < self._starts[-1]:
-            raise DataError(f"row {row + 1} in {self._path}", f"{self._starts[-1]} rows")
         group = bisect_right(self._starts, row) - 1
         self._rows = self._from(group)
         for _ in range(row - self._starts[group]):

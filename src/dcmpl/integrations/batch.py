@@ -86,6 +86,11 @@ def source_of(image: Any, prompt: str) -> Source:
         name, content = str(image.get("path") or ""), image.get("bytes")
         if content is None and not name:
             return Source("", prompt=prompt, fault=DataError("an image in every row", "none"))
+        if isinstance(content, (bytearray, memoryview)):
+            content = bytes(content)
+        if not isinstance(content, (bytes, type(None))):
+            fault = DataError("the bytes of an image in every row", f"a {type(content).__name__}")
+            return Source(name, prompt=prompt, fault=fault)
         return Source(name, name, prompt=prompt, content=content)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return Source("", prompt=prompt, content=bytes(image))
