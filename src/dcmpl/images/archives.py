@@ -25,8 +25,6 @@ def kind_of(path: str) -> str | None:
 
 ENDINGS = "|".join(re.escape(ending) for endings in SUFFIXES.values() for ending in endings)
 INSIDE = re.compile(f"({ENDINGS})/", re.IGNORECASE)
-    rf"({'|'.join(re.escape(e) for ends in SUFFIXES.values() for e in ends)})/", re.I
-)
 
 
 def in_archive(path: str) -> tuple[str, str] | None:
