@@ -93,7 +93,7 @@ def test_commands_and_python_of_the_readme_run(
     told = [" ".join(words[:2]) if words[0] == "data" else words[0] for words in run]
     assert told == [
         *["train", "evaluate", "score", "train", "train"],
-        *["score", "select", "score", "export", "score", "score", "score", "merge"],
+        *["score", "select", "score", "export", "score", "score", "score", "merge", "score"],
         *["train", "info", "score", "explain"],
         *["data check", "data show", "data split", "benchmark", "compare", "benchmark"],
         *["train", "train", "benchmark", "import"],

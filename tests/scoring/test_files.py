@@ -162,7 +162,9 @@ def test_flags_that_need_a_file_are_wrong_usage_with_standard_output(
     capsys: Capture, many: Path, trained_run: Path, flag: str
 ) -> None:
     words = ["score", many, "--model", trained_run, "-o", "-", *f"--{flag}".split()]
-    assert refused(capsys, 2, *words).startswith("expected a file at -o with --resume and --rank, ")
+    assert refused(capsys, 2, *words).startswith(
+        "expected a file at -o with --resume, --rank and --new, "
+    )
 
 
 def test_folder_in_place_of_the_scores_is_wrong_usage(

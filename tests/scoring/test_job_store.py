@@ -463,7 +463,7 @@ def test_no_credential_is_in_what_is_written(words: Words, place: str, capsys: C
 
 def test_ranks_are_written_here_only(words: Words, place: str, capsys: Capture) -> None:
     assert refused(capsys, 2, *words, f"{place}/scores.csv", "--rank") == (
-        f"expected a file of this machine at -o with --rank, got {place}/scores.csv"
+        f"expected a file of this machine at -o with --rank or --new, got {place}/scores.csv"
     )
 
 

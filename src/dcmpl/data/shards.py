@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from dcmpl.data.sources import Source, in_shard, key_of, with_content
+from dcmpl.data.sources import Source, as_fault, in_shard, key_of, with_content
 from dcmpl.errors import DataError
 from dcmpl.files import added
 from dcmpl.images.decode import DecodedImage, quiet_pillow
@@ -145,7 +145,7 @@ def _source_of(row: dict[str, bytes | None]) -> Source:
         name: None if cell is None else cell.decode("utf-8", "surrogateescape")
         for name, cell in row.items()
     }
-    fault = texts["fault"] and DataError(*json.loads(str(texts["fault"])))
+    fault = texts["fault"] and _fault_of(json.loads(str(texts["fault"])))
     return Source(
         str(texts["name"]),
         str(texts["path"]),
@@ -154,6 +154,11 @@ def _source_of(row: dict[str, bytes | None]) -> Source:
         fault or None,
         str(texts["note"]),
     )
+
+
+def _fault_of(words: Sequence[str]) -> DataError:
+    expected, got, hint, reason = words
+    return DataError(expected, got, hint, reason)
 
 
 def tasks_of(
@@ -237,7 +242,7 @@ def _decoded(source: Source, room: int) -> Source:
     try:
         image = source.read()
     except DataError as error:
-        return replace(source, content=None, fault=DataError(*error.args))
+        return replace(source, content=None, fault=as_fault(error))
     if image.pixels.nbytes > room:
         return replace(source, content=None)
     texts = image.texts if source.in_metadata else {}

@@ -16,7 +16,7 @@ from typing import Any
 
 from dcmpl.data.lists import LISTS, read_rows
 from dcmpl.data.sidecars import MAX_SIDECAR_BYTES, SIDECARS, prompt_of_sidecar
-from dcmpl.errors import DataError, UsageError
+from dcmpl.errors import DataError, DcmplError, UsageError
 from dcmpl.files import digest_of_text, sha256_of
 from dcmpl.images.archives import Archives, TooLargeError, in_archive, kind_of, read_file
 from dcmpl.images.decode import (
@@ -137,7 +137,7 @@ class Source:
         try:
             return replace(self, content=read_file(self.path)) if is_url(self.path) else self
         except (DataError, UsageError) as error:
-            return replace(self, fault=DataError(*error.args))
+            return replace(self, fault=as_fault(error))
 
     @property
     def place(self) -> tuple[str, str | None]:
@@ -163,6 +163,11 @@ class Source:
 def find_sources(paths: Sequence[str], sidecar: bool = False) -> list[Source]:
     """:func:`iterate_sources` as a list."""
     return list(iterate_sources(paths, sidecar))
+
+
+def as_fault(error: DcmplError) -> DataError:
+    """Error as the fault of a source, without the frames that it came from."""
+    return DataError(error.expected, error.got, error.hint, error.reason)
 
 
 def read_list(file: Path | str) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Zip and tar archives of strangers, read member by member; nothing is unpacked to disk."""
 
+import os
 import re
 import tarfile
 import zipfile

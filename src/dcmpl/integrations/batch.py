@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dcmpl.data.sources import NOTHING, Source
+from dcmpl.data.sources import Source
 from dcmpl.errors import DataError, UsageError
 from dcmpl.images.decode import quiet_pillow, text_of
 from dcmpl.scoring.files import columns_of, is_text, row_of
@@ -96,8 +96,9 @@ def source_of(image: Any, prompt: str) -> Source:
         return Source("", prompt=prompt, content=bytes(image))
     if isinstance(image, (str, Path)):
         return Source(str(image), str(image), prompt=prompt)
-    fault = DataError("an image in every row", "none") if image is None else None
-    return Source("", prompt=prompt, given=NOTHING if fault else image, fault=fault)
+    if image is None:
+        return Source("", prompt=prompt, fault=DataError("an image in every row", "none"))
+    return Source("", prompt=prompt, given=image)
 
 
 def as_column(name: str, values: Sequence[Any]) -> np.ndarray:
