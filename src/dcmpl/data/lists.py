@@ -7,7 +7,9 @@ strangers: what one row, or one batch, may hold is bounded, whatever the file sa
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +88,8 @@ KINDS = {
 
 def _columns(names: Sequence[str], path: str) -> tuple[str, str | None]:
     """Columns of images and of prompts; raises :class:`DataError` without the first."""
+    if len(names) > MOST_COLUMNS:
+        raise DataError(f"at most {MOST_COLUMNS} columns in {path}", len(names))
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"each column once in {path}", f"{twice[0]!r} twice")
     image, prompt = (
@@ -136,8 +140,6 @@ def _of_cells(lines: "_Lines", path: str) -> Iterator[ListRow]:
     if names is None:
         raise ValueError("an empty file")
     lines.row_ended()
-    if len(names) > MOST_COLUMNS:
-        raise DataError(f"at most {MOST_COLUMNS} columns in {path}", len(names))
     names = [*map(_plain, names)]
     image, prompt = _columns(names, path)
     at, by = names.index(image), names.index(prompt) if prompt else len(names)
@@ -200,8 +202,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object of JSON; equal keys, of which the last would win unseen, are an error."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} twice")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} twice")
     return found
 
 
@@ -229,15 +231,17 @@ def _of_parquet(path: str) -> Iterator[ListRow]:
         inside = _layout(schema.field(plain[image]).type)
         names = {"struct": [f"{plain[image]}.path"], "bytes": [], "": [plain[image]]}[inside]
         names += [plain[prompt]] if prompt else []
-        texts = [n for n in names if str(schema.field(n.partition(".")[0]).type).endswith("string")]
+        for column in (plain[image], plain[prompt] if prompt else None):
+            if column is not None and not (inside and column == plain[image]):
+                _check_kind(schema.field(column).type, column, path)
         file.seek(0)
-        with pq.ParquetFile(file, read_dictionary=texts) as parquet:
+        with pq.ParquetFile(file, read_dictionary=names) as parquet:
             number = 0
             for group in range(parquet.num_row_groups):
                 about = parquet.metadata.row_group(group)
                 _check_group(about, names, path)
                 batches = parquet.iter_batches(BATCH, row_groups=[group], columns=names)
-                for batch in batches if names else [None] * about.num_rows:
+                for batch in batches if names else repeat(None, about.num_rows):
                     rows = 1 if batch is None else len(batch)
                     cells = _cells(batch, path, number)
                     empty = [""] * rows
@@ -266,10 +270,26 @@ def _layout(kind: Any) -> str:
     """How a column has images: as ``struct`` or ``bytes``, or empty for their paths."""
     import pyarrow as pa
 
-    if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
-        return "struct"
+    if pa.types.is_struct(kind):
+        kinds = {field.name: field.type for field in kind}
+        if {"bytes", "path"} <= {*kinds} and not pa.types.is_nested(kinds["path"]):
+            return "struct"
     is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     return "bytes" if is_bytes else ""
+
+
+def _check_kind(kind: Any, column: str, path: str) -> None:
+    """Check that a column has texts or numbers: only then is its size known before its cells."""
+    import pyarrow as pa
+
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_kind = (
+        *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+        *(pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null),
+    )
+    if not any(is_such(plain) for is_such in is_kind):
+        kinds = " ".join(str(kind).split())[:100]
+        raise DataError(f"text or numbers in {column} of {path}", kinds)
 
 
 def _check_group(group: Any, names: Sequence[str], path: str) -> None:
@@ -294,6 +314,8 @@ def _check_batch(batch: Any, path: str) -> None:
 
     size = batch.nbytes
     for column in batch.columns:
+        if pa.types.is_struct(column.type):
+            column = column.field(0)  # the path, which is all that is read of an image
         if pa.types.is_dictionary(column.type):  # a long text may be shared by all rows
             lengths = pc.binary_length(column.dictionary).take(column.indices)
             size += int(pc.sum(lengths).as_py() or 0)

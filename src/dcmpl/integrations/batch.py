@@ -89,8 +89,8 @@ def source_of(image: Any, prompt: str) -> Source:
         if isinstance(content, (bytearray, memoryview)):
             content = bytes(content)
         if not isinstance(content, (bytes, type(None))):
-            fault = DataError("the bytes of an image in every row", f"a {type(content).__name__}")
-            return Source(name, prompt=prompt, fault=fault)
+            wrong = DataError("the bytes of an image in every row", f"a {type(content).__name__}")
+            return Source(name, prompt=prompt, fault=wrong)
         return Source(name, name, prompt=prompt, content=content)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return Source("", prompt=prompt, content=bytes(image))
