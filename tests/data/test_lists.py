@@ -1,14 +1,22 @@
 """Tables that name images and prompts, as people bring them."""
 
+import csv
 import json
 import os
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from dcmpl.data.lists import LISTS
+from conftest import refused
+from dcmpl.data import lists
+from dcmpl.data.lists import LISTS, MOST_ROW, read_rows
 from dcmpl.data.matching import read_prompts
 from dcmpl.data.sources import read_list
 from dcmpl.errors import DataError
@@ -243,3 +251,277 @@ def test_rows_of_a_list_in_the_current_folder_are_named_as_they_are_written(
     (tmp_path / "list.csv").write_text("image,prompt\nin/a.png,a fox\n")
     monkeypatch.chdir(tmp_path)
     assert list(read_list(Path("list.csv"))) == [("in/a.png", "a fox")]
+
+
+# Streams of strangers
+
+HUGE = 100 * 2**20
+FLAT = 48 * 2**20
+"""Bytes that may be in use while a list with a row of 100 MB is read: a row's letters, thrice."""
+
+
+POOLS: list[pa.MemoryPool] = []
+"""Pools of buffers that may still be in use."""
+
+
+class Peak:
+    """Most bytes in use within the block, of Python and of Arrow."""
+
+    def __enter__(self) -> "Peak":
+        pa.default_memory_pool().release_unused()
+        self._pool = pa.proxy_memory_pool(pa.default_memory_pool())
+        POOLS.append(self._pool)
+        self._before = pa.default_memory_pool()
+        pa.set_memory_pool(self._pool)
+        tracemalloc.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.size = tracemalloc.get_traced_memory()[1] + (self._pool.max_memory() or 0)
+        tracemalloc.stop()
+        pa.set_memory_pool(self._before)
+
+
+def refusal(path: Path, most: int = FLAT) -> str:
+    """The sentence a list is refused with, in bounded memory."""
+    with Peak() as peak, pytest.raises(DataError) as caught:
+        for _ in read_rows(str(path)):
+            pass
+    assert peak.size < most, f"{peak.size:,}"
+    message = str(caught.value)
+    assert message.startswith("expected ")
+    assert "\n" not in message
+    assert str(path) in message
+    assert len(message) < 1000
+    return message
+
+
+def huge(path: Path, start: bytes, repeated: bytes = b"x") -> Path:
+    with path.open("wb") as file:
+        file.write(start)
+        block = repeated * (2**20 // len(repeated))
+        for _ in range(HUGE // 2**20):
+            file.write(block)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "repeated"),
+    [
+        ("header.csv", b"", b"x"),
+        ("cell.csv", b"image,prompt\na.png,", b"x"),
+        ("quoted.csv", b'image,prompt\na.png,"', b"x" * 1023 + b"\n"),
+        ("nulls.tsv", b"image\n", b"\0"),
+        ("line.jsonl", b'{"image": "', b"x"),
+        ("deep.jsonl", b'{"image": ', b"["),
+    ],
+)
+def test_row_without_an_end_is_refused_in_little_memory(
+    tmp_path: Path, name: str, start: bytes, repeated: bytes
+) -> None:
+    path = huge(tmp_path / name, start, repeated)
+    assert refusal(path) == f"expected at most {MOST_ROW} letters in a row of {path}, got more"
+
+
+def test_row_of_many_lines_is_counted_as_one(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('image,prompt\na.png,"x\ny"\n' + 'b.png,"1\n\n2"\n' * 3)
+    rows = [*read_rows(str(tmp_path / "list.csv"))]
+    assert [(row.image, row.prompt, row.number) for row in rows] == [
+        ("a.png", "x\ny", 0),
+        *[("b.png", "1\n\n2", number) for number in (1, 2, 3)],
+    ]
+
+
+def test_limit_of_other_readers_of_csv_is_as_it_was(tmp_path: Path) -> None:
+    path = huge(tmp_path / "list.csv", b"image\n")
+    before = csv.field_size_limit()
+    refusal(path)
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", "[" * 50_000, "got: "),
+        ("a.jsonl", '{"image": ' + "[" * 50_000, "got: "),
+        ("a.jsonl", '{"image": "a", "image": "b"}', "'image' twice"),
+        ("a.jsonl", "[1]", "an object per row"),
+        ("a.jsonl", '{"image": {"path": "a"}}', "got a dict in row 1"),
+        ("a.jsonl", '{"image": ["a"]}', "got a list in row 1"),
+        ("a.jsonl", '{"image": "a"}\n{"image": 1' + "0" * 5000 + "}", "got: "),
+        ("a.csv", "image,image\na,b\n", "got 'image' twice"),
+        ("a.csv", "image\na,b\n", "got more in line 2"),
+        ("a.csv", 'image\n"a"b\n', "got: "),
+        ("a.csv", "\n\n", "an empty file"),
+        ("a.csv", "image\n", "at least one row"),
+        ("a.jsonl", "\n\n", "at least one row"),
+        ("a.csv", ",".join(["image", *map(str, range(5000))]) + "\n", "at most 4096 columns"),
+    ],
+)
+def test_row_of_another_form_is_one_sentence(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert words in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("end", ["", ', "1": 0'])
+def test_object_of_very_many_entries_is_read_in_one_go(tmp_path: Path, end: str) -> None:
+    """Each entry looked for among all others would take hours."""
+    entries = ", ".join(f'"{i}": 0' for i in range(250_000))
+    (tmp_path / "a.jsonl").write_text(f"{{{entries}{end}}}\n")
+    with pytest.raises(DataError, match="at most 4096 columns|'1' twice"):
+        next(read_rows(str(tmp_path / "a.jsonl")))
+
+
+def parquet(path: Path, table: pa.Table, **options: Any) -> Path:
+    pq.write_table(table, path, **options)
+    return path
+
+
+SHARED = 2 * 2**20
+"""Letters of a text that all rows share: written once, and 512 MB where each row has its own."""
+
+
+def shared(kind: pa.DataType, count: int = 256) -> pa.Array:
+    text = b"x" * SHARED if pa.types.is_binary(kind) else "x" * SHARED
+    indices = pa.array([0] * count, pa.int32())
+    return pa.DictionaryArray.from_arrays(indices, pa.array([text], kind))
+
+
+@pytest.mark.parametrize("column", ["image", "prompt"])
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "dictionary", "binary", "struct", "list"]
+)
+def test_long_text_that_all_rows_share_is_refused_in_little_memory(
+    tmp_path: Path, kind: str, column: str
+) -> None:
+    types = {"large_string": pa.large_string(), "binary": pa.binary()}
+    cells: Any = shared(types.get(kind, pa.string()))
+    if kind != "dictionary":
+        cells = cells.cast(cells.type.value_type)
+    if kind == "struct":
+        inner = pa.array([b"x"] * len(cells), pa.binary())
+        cells = pa.StructArray.from_arrays([inner, cells], ["bytes", "path"])
+    if kind == "list":
+        cells = pa.ListArray.from_arrays(pa.array(range(len(cells) + 1), pa.int32()), cells)
+    other = {"image": "prompt", "prompt": "image"}[column]
+    table = pa.table({column: cells, other: [f"{i}.png" for i in range(len(cells))]})
+    path = parquet(tmp_path / "a.parquet", table)
+    del table, cells
+    assert path.stat().st_size < 8 * 2**20
+    if (kind, column) == ("binary", "image"):  # the image itself, which is not read here
+        assert len([*read_rows(str(path))]) == 256
+    else:
+        refusal(path)
+
+
+def test_row_group_that_unpacks_to_more_than_allowed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [f"{i:0>999}" for i in range(2000)]
+    table = pa.table({"image": ["a.png"] * 2000, "prompt": prompts, "pixels": prompts})
+    path = parquet(tmp_path / "a.parquet", table, compression="zstd")
+    monkeypatch.setattr(lists, "MOST_GROUP", 2 * 10**6 - 10**5)
+    message = refusal(path)
+    assert "row groups whose names and prompts unpack to at most 1900000 bytes" in message
+    assert message.endswith("write it with smaller row groups")
+    monkeypatch.setattr(lists, "MOST_GROUP", 3 * 10**6)  # columns that are not read do not count
+    assert len([*read_rows(str(path))]) == 2000
+
+
+def test_numbers_in_columns_are_texts(tmp_path: Path) -> None:
+    table = pa.table({"image": [7, None, 8], "prompt": [0.5, float("nan"), None]})
+    rows = [*read_rows(str(parquet(tmp_path / "a.parquet", table)))]
+    assert [(row.image, row.prompt) for row in rows] == [("7", "0.5"), ("", ""), ("8", "")]
+
+
+def test_nested_columns_that_are_not_read_are_no_fault(tmp_path: Path) -> None:
+    nested = pa.array([{"a": [{"b": "x"}], "image": "no"}] * 3)
+    table = pa.table({"meta": nested, "image": ["a.png", "b.png", None], "tags": [["x"]] * 3})
+    rows = [*read_rows(str(parquet(tmp_path / "a.parquet", table)))]
+    assert [row.image for row in rows] == ["a.png", "b.png", ""]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([["a"]]),
+        pa.array([{"x": 1}]),
+        pa.array([{"bytes": b"x"}]),
+        pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+        pa.array([b"abc"], pa.binary(3)),
+        pa.array([0], pa.timestamp("us")),
+    ],
+    ids=lambda cells: str(cells.type),
+)
+def test_images_of_another_kind_are_refused(tmp_path: Path, cells: pa.Array) -> None:
+    path = parquet(tmp_path / "a.parquet", pa.table({"image": cells}))
+    assert f"expected text or numbers in image of {path}, got " in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"image": ["a"]}).append_column("image", pa.array(["b"])),
+        pa.table({"url": ["a"]}),
+        pa.table({"image": pa.array([], pa.string())}),
+        pa.table({f"c{i}": [0] for i in range(5000)}),
+    ],
+    ids=["twice", "none", "empty", "many"],
+)
+def test_parquet_of_another_form_is_one_sentence(tmp_path: Path, table: pa.Table) -> None:
+    refusal(parquet(tmp_path / "a.parquet", table), 100 * 2**20)
+
+
+def test_damaged_row_group_is_one_sentence(tmp_path: Path) -> None:
+    table = pa.table({"image": [f"{i}.png" for i in range(1000)]})
+    path = parquet(tmp_path / "a.parquet", table, compression="zstd", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[60:160] = bytes(100)
+    path.write_bytes(content)
+    assert f"table at {path}, got: " in refusal(path)
+
+
+def test_empty_rows_beside_bytes_of_images_take_no_memory(tmp_path: Path) -> None:
+    count = 10**6
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int8()), pa.array([b"x"]))
+    path = parquet(tmp_path / "a.parquet", pa.table({"image": cells.cast(pa.binary())}))
+    with Peak() as peak:
+        rows = read_rows(str(path))
+        assert next(rows) == ("", "", 0, True)
+    assert peak.size < 2**20
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_many_rows_take_no_more_memory_than_few(tmp_path: Path, suffix: str) -> None:
+    count, sizes = 100_000, list[int]()
+    for rows in (1000, count):
+        names = [f"images/of/some/folder/{i:012}.png" for i in range(rows)]
+        frame = pd.DataFrame({"image": names, "prompt": [f"a fox, {name}" for name in names]})
+        path = tmp_path / f"{rows}{suffix}"
+        WRITERS[suffix](frame, path)
+        if suffix == ".parquet":
+            parquet(path, pa.Table.from_pandas(frame), row_group_size=1000)
+        del frame, names
+        blocks = list[int]()  # of Python's memory, of which every row would take some
+        for row in read_rows(str(path)):
+            if row.number % 1000 == 999:
+                blocks.append(sys.getallocatedblocks())
+        assert len(blocks) == rows // 1000
+        sizes.append(max(blocks) - blocks[0])
+    assert sizes[1] < count / 10, sizes
+
+
+@pytest.mark.parametrize("name", ["row.csv", "row.jsonl", "row.parquet"])
+def test_hostile_list_ends_the_command_with_one_sentence(
+    tmp_path: Path, name: str, trained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        parquet(path, pa.table({"image": shared(pa.string())}))
+    else:
+        huge(path, b"image\n" if path.suffix == ".csv" else b'{"image": "')
+    words = ["score", path, "--model", trained_run, "-o", tmp_path / "out.csv"]
+    assert refused(capsys, 1, *words).startswith("expected at most ")
+    assert not (tmp_path / "out.csv").exists()

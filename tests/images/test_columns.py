@@ -221,5 +221,5 @@ def test_list_of_bytes_in_another_layout_is_refused(
     path = written(tmp_path / "list.parquet", pa.array([[1, 2], [3]]))
     words = ["score", path, "--model", trained_run, "-o", tmp_path / "out.csv"]
     assert refused(capsys, 1, *words) == (
-        f"expected text or numbers in image of {path}, got a list in row 1"
+        f"expected text or numbers in image of {path}, got list<element: int64>"
     )
