@@ -1,7 +1,9 @@
 """Scoring on Ray: a row for every image, once, the same as on one machine, whatever is killed."""
 
+import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from conftest import Capture, refused
-from dcmpl.cli.main import main
+from dcmpl.cli.main import main, parse
 from dcmpl.data.sources import iterate_sources
 from dcmpl.errors import RunError, UsageError
 from dcmpl.integrations import ray as on_ray
@@ -51,6 +54,7 @@ def cluster(bucket: str) -> Iterator[str]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(on_ray.__file__).parents[2])]))
         ray.init(
             num_cpus=4,
+            num_gpus=1,  # as Ray counts; what computes is the processor
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -337,7 +341,7 @@ def test_shards_and_partitions_may_lie_in_an_object_store(
             urls.append(f"{cluster}/in/{path.name}")
     local = tmp_path / "local.parquet"
     assert main(["score", *urls, *words, "-o", str(local)]) == 3
-    given = [*urls, *words, "--on", "ray", "--actors", "3", "-o", f"{cluster}/out"]
+    given = [*urls, *words, "--on", "ray", "--gpus", "0.5", "-o", f"{cluster}/out"]
     assert main(["score", *given]) == 3
     assert_same(f"{cluster}/out", local)
 
@@ -489,3 +493,60 @@ def test_ray_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPat
     told = re.escape("expected ray[data], got none: pip install 'dcmpl-agiqa[ray]'")
     with pytest.raises(UsageError, match=told), connected():
         pass
+
+
+# What the docs say
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_commands_of_the_page_run(
+    cluster: str, named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model of the package, from one of its lines to the next."""
+    (tmp_path / "images").mkdir()
+    for path in sorted(Path(named[0]).glob("0*.png"))[:3]:
+        shutil.copy(path, tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "scale.md").read_text()
+    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    for line in block.splitlines():
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert len(list(read_scores(tmp_path / "scores.csv"))) == 3
+
+
+def test_example_scores_a_data_set(
+    cluster: str, named: list[str], words: list[str], tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("batch_ray", ROOT / "examples" / "batch_ray.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.main(named[0], str(tmp_path / "out"), words[1])
+    frame = pq.read_table(tmp_path / "out").to_pandas()
+    assert len(frame) == 71
+    assert (frame["status"] == "error").sum() == 1
+    assert frame["image"].str.endswith(".png").all()
+
+
+def test_cluster_of_the_examples_has_the_form_that_ray_asks_for() -> None:
+    from ray.autoscaler._private.util import validate_config
+
+    validate_config(yaml.safe_load((ROOT / "examples" / "ray-cluster.yaml").read_text()))
+
+
+def test_job_for_kuberay_has_its_fields_and_runs_a_command_that_there_is() -> None:
+    job = yaml.safe_load((ROOT / "examples" / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    _, found = parse(shlex.split(job["spec"]["entrypoint"])[1:])
+    assert (found.on, found.resume) == ("ray://auto", True)
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert set(container["resources"]["limits"]) == {"cpu", "memory"}
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    pins = (ROOT / "constraints.txt").read_text()
+    assert f"ray=={cluster['rayVersion']} " in pins

@@ -214,7 +214,12 @@ def _score_on_ray(arguments: Arguments) -> int:
     address = arguments.on.partition("://")[2]
     sources = iterate_sources(arguments.PATH, arguments.prompt_from == "sidecar", closed=True)
     if arguments.prompts is not None:
-        sources = iter(_prompted(list(sources), arguments.prompts))
+        named = list(sources)
+        if shard := next((source.shard for source in named if source.shard), None):
+            raise UsageError(
+                "--prompts with --on for images beside archives", shard, "put sidecars into it"
+            )
+        sources = iter(_prompted(named, arguments.prompts))
     elif arguments.prompt is not None:
         sources = (replace(source, prompt=arguments.prompt) for source in sources)
     prompts = Prompts(arguments.prompt, arguments.prompt_from)

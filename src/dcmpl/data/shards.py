@@ -157,8 +157,8 @@ def _source_of(row: dict[str, bytes | None]) -> Source:
 
 
 def _fault_of(words: Sequence[str]) -> DataError:
-    expected, got, hint, reason = words
-    return DataError(expected, got, hint, reason)
+    wanted, got, hint, reason = words
+    return DataError(wanted, got, hint, reason)
 
 
 def tasks_of(

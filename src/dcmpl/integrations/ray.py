@@ -10,48 +10,41 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from dcmpl.data.shards import (
-    Chunk,
     Prompts,
     Task,
-    decoded,
     packed,
     stamp,
     tasks_of,
     unpacked,
     write_sources,
 )
-from dcmpl.data.sources import Source, with_content
+from dcmpl.data.sources import Source
 from dcmpl.errors import DcmplError, RunError, UsageError
-from dcmpl.images.decode import cores, quiet_pillow
+from dcmpl.images.decode import cores
 from dcmpl.integrations.batch import BatchScorer
+from dcmpl.integrations.stages import KEPT, Decode, Score, Write, identity_of
 from dcmpl.progress import progress_bar, say
-from dcmpl.scoring.files import columns_of, row_of
+from dcmpl.scoring.files import columns_of
 from dcmpl.scoring.job import made_with
 from dcmpl.scoring.judge import CHUNK
 from dcmpl.scoring.partitions import (
-    FILE,
-    KEY,
     LIST,
-    ChunkId,
     Done,
     Part,
-    Scored,
     begin,
     check_new,
     check_owner,
     claim,
     commit,
     finished,
-    write_part,
 )
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.storage import is_url, join, reason_of, writing
@@ -192,90 +185,8 @@ def score(
     )
 
 
-END = packed(None)
-
-KEPT = "the finished partitions are kept, --resume goes on with them"
-
-
-def _attempt(work: Callable[[], object]) -> bytes:
-    """What ``work`` gives, or the error that it ends with, which the stages behind pass on.
-
-    An exception would be tried again, and come back as the words of Ray for it.
-    """
-    try:
-        return packed(work())
-    except DcmplError as error:
-        return packed(error)
-    except Exception as error:  # decoders and engines raise anything
-        reason = f"{type(error).__name__}: {reason_of(error)}"
-        return packed(RunError("to score all images", reason, KEPT))
-
-
-class _Decode:
-    """Stage that reads and decodes: a task in, its chunks out."""
-
-    def __init__(self, prompts: Prompts) -> None:
-        self.prompts = prompts
-
-    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[bytes]]]:
-        for content in batch["task"]:
-            chunks = decoded(unpacked(content), CHUNK, self.prompts)
-            while (found := _attempt(partial(next, chunks, None))) != END:
-                yield {"chunk": [found]}
-
-
-class _Score:
-    """Stage that scores: chunks in, their rows out. An actor opens the model once."""
-
-    def __init__(self, scorer: BatchScorer, identity: Mapping[str, Any], metadata: bool) -> None:
-        self.metadata = metadata
-        self.opened = unpacked(_attempt(lambda: self._open(scorer, identity)))
-
-    def _open(self, scorer: BatchScorer, identity: Mapping[str, Any]) -> None:
-        self.scorer = scorer.scorer
-        found = self.scorer.identity()
-        if odd := [name for name in identity if found.get(name) != identity[name]]:
-            raise RunError(
-                f"the same {odd[0]} on every machine ({identity[odd[0]]})",
-                found.get(odd[0]),
-                "install the same packages and the same model everywhere",
-            )
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        chunks = [self.opened or unpacked(content) for content in batch["chunk"]]
-        return {
-            "scored": [
-                packed(c) if isinstance(c, DcmplError) else _attempt(partial(self._scored, c))
-                for c in chunks
-            ]
-        }
-
-    def _scored(self, chunk: Chunk) -> Scored:
-        with quiet_pillow():
-            sources = with_content(chunk.sources, self.metadata, is_job=True)
-            scores = list(self.scorer.rows(sources))
-        pairs = zip(chunk.keys, scores, strict=True)
-        rows = [{KEY: key, **row_of(score), FILE: score.file} for key, score in pairs]
-        return Scored(ChunkId(chunk.shard, chunk.number, chunk.is_last), rows, chunk.digest)
-
-
-class _Write:
-    """Stage that writes: rows of some chunks in, the part that they became out."""
-
-    def __init__(self, folder: str, job: str, columns: Iterable[str]) -> None:
-        self.folder, self.job, self.columns = folder, job, tuple(columns)
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        scored = [unpacked(content) for content in batch["scored"]]
-        faults = [packed(found) for found in scored if isinstance(found, DcmplError)]
-        good = [found for found in scored if isinstance(found, Scored)]
-        return {"part": [*([_attempt(lambda: self._written(good))] if good else []), *faults]}
-
-    def _written(self, scored: list[Scored]) -> Part:
-        try:
-            return write_part(self.folder, self.job, self.columns, scored)
-        except OSError as error:
-            raise RunError(f"to write {self.folder}", "", KEPT, reason_of(error)) from error
+OF_THE_JOB = ("chunk", "prompt_from", "columns")
+"""What a job's record has beside the identity of its scorer."""
 
 
 @dataclass(frozen=True)
@@ -302,9 +213,9 @@ class RayJob:
         check_new(self.folder, resume)
         count, manifest = self.actors.fitted(), finished(self.folder)
         owner = "" if manifest else claim(self.folder)
-        shards, digest = self._listed(manifest is None)
+        shards, digest, is_relative = self._listed(manifest is None)
         job = {
-            **self.scorer.identity(),
+            **self._identity(),
             "chunk": CHUNK,
             "prompt_from": self.prompts.of,
             "columns": list(columns_of(self.scorer.columns)),
@@ -318,7 +229,8 @@ class RayJob:
         together = min(MOST_TOGETHER, max(1, images // (CHUNK * MOST_TOGETHER)))
         if done.parts:
             say(f"{sum(p.ok + p.error for p in done.parts)} images were scored before")
-        parts = [*done.parts, *self._run(tasks, mark, job["columns"], count, together)]
+        place = os.getcwd() if is_relative else ""
+        parts = [*done.parts, *self._run(tasks, mark, job, count, together, place)]
         check_owner(self.folder, owner)
         return commit(self.folder, job, parts, made_with(self.scorer))
 
@@ -326,15 +238,38 @@ class RayJob:
     def _table(self) -> str:
         return os.path.abspath(path) if not is_url(path := join(self.folder, LIST)) else path
 
-    def _listed(self, keep: bool) -> tuple[list[tuple[str, int]], str]:
-        """Shards of what is named, and the digest of all of it.
+    def _identity(self) -> dict[str, Any]:
+        """What the actors score with: on a GPU the driver may have none."""
+        if not self.actors.gpus:
+            return self.scorer.identity()
+        import ray
+
+        kind = {"num_cpus": self.actors.cores, "num_gpus": self.actors.gpus}
+        remote: Any = ray.remote(**kind)  # type: ignore[call-overload]
+        found = ray.get(remote(identity_of).remote(self._own))
+        if isinstance(found, DcmplError):
+            raise found
+        return dict(found)
+
+    @property
+    def _own(self) -> BatchScorer:
+        """Scorer as actors open it."""
+        is_path = self.model not in (None, "default") and not is_url(self.model)
+        model = os.path.abspath(str(self.model)) if is_path else self.model
+        options = {**vars(self.scorer.options), "workers": self.actors.cores}
+        return BatchScorer(model, **options)
+
+    def _listed(self, keep: bool) -> tuple[list[tuple[str, int]], str, bool]:
+        """Shards of what is named, the digest of all, and whether any path is a relative one.
 
         With ``keep`` what is in no archive is in the table then.
         """
-        digest = sha256()
+        digest, is_relative = sha256(), False
 
         def seen() -> Iterator[Source]:
+            nonlocal is_relative
             for source in self.sources:
+                is_relative |= not (is_url(source.path) or os.path.isabs(source.path))
                 about = stamp(source.path) if source.shard else source.digest("")
                 digest.update(f"{source.path}\n{about}\n".encode("utf-8", "surrogateescape"))
                 yield source
@@ -344,10 +279,16 @@ class RayJob:
                 shards = list(write_sources(file, seen()))
         except OSError as error:
             raise RunError(f"to write {self.folder}", reason=reason_of(error)) from error
-        return shards, digest.hexdigest()
+        return shards, digest.hexdigest(), is_relative
 
     def _run(
-        self, tasks: list[Task], mark: str, columns: Iterable[str], count: int, together: int
+        self,
+        tasks: list[Task],
+        mark: str,
+        job: Mapping[str, Any],
+        count: int,
+        together: int,
+        place: str,
     ) -> Iterator[Part]:
         """Parts of all tasks, as they are written."""
         if not tasks:
@@ -359,19 +300,19 @@ class RayJob:
             data: Any = ray.data.from_items(
                 [{"task": packed(task)} for task in tasks], override_num_blocks=len(tasks)
             )
-            data = data.map_batches(_Decode(self.prompts), batch_size=1, num_cpus=SMALL)
-            options = replace(self.scorer.options, workers=self.actors.cores)
-            own = BatchScorer(self.model, **vars(options))
+            data = data.map_batches(Decode(self.prompts, place), batch_size=1, num_cpus=SMALL)
+            identity = {name: job[name] for name in job if name not in OF_THE_JOB}
+            given = (self._own, identity, self.prompts.of == "metadata", place)
             data = data.map_batches(
-                _Score,
-                fn_constructor_args=(own, self.scorer.identity(), self.prompts.of == "metadata"),
+                Score,
+                fn_constructor_args=given,
                 batch_size=1,
                 compute=ActorPoolStrategy(size=count),
                 num_cpus=self.actors.cores,
                 num_gpus=self.actors.gpus,
             )
             folder = self.folder if is_url(self.folder) else os.path.abspath(self.folder)
-            write = _Write(folder, mark, columns)
+            write = Write(folder, mark, job["columns"])
             data = data.map_batches(write, batch_size=together, num_cpus=SMALL)
             with progress_bar() as bar, _faults():
                 shown = bar.add_task("scoring", total=None)
@@ -435,5 +376,7 @@ def _faults() -> Iterator[None]:
     except DcmplError:
         raise
     except Exception as error:
-        name = type(error).__name__
-        raise RunError("to score all images on Ray", name, KEPT, reason_of(error)) from error
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RunError(
+            "to score all images on Ray", type(error).__name__, KEPT, " ".join(lines[-1:])
+        ) from error
