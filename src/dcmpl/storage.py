@@ -239,7 +239,7 @@ def write(path: str, content: bytes) -> None:
         write_whole(Path(path), content)
         return
     store, place = _opened(path)
-    with _store_errors(path, "write"), store.open_output_stream(place) as file:
+    with _store_errors(path, "write"), store.open_output_stream(place, compression=None) as file:
         file.write(content)
 
 
@@ -277,7 +277,7 @@ def upload(file: Path, path: str) -> None:
 
 def _send(source: IO[bytes], url: str) -> None:
     store, place = _opened(url)
-    with _store_errors(url, "write"), store.open_output_stream(place) as file:
+    with _store_errors(url, "write"), store.open_output_stream(place, compression=None) as file:
         shutil.copyfileobj(source, file, 2**23)
 
 
