@@ -282,6 +282,8 @@ def _check_on(arguments: Arguments) -> None:
 
 def _checked(arguments: Arguments) -> tuple[int, int] | None:
     """The shard to score, after all checks that need no model."""
+    for path in (*arguments.PATH, arguments.model, arguments.prompts, arguments.out):
+        is_url(path or "")  # before any sentence shows a key that one may have in it
     given = ["--" + n.replace("_", "-") for n in PROMPTS if getattr(arguments, n) is not None]
     if len(given) > 1:
         raise UsageError(f"{given[0]} or {given[1]}", "both", "leave one out")
@@ -291,7 +293,7 @@ def _checked(arguments: Arguments) -> tuple[int, int] | None:
         check_scoring_model(arguments.model)
     check_device(arguments.device)
     _check_destination(arguments)
-    if arguments.prompts is not None and not Path(arguments.prompts).is_file():
+    if arguments.prompts is not None and about(arguments.prompts) is None:
         raise UsageError(f"a table at --prompts {arguments.prompts}", "no file")
     if arguments.views not in (None, "auto"):
         check_views(arguments.views)
@@ -354,7 +356,7 @@ def _prompted(sources: "list[Source]", file: str) -> "list[Source]":
     from dcmpl.data.sources import with_prompts
 
     names = [source.name for source in sources]
-    prompts, strange = read_prompts(Path(file), names)
+    prompts, strange = read_prompts(file, names)
     if strange:
         say(f"{len(strange)} rows of {file} name none of the images, {strange[0]!r} among them")
     if without := [name for name in names if name not in prompts]:

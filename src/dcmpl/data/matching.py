@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcmpl.errors import DataError
+from dcmpl.storage import local_copy
 
 __all__ = ["match_prompts", "read_prompts", "same_name"]
 
@@ -16,7 +17,7 @@ def same_name(path: str) -> str:
     return unicodedata.normalize("NFC", plain)
 
 
-def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def read_prompts(file: Path | str, images: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Image -> prompt from a table with the columns image and prompt.
 
     Returns the prompts and the rows' images that are none of ``images``, as in
@@ -24,7 +25,12 @@ def read_prompts(file: Path, images: Sequence[str]) -> tuple[dict[str, str], lis
     """
     from dcmpl.data.sheets import check_cells, read_sheet  # imports pandas
 
-    frame = read_sheet(file)
+    with local_copy(str(file)) as here:
+        try:
+            frame = read_sheet(here)
+        except DataError as error:
+            raise DataError(*(text.replace(str(here), str(file)) for text in error.args)) from error
+    file = Path(file)
     if not {"image", "prompt"} <= {*frame.columns}:
         raise DataError(
             f"the columns image and prompt in {file}", ", ".join(map(str, frame.columns))
