@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -388,7 +389,7 @@ def _of_file(path: str, sidecar: bool, known: frozenset[str] | None = None) -> S
     prompt, notes = "", list[str]()
     stem = os.path.splitext(path)[0]
     names = [stem + ending for ending in SIDECARS] if sidecar else []
-    beside = [n for n in names if (os.path.isfile(n) if known is None else n in known)]
+    beside = [n for n in names if (_is_file(n) if known is None else n in known)]
     for file in beside:
         try:
             with open_file(file) as opened:
@@ -401,6 +402,13 @@ def _of_file(path: str, sidecar: bool, known: frozenset[str] | None = None) -> S
             notes.append(f"the prompt in {file} is another")
         prompt = prompt or found
     return Source(path, path, prompt=prompt, note="; ".join(notes))
+
+
+def _is_file(path: str) -> bool:
+    """Whether a file is there, as far as the system or a store says."""
+    with suppress(OSError):
+        return about(path) is not None
+    return False
 
 
 def _of_archive(path: str, sidecar: bool) -> Iterator[Source]:

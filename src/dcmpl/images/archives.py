@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import IO, Any
+from typing import Any
 
 from dcmpl.errors import DataError
 from dcmpl.images.columns import ParquetImages
@@ -140,7 +140,7 @@ class _Header(tarfile.TarInfo):
         return made
 
 
-def _open_tar(file: IO[bytes]) -> tarfile.TarFile:
+def _open_tar(file: Any) -> tarfile.TarFile:
     return tarfile.open(fileobj=file, tarinfo=_Header)
 
 
