@@ -134,6 +134,19 @@ def test_file_is_written_found_read_and_removed(root: str) -> None:
         storage.open_file(path)
 
 
+@pytest.mark.parametrize("ending", ["tar.gz", "gz", "bz2", "zst"])
+def test_content_is_written_as_it_is_whatever_its_name(
+    root: str, tmp_path: Path, ending: str
+) -> None:
+    """Where pyarrow would compress what is called so."""
+    path = storage.join(root, f"a.{ending}")
+    storage.write(path, b"content")
+    assert read(path) == b"content"
+    (tmp_path / "local").write_bytes(b"other")
+    storage.upload(tmp_path / "local", path)
+    assert read(path) == b"other"
+
+
 def test_file_can_be_read_at_any_place(root: str) -> None:
     (path,) = put(root, "digits-0123456789")
     with storage.open_file(path) as file:

@@ -1,7 +1,6 @@
 """Tables that name images and prompts, as people bring them."""
 
 import csv
-import json
 import os
 import sys
 import tracemalloc
@@ -20,21 +19,13 @@ from dcmpl.data.lists import LISTS, MOST_ROW, read_rows
 from dcmpl.data.matching import read_prompts
 from dcmpl.data.sources import read_list
 from dcmpl.errors import DataError
+from list_writers import WRITERS
 
 ROWS = [
     {"image": "a.png", "prompt": "a red fox"},
     {"image": "sub/b.png", "prompt": "狐, 'quoted'"},
     {"image": "/x/c.png", "prompt": ""},
 ]
-
-WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
-    ".csv": lambda frame, path: frame.to_csv(path, index=False),
-    ".tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
-    ".json": lambda frame, path: path.write_text(json.dumps(frame.to_dict("records"))),
-    ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
-    ".parquet": lambda frame, path: frame.to_parquet(path),
-    ".xlsx": lambda frame, path: frame.to_excel(path, index=False),
-}
 
 
 def written(folder: Path, suffix: str, rows: list[dict[str, object]]) -> Path:
