@@ -33,6 +33,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from train_step import PlainBlock
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -294,15 +295,39 @@ def peaks() -> dict[str, float]:
     """GFLOP/s of this machine's matrix products, on all cores."""
     found, kinds = {}, {"fp32": torch.float32}
     if has_bfloat16(torch.device("cpu")):  # one product takes a minute without units for it
-        kinds["bf16"] = torch.bfloat16
+        kinds |= {"bf16": torch.bfloat16, "int8": torch.int8}
     for name, kind in kinds.items():
+        product = torch._int_mm if kind == torch.int8 else torch.matmul
         a, b = (torch.randn(2048, 2048).to(kind) for _ in range(2))
         took = []
         for _ in range(8):
             start = time.perf_counter()
-            a @ b
+            product(a, b)
             took.append(time.perf_counter() - start)
         found[name] = 2 * 2048**3 / statistics.median(took[2:]) / 1e9
+    return found
+
+
+def gflop_of(engine: TorchEngine) -> float:
+    """GFLOP that the products of one window take, two for a multiplication and its sum."""
+    window = np.zeros((1, engine.size, engine.size, 3), np.uint8)
+    with FlopCounterMode(display=False) as counter:
+        engine(window, [engine.parts("a painting of an ocean", "truncate").ids])
+    return counter.get_total_flops() / 1e9
+
+
+def shares(
+    speeds: dict[str, float], peak: dict[str, float], gflop: float, of_package: float
+) -> dict[str, float]:
+    """Shares of the machine's own peak that products reach, by what was timed on one window."""
+    found = {}
+    for name, speed in speeds.items():
+        kind = next((kind for kind in peak if kind in name), None)
+        if kind is None or "windows" in name:
+            continue
+        each = of_package if name.startswith(PACKAGE) else gflop
+        found[name] = speed * each / peak[kind]
+        print(f"{name:38} {found[name]:8.2f} of the peak of {kind}, {peak[kind]:.0f} GFLOP/s")
     return found
 
 
@@ -409,10 +434,15 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     both = TorchEngine(model, model.config.tasks)
     rounds["torch fp32, both tasks, 25 windows"] = on_ready(both, papers, "windows")
     speeds, found = in_turns(rounds, options.rounds)
+    peak, own = peaks(), load_model(model_folder(None), device="cpu")
+    gflop = gflop_of(TorchEngine(model, ("quality",)))
+    of_one = gflop_of(TorchEngine(own[1], own[0].learned))
     result: dict[str, object] = {
         "rounds": options.rounds,
         "images_per_second": speeds,
-        "gflops": peaks(),
+        "gflops": peak,
+        "gflop_an_image": {"ViT-B/32": gflop, "package": of_one},
+        "shares": shares(speeds, peak, gflop, of_one),
         "memory_mib": {"few": few, "many": many, "images": options.many},
     }
     result["rows"] = table(speeds, found, few, many)

@@ -212,8 +212,8 @@ class RayJob:
         """
         check_new(self.folder, resume)
         count, manifest = self.actors.fitted(), finished(self.folder)
-        owner = "" if manifest else claim(self.folder)
         shards, digest, is_relative = self._listed(manifest is None)
+        owner = "" if manifest else claim(self.folder)
         job = {
             **self._identity(),
             "chunk": CHUNK,
