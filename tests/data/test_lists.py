@@ -484,9 +484,11 @@ def test_empty_rows_beside_bytes_of_images_take_no_memory(tmp_path: Path) -> Non
     assert peak.size < 2**20
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_many_rows_take_no_more_memory_than_few(tmp_path: Path, suffix: str) -> None:
-    count, sizes = 100_000, list[int]()
+@pytest.mark.parametrize(
+    ("suffix", "count"), [(".csv", 100_000), (".jsonl", 30_000), (".parquet", 100_000)]
+)
+def test_many_rows_take_no_more_memory_than_few(tmp_path: Path, suffix: str, count: int) -> None:
+    sizes = list[int]()
     for rows in (1000, count):
         names = [f"images/of/some/folder/{i:012}.png" for i in range(rows)]
         frame = pd.DataFrame({"image": names, "prompt": [f"a fox, {name}" for name in names]})
