@@ -35,6 +35,7 @@ __all__ = [
     "open_file",
     "reason_of",
     "remove",
+    "remove_folder",
     "sha256_at",
     "upload",
     "write",
@@ -254,6 +255,14 @@ def local_copy(path: str) -> Iterator[Path]:
         with open_file(path) as file, copy.open("wb") as out:
             shutil.copyfileobj(file, out)
         yield copy
+
+
+def remove_folder(url: str) -> None:
+    """Remove a folder of a store, where no file is left in it; raises :class:`OSError`."""
+    store, place = _opened(url)
+    with _store_errors(url, "remove"):
+        if not list_files(url):
+            store.delete_dir(place.rstrip("/"))
 
 
 def sha256_at(path: str) -> str:

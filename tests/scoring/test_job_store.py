@@ -1,5 +1,6 @@
 """Jobs in chunks of one archive each, and jobs to a URL: what a local ``-o`` has, to the byte."""
 
+import os
 import shutil
 import zipfile
 from array import array
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from conftest import Capture, refused
 from dcmpl import storage
@@ -473,3 +475,26 @@ def test_bucket_that_is_not_there_is_one_sentence(
     assert main([*words, "s3://none/scores.csv"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("dcmpl: expected to write s3://none/scores.csv.part, got: ")
+
+
+def test_names_that_are_no_texts_come_through(
+    place: str, trained_run: Path, tmp_path: Path
+) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    Image.new("RGB", (40, 44), "teal").save(odd)
+    for suffix in (".csv", ".jsonl"):
+        local, there = tmp_path / f"odd{suffix}", f"{place}/odd{suffix}"
+        for out in (str(local), there):
+            assert main(["score", odd, "--model", str(trained_run), "-o", out]) == 0
+        with storage.open_file(there) as file:
+            assert file.read() == local.read_bytes()
+
+
+def test_nothing_is_left_beside_the_scores(words: Words, place: str) -> None:
+    from pyarrow import fs
+
+    assert main([*words, f"{place}/left.csv"]) == 3
+    store, folder = storage._opened(place)
+    infos = store.get_file_info(fs.FileSelector(folder, recursive=True))
+    names = {info.base_name for info in infos if "left.csv" in info.path}
+    assert names == {"left.csv", "left.csv.manifest.json"}

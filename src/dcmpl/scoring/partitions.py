@@ -21,7 +21,18 @@ from dcmpl import __version__
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import added, digest_of_text, record_of, sealed
 from dcmpl.scoring.files import COUNTS, Row, as_text, is_text
-from dcmpl.storage import about, base_of, join, list_files, open_file, reason_of, remove, write
+from dcmpl.storage import (
+    about,
+    base_of,
+    is_url,
+    join,
+    list_files,
+    open_file,
+    reason_of,
+    remove,
+    remove_folder,
+    write,
+)
 
 __all__ = [
     "JOB",
@@ -47,7 +58,9 @@ __all__ = [
 JOB, MANIFEST, LIST, OWNER = "_job.json", "_manifest.json", "_list.parquet", "_owner"
 PART, ENDING = "part-", ".parquet"
 KEY, FILE = "key", "file"
-ABOUT = b"dcmpl"
+ABOUT, ODD = b"dcmpl", b"dcmpl no texts"
+"""Entries of a footer: the part, and by key the cells that are no texts."""
+
 MOST_RECORD, MOST_FOOTER = 2**30, 2**20
 OPEN = 32
 """Partitions that are open at a time while rows are read in order."""
@@ -132,7 +145,9 @@ def write_part(folder: str, job: str, columns: Sequence[str], scored: Sequence[S
     numbers = {name: pa.int64() if name in COUNTS else pa.float64() for name in columns}
     fields = [(name, pa.string() if is_text(name) else kind) for name, kind in numbers.items()]
     schema = pa.schema([(KEY, pa.string()), *fields, (FILE, pa.string())])
-    schema = schema.with_metadata({ABOUT: json.dumps(vars(part)).encode()})
+    odd = {row[KEY]: names for row in rows if (names := _no_texts(row))}
+    about = {ABOUT: json.dumps(vars(part)).encode(), ODD: json.dumps(odd).encode()}
+    schema = schema.with_metadata(about)
     content = io.BytesIO()
     with pq.ParquetWriter(content, schema) as writer:
         for each in scored:
@@ -140,6 +155,11 @@ def write_part(folder: str, job: str, columns: Sequence[str], scored: Sequence[S
             writer.write_table(pa.Table.from_pylist(table, schema))
     write(join(folder, name), content.getvalue())
     return part
+
+
+def _no_texts(row: Row) -> dict[str, str]:
+    """Cells whose bytes are no text, as names of files may be: Parquet cannot hold them."""
+    return {name: cell for name, cell in row.items() if as_text(cell) != cell}
 
 
 @dataclass(frozen=True)
@@ -333,6 +353,9 @@ def discard(folder: str, kept: Collection[str] = ()) -> None:
         if is_ours and name not in kept:
             with suppress(OSError):  # it is no part of the result, wherever it lies
                 remove(file.path)
+    if not kept and is_url(folder):
+        with suppress(OSError):  # what stands for the folder itself
+            remove_folder(folder)
 
 
 def check_chunks(parts: Iterable[Part], whole: bool = True) -> None:
@@ -394,8 +417,10 @@ def rows_of(folder: str, parts: Iterable[Part]) -> Iterator[Row]:
     groups = [(c, part.name, place) for part in parts for place, c in enumerate(part.chunks)]
     with _OpenParts(folder) as files:
         for _, name, group in sorted(groups):
+            odd = json.loads((files[name].schema_arrow.metadata or {}).get(ODD, b"{}"))
             for row in files[name].read_row_group(group).to_pylist():
-                yield {name: row[name] for name in row if name not in (KEY, FILE)}
+                whole = {**row, **odd.get(row[KEY], {})}
+                yield {name: whole[name] for name in row if name not in (KEY, FILE)}
 
 
 class _OpenParts:
