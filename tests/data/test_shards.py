@@ -238,7 +238,7 @@ def test_prompts_of_archives_come_from_where_they_are_named(
 def test_changed_archive_has_another_stamp(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(b"1")
-    before = stamp(Task(str(path), 0))
+    before = stamp(str(path))
     path.write_bytes(b"12")
-    assert stamp(Task(str(path), 0)) != before != ""
-    assert stamp(Task(str(tmp_path / "gone.zip"), 0)) == ""
+    assert stamp(str(path)) != before != ""
+    assert stamp(str(tmp_path / "gone.zip")) == ""
