@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--images 512] [--sizes 1000 10000 100000] [--rows 10000000]
 
 The rate of the local scorer and of one and two actors is that of many images less that of few,
-so what starting costs is beside it. How it grows is measured with a small random model on small
+so what starting costs is beside it. How it grows, from each size to the next, is measured with a small random model on small
 images, which leaves most of the time to the pipeline: images a second, memory of all processes,
 and the driver's own seconds. A list is looked through by a process of its own, twice.
 """
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from dcmpl.model.clip import Clip
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.weights.layouts import read_config
 
-STORE = 400 * 2**20
-"""Bytes of Ray's object store here."""
+STORE = 2 * 2**30
+"""Bytes of Ray's object store here: with 400 MiB, room for eight chunks, one actor of two idled."""
 
 TINY = {
     "projection_dim": 24,
@@ -193,10 +194,11 @@ def growth(place: Path, sizes: Sequence[int]) -> None:
         with peak() as most:
             clock, own = on_ray(run, [str(place / f"list{size}.parquet")], 2, views="center")
         found[size] = clock, own, most[0]
-    start, begun, _ = found.pop(sizes[0] // 10)
     first = None
-    for size, (clock, own, most) in found.items():
-        more = size - sizes[0] // 10
+    for before, size in pairwise(found):
+        start, begun, _ = found[before]
+        clock, own, most = found[size]
+        more = size - before
         rate = more / (clock - start)
         first = first or rate
         print(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -193,24 +193,6 @@ def scored_on_ray(many: str, words: list[str], out: Path, *more: str) -> int:
     return main(["score", many, *words, "--views", "center", *ONE, "-o", str(out), *more])
 
 
-@pytest.fixture
-def after_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Do something as soon as the first partition stands, something else at the third, ..."""
-
-    def arrange(*actions: Callable[[], object]) -> None:
-        run = RayJob._run
-
-        def watched(self: RayJob, *given: Any) -> Iterator[Part]:
-            for number, part in enumerate(run(self, *given)):
-                if number % 2 == 0 and number // 2 < len(actions):
-                    actions[number // 2]()
-                yield part
-
-        monkeypatch.setattr(RayJob, "_run", watched)
-
-    return arrange
-
-
 SCORING = (b"ray::MapWorker",)
 ALL = (*SCORING, b"ray::MapBatches", b"ray::IDLE")
 """Titles of the actors that score, and of all workers: those that decode, write or wait as well."""
@@ -238,19 +220,36 @@ def kill(titles: tuple[bytes, ...]) -> int:
     return len(found)
 
 
+@pytest.fixture(scope="module")
+def survived(
+    cluster: str, many: str, words: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[int]]:
+    """Partitions of a job whose processes were killed twice, and how many were.
+
+    The actors at the first partition, all workers at the third.
+    """
+    killed, run = list[int](), RayJob._run
+
+    def watched(self: RayJob, *given: Any) -> Iterator[Part]:
+        for number, part in enumerate(run(self, *given)):
+            if number in (0, 2):
+                killed.append(kill(ALL if number else SCORING))
+            yield part
+
+    out = tmp_path_factory.mktemp("survived") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RayJob, "_run", watched)
+        assert scored_on_ray(many, words, out, "--actors", "2") == 3
+    return out, killed
+
+
 def test_killed_processes_cost_no_row_and_double_none(
-    cluster: str,
-    many: str,
-    many_here: Path,
-    words: list[str],
-    tmp_path: Path,
-    after_parts: Callable[..., None],
+    survived: tuple[Path, list[int]], many_here: Path
 ) -> None:
-    killed: list[int] = []
-    after_parts(lambda: killed.append(kill(SCORING)), lambda: killed.append(kill(ALL)))
-    assert scored_on_ray(many, words, tmp_path / "out", "--actors", "2") == 3
+    out, killed = survived
+    assert len(killed) == 2
     assert min(killed) >= 2
-    assert_same(tmp_path / "out", many_here)
+    assert_same(out, many_here)
 
 
 SCRIPT = "import sys; from dcmpl.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -283,10 +282,14 @@ def test_killed_driver_goes_on_where_it_was(
 
 
 def test_lost_partitions_alone_are_made_again(
-    cluster: str, many: str, many_here: Path, words: list[str], tmp_path: Path
+    survived: tuple[Path, list[int]],
+    many: str,
+    many_here: Path,
+    words: list[str],
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    assert scored_on_ray(many, words, out) == 3
+    shutil.copytree(survived[0], out)
     (out / MANIFEST).unlink()
     first, second, *others = sorted(out.glob("part-*"))
     kept = {path: path.stat().st_mtime_ns for path in others}
@@ -453,16 +456,21 @@ def test_folder_with_other_files_is_left_alone(
 
 
 def test_job_that_another_took_over_ends_without_a_manifest(
-    cluster: str,
+    partitions: Path,
     named: list[str],
     words: list[str],
     tmp_path: Path,
     capsys: Capture,
-    after_parts: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Between its last partition and its end."""
     out = tmp_path / "out"
-    after_parts(lambda: on_ray.claim(str(out)))
-    assert main(["score", named[1], *words, *ONE, "-o", str(out)]) == 1
+    shutil.copytree(partitions, out)
+    (out / MANIFEST).unlink()
+    begin = on_ray.begin
+    monkeypatch.setattr(on_ray, "begin", lambda *given: (on_ray.claim(str(out)), begin(*given))[1])
+    given = [*named, *words, "--prompt", "a red fox", *ONE, "-o", str(out), "--resume"]
+    assert main(["score", *given]) == 1
     assert "got another dcmpl that took it over" in capsys.readouterr().err
     assert not (out / MANIFEST).exists()
 

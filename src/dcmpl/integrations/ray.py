@@ -307,7 +307,10 @@ class RayJob:
                 Score,
                 fn_constructor_args=given,
                 batch_size=1,
-                compute=ActorPoolStrategy(size=count),
+                # On a processor a chunk takes seconds: none waits for an actor while another idles.
+                compute=ActorPoolStrategy(
+                    size=count, max_tasks_in_flight_per_actor=None if self.actors.gpus else 1
+                ),
                 num_cpus=self.actors.cores,
                 num_gpus=self.actors.gpus,
             )
