@@ -3,9 +3,10 @@
     python benchmarks/scale.py [--images 512] [--sizes 1000 10000 100000] [--rows 10000000]
 
 The rate of the local scorer and of one and two actors is that of many images less that of few,
-so what starting costs is beside it. How it grows, from each size to the next, is measured with a small random model on small
-images, which leaves most of the time to the pipeline: images a second, memory of all processes,
-and the driver's own seconds. A list is looked through by a process of its own, twice.
+so what starting costs is beside it. How it grows, from each size to the next, is measured with
+a small random model on small images, which leaves most of the time to the pipeline: images a
+second, memory of all processes, and the driver's own seconds. A list is looked through by a
+process of its own, twice.
 """
 
 import argparse
