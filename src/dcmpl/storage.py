@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from dcmpl.errors import RunError, UsageError
@@ -166,7 +167,7 @@ def about(path: str) -> About | None:
             found = os.stat(path)
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
-        return About(path, found.st_size, found.st_mtime_ns) if _is_file(found.st_mode) else None
+        return About(path, found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else None
     from pyarrow import fs
 
     store, place = _opened(path)
@@ -175,12 +176,6 @@ def about(path: str) -> About | None:
     if info.type != fs.FileType.File:
         return None
     return About(path, int(info.size or 0), int(info.mtime_ns or 0))
-
-
-def _is_file(mode: int) -> bool:
-    import stat
-
-    return stat.S_ISREG(mode)
 
 
 def is_folder(path: str) -> bool:

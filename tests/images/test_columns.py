@@ -14,7 +14,7 @@ from dcmpl import storage
 from dcmpl.cli.main import main
 from dcmpl.errors import DataError
 from dcmpl.images.archives import Archives
-from dcmpl.images.columns import BATCH, NAMES, ParquetImages
+from dcmpl.images.columns import BATCH, IMAGE_COLUMNS, ParquetImages
 from dcmpl.scoring.files import read_scores
 
 pytest_plugins = ("stores",)
@@ -72,7 +72,7 @@ def test_each_row_is_read_once_in_order(
     assert sought == [0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", IMAGE_COLUMNS)
 def test_column_of_bytes_may_have_several_names(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "a.parquet", cells_of("hub", [b"x"]), name=name)
     with ParquetImages(path) as images:

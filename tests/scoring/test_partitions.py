@@ -14,9 +14,9 @@ from dcmpl.errors import RunError, UsageError
 from dcmpl.files import added, digest_of_text, sealed
 from dcmpl.scoring import partitions
 from dcmpl.scoring.files import COLUMNS
+from dcmpl.scoring.journal import FILE
 from dcmpl.scoring.partitions import (
     ABOUT,
-    FILE,
     JOB,
     KEY,
     LIST,

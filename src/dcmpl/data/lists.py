@@ -15,15 +15,25 @@ from typing import Any, NamedTuple
 
 from dcmpl.data.texts import encoding_of, of_cell
 from dcmpl.errors import DataError
+from dcmpl.images.columns import IMAGE_COLUMNS
 from dcmpl.storage import about, open_file, reason_of
 
-__all__ = ["IMAGE_COLUMNS", "LISTS", "PROMPT_COLUMNS", "ListRow", "read_rows"]
+__all__ = ["KINDS", "LISTS", "PROMPT_COLUMNS", "ListRow", "read_rows"]
 
 LISTS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".xlsx")
 
-IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "file", "path", "name")
+KINDS = {
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".json": "JSON",
+    ".jsonl": "JSON Lines",
+    ".parquet": "Parquet",
+    ".xlsx": "XLSX",
+}
+"""What tables are called in sentences, by the ending of a file's name."""
+
 PROMPT_COLUMNS = ("prompt", "text", "caption", "title")
-"""The names in use, the first that is there counts."""
+"""The names in use, the first that is there counts, as with ``IMAGE_COLUMNS``."""
 
 MOST_ROW = 2**22
 """Letters of a row."""
@@ -74,16 +84,6 @@ def read_rows(path: str) -> Iterator[ListRow]:
         raise DataError(f"{words} table at {path}", reason=reason) from error
     if not any_row:
         raise DataError(f"at least one row in {path}", "none")
-
-
-KINDS = {
-    ".csv": "CSV",
-    ".tsv": "TSV",
-    ".json": "JSON",
-    ".jsonl": "JSON Lines",
-    ".parquet": "Parquet",
-    ".xlsx": "XLSX",
-}
 
 
 def _columns(names: Sequence[str], path: str) -> tuple[str, str | None]:

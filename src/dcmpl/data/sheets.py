@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dcmpl.data.lists import KINDS
 from dcmpl.data.table import listed
 from dcmpl.data.texts import encoding_of
 from dcmpl.errors import DataError
@@ -297,15 +298,6 @@ SHEETS: dict[str, Callable[[Path, bool, str], pd.DataFrame]] = {
     ".xlsx": _read_xlsx,
 }
 """By the ending of a file's name."""
-
-KINDS = {
-    ".csv": "CSV",
-    ".tsv": "TSV",
-    ".json": "JSON",
-    ".jsonl": "JSON Lines",
-    ".parquet": "Parquet",
-    ".xlsx": "XLSX",
-}
 
 
 def read_mat(file: Path, variable: str, count: int) -> np.ndarray:

@@ -9,12 +9,13 @@ from typing import Any
 from dcmpl.errors import DataError
 from dcmpl.storage import open_file
 
-__all__ = ["ParquetImages"]
+__all__ = ["IMAGE_COLUMNS", "ParquetImages"]
 
 BATCH = 8
 """Rows that are in memory at a time."""
 
-NAMES = ("image", "image_path", "filepath", "file_name", "filename", "file", "path", "name")
+IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "file", "path", "name")
+"""Names in use of the column with the images of a table, the first that is there counts."""
 
 
 class ParquetImages(ExitStack):
@@ -32,7 +33,7 @@ class ParquetImages(ExitStack):
             self._file = opened.enter_context(pq.ParquetFile(opened.enter_context(open_file(path))))
             schema = self._file.schema_arrow
             kinds = {field.name: field.type for field in schema}
-            found = [n for n in NAMES if n in kinds and not pa.types.is_string(kinds[n])]
+            found = [n for n in IMAGE_COLUMNS if n in kinds and not pa.types.is_string(kinds[n])]
             if not found:
                 raise DataError(f"a column with the bytes of images in {path}", "none")
             self._path = path

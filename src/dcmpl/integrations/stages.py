@@ -15,8 +15,9 @@ from dcmpl.errors import DcmplError, RunError
 from dcmpl.images.decode import quiet_pillow
 from dcmpl.integrations.batch import BatchScorer
 from dcmpl.scoring.files import row_of
+from dcmpl.scoring.journal import FILE
 from dcmpl.scoring.judge import CHUNK
-from dcmpl.scoring.partitions import FILE, KEY, ChunkId, Part, Scored, write_part
+from dcmpl.scoring.partitions import KEY, ChunkId, Part, Scored, write_part
 from dcmpl.storage import reason_of
 
 __all__ = ["KEPT", "Decode", "Score", "Write", "identity_of"]

@@ -21,6 +21,7 @@ from dcmpl import __version__
 from dcmpl.errors import RunError, UsageError
 from dcmpl.files import added, digest_of_text, record_of, sealed
 from dcmpl.scoring.files import COUNTS, Row, as_text, is_text
+from dcmpl.scoring.journal import FILE
 from dcmpl.storage import (
     about,
     base_of,
@@ -57,7 +58,7 @@ __all__ = [
 
 JOB, MANIFEST, LIST, OWNER = "_job.json", "_manifest.json", "_list.parquet", "_owner"
 PART, ENDING = "part-", ".parquet"
-KEY, FILE = "key", "file"
+KEY = "key"
 ABOUT, ODD = b"dcmpl", b"dcmpl no texts"
 """Entries of a footer: the part, and by key the cells that are no texts."""
 
