@@ -475,6 +475,20 @@ def test_job_that_another_took_over_ends_without_a_manifest(
     assert not (out / MANIFEST).exists()
 
 
+@pytest.mark.parametrize(
+    ("raised", "found", "sentence"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, "the finished partitions are kept, --resume"),
+        (TypeError("a\n\nlast line"), RunError, "on Ray, got TypeError: last line: the finished"),
+    ],
+)
+def test_what_ends_a_job_says_what_is_left(
+    raised: BaseException, found: type[BaseException], sentence: str
+) -> None:
+    with pytest.raises(found, match=re.escape(sentence)), on_ray._faults():
+        raise raised
+
+
 def test_cluster_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

@@ -373,9 +373,11 @@ def _settings() -> Iterator[None]:
 
 @contextmanager
 def _faults() -> Iterator[None]:
-    """Turn what Ray itself raises into a :class:`RunError`."""
+    """Turn what Ray itself raises into a :class:`RunError`; say what an interruption leaves."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(KEPT) from None
     except DcmplError:
         raise
     except Exception as error:
