@@ -11,7 +11,7 @@ import pytest
 from dcmpl import storage
 from dcmpl.errors import RunError, UsageError
 
-pytest_plugins = ("stores",)
+pytest_plugins = ("hub", "stores")
 
 SECRETS = (
     "s3://name:TOPSECRET@bucket/a.png",
@@ -25,13 +25,12 @@ SECRETS = (
 )
 
 
-@pytest.fixture(params=["disk", "store"])
+@pytest.fixture(params=["disk", "bucket", "hub"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty folder, of this machine or in a bucket."""
+    """An empty folder, of this machine, in a bucket or in a data set of the hub."""
     if request.param == "disk":
         return str(tmp_path / "root")
-    bucket = request.getfixturevalue("bucket")
-    return f"{bucket}/{tmp_path.name}"
+    return f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
 
 
 def put(root: str, *names: str) -> list[str]:
@@ -115,7 +114,7 @@ def test_container_of_an_azure_url_keeps_its_account() -> None:
     assert storage._url_of("s3://b/x", "b/x/a b#c?.png") == "s3://b/x/a b#c?.png"
 
 
-# Both kinds of places
+# All kinds of places
 
 
 def test_file_is_written_found_read_and_removed(root: str) -> None:
@@ -123,10 +122,11 @@ def test_file_is_written_found_read_and_removed(root: str) -> None:
     found = storage.about(path)
     assert found is not None
     assert (found.path, found.size) == (path, 14)
-    assert found.changed > 10**18
+    assert found.changed > 10**18 or path.startswith("hf://")  # which tells no times
     assert read(path) == b"a b#c?%41[.txt"
-    storage.write(path, b"other")
-    assert read(path) == b"other"
+    storage.write(path, b"A b#c?%41[.txt")  # as long
+    assert read(path) == b"A b#c?%41[.txt"
+    assert storage.list_files(storage.join(root, "sub")) == [storage.about(path)]
     storage.remove(path)
     assert storage.about(path) is None
     storage.remove(path)
@@ -163,6 +163,31 @@ def test_folder_is_no_file_and_a_file_no_folder(root: str) -> None:
     assert storage.is_folder(storage.join(root, "sub") + "/")
     assert not storage.is_folder(path)
     assert not storage.is_folder(storage.join(root, "none"))
+
+
+def test_other_content_of_one_size_is_seen_where_there_are_no_times(hub: str) -> None:
+    (path,) = put(hub, "one.txt")
+    before = storage.about(path)
+    storage.write(path, b"two.txt")
+    assert storage.about(path) != before
+    storage.write(path, b"one.txt")
+    assert storage.about(path) == before
+
+
+@pytest.mark.parametrize("size", [5, 1000, -1])
+def test_store_that_goes_while_a_file_is_read_is_an_error_of_the_system(
+    hub: str, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    from huggingface_hub.hf_file_system import HfFileSystemFile
+
+    def gone(*_: object) -> None:
+        raise RuntimeError("the line is cut")  # each library has errors of its own
+
+    (path,) = put(hub, "left.txt")
+    with storage.open_file(path) as file:
+        monkeypatch.setattr(HfFileSystemFile, "read", gone)
+        with pytest.raises(OSError, match=rf"read {path}: the line is cut"):
+            file.read(size)
 
 
 def test_files_below_a_folder_are_listed_by_name(root: str) -> None:

@@ -30,6 +30,7 @@ from dcmpl.cli.main import main
 from dcmpl.training import loop
 
 runs, ends = json.loads(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 real = loop.train_step
 def train_step(*given):
     global left
