@@ -16,7 +16,7 @@ import uvicorn
 @contextmanager
 def listening(app: Any) -> Iterator[str]:
     """Serve ``app`` in a thread; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, log_level="warning"))
     ready, begin = threading.Event(), server.startup
 
     async def startup(*arguments: Any, **options: Any) -> None:

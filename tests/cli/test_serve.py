@@ -1,6 +1,7 @@
 """``dcmpl serve``: what is refused, in one sentence, and a service that listens until a signal."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -136,6 +137,21 @@ def test_port_in_use_is_wrong_usage(capsys: Capture, trained_run: Path) -> None:
     wanted = f"expected an address of this machine and a free port at 127.0.0.1:{port}, got "
     assert told.startswith(f"{wanted}Address already in use")
     assert told.endswith(": take another --host or --port")
+
+
+def test_handlers_of_logs_are_left_open(capsys: Capture, trained_run: Path) -> None:
+    closed = []
+
+    class Handler(logging.Handler):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    kept = Handler()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused(capsys, 2, "serve", "--model", trained_run, "--port", taken.getsockname()[1])
+    assert not closed
+    kept.close()
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "2001:db8::7", "no such host", "x" * 70, "a..b"])

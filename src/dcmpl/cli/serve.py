@@ -74,6 +74,7 @@ def serve(arguments: Arguments) -> int:
     app = service(scorer, limits, key=key, any_host=key is not None, log=log)
     config = uvicorn.Config(
         app,
+        log_config=None,  # its own would close the handlers of all others
         log_level="warning",
         access_log=False,
         proxy_headers=False,
