@@ -22,6 +22,10 @@ SECRETS = (
     "hf://name:TOPSECRET@datasets/a.png",
     "abfs://name:TOPSECRET@account.dfs.core.windows.net/a.png",
     "https://name:TOPSECRET@host/a.png",
+    "s3://bucket/a.png?X-Amz-Signature=TOPSECRET",
+    "gs://bucket/a.png?x-goog-signature=TOPSECRET",
+    "abfs://box/a.png?sv=1&sig=TOPSECRET",
+    "s3://bucket/a.png?AWSAccessKeyId=TOPSECRET",
 )
 
 
@@ -47,6 +51,20 @@ def read(path: str) -> bytes:
 
 
 # Names
+
+
+def test_question_marks_may_stand_in_names() -> None:
+    assert storage.is_url("s3://b/what?.png")
+    assert storage.is_url("s3://b/is it=a&design=1.png")
+
+
+def test_two_that_write_one_file_write_it_whole(tmp_path: Path) -> None:
+    path = str(tmp_path / "a")
+    with storage.writing(path) as one, storage.writing(path) as other:
+        one.write(b"long " * 1000)
+        other.write(b"short")
+    assert read(path) == b"long " * 1000
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("url", ["s3://b/a", "gs://b/a", "abfs://c@a.host/x", "hf://datasets/a/b"])

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,10 +22,11 @@ from stat import S_ISREG
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from dcmpl.errors import RunError, UsageError
-from dcmpl.files import put_in_place, write_whole
+from dcmpl.files import put_in_place
 
 __all__ = [
     "About",
+    "StoreError",
     "about",
     "base_of",
     "fetched",
@@ -48,6 +50,13 @@ SCHEMES = ("s3", "gs", "abfs", "hf")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
+SIGNED = re.compile(
+    r"[?&](x-(amz|goog)-[\w-]+|sig|signature|token|awsaccesskeyid|googleaccessid|"
+    r"(access|secret|api)[_-]?\w*)=",
+    re.IGNORECASE,
+)
+"""Parts of an address that let whoever has it read: signatures, tokens and keys."""
+
 if TYPE_CHECKING:
     Opened = IO[bytes]
 else:  # files of pyarrow read and seek, and are none of IO's for who looks
@@ -56,6 +65,10 @@ else:  # files of pyarrow read and seek, and are none of IO's for who looks
 
 AHEAD = 2**20
 """Bytes that are fetched from a store at least: each request has its own wait."""
+
+
+class StoreError(OSError):
+    """Error of an object store, in its own words, with what was tried at which URL."""
 
 
 class About(NamedTuple):
@@ -86,7 +99,8 @@ def is_url(path: object) -> bool:
         )
     # A key may have a slash in it, so the @ may stand behind one; no bucket's name has a colon.
     netloc = str(path)[found.end() :].partition("/")[0]
-    if ":" in netloc or ("@" in netloc and scheme != "abfs"):
+    has_name = ":" in netloc or ("@" in netloc and scheme != "abfs")
+    if has_name or SIGNED.search(str(path)):
         raise UsageError(
             "a URL without a name or a key in it",
             f"one of {scheme}://",
@@ -150,17 +164,17 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def _store_errors(url: str, what: str) -> Iterator[None]:
-    """Turn whatever a store's library raises into an :class:`OSError` with its words."""
+    """Turn whatever a store's library raises into a :class:`StoreError` with its words."""
     try:
         yield
     except UsageError:
         raise
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
+    except StoreError:
+        raise
     except Exception as error:  # each library has its own
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise OSError(f"{what} {url}: {reason_of(error)}") from error
+        raise StoreError(f"{what} {url}: {reason_of(error)}") from error
 
 
 def about(path: str) -> About | None:
@@ -274,7 +288,8 @@ class _Remote(io.RawIOBase):
 def write(path: str, content: bytes) -> None:
     """Put ``content`` at ``path``, whole or not at all; raises :class:`OSError`."""
     if not is_url(path):
-        write_whole(Path(path), content)
+        with writing(path) as file:
+            file.write(content)
         return
     store, place = _opened(path)
     with _store_errors(path, "write"), store.open_output_stream(place, compression=None) as file:
@@ -370,7 +385,8 @@ def writing(path: str) -> Iterator[IO[bytes]]:
     """File to write, which is there, whole, when the block ends; raises :class:`OSError`.
 
     Nothing is written where the block ends with an error: a store takes what was sent so far
-    for the whole, so it is sent when all of it is there.
+    for the whole, so it is sent when all of it is there. Two that write one file at a time each
+    write their own, and the last one counts.
     """
     if is_url(path):
         with tempfile.TemporaryFile(prefix="dcmpl-") as spooled:
@@ -379,7 +395,7 @@ def writing(path: str) -> Iterator[IO[bytes]]:
             _send(spooled, path)
         return
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as opened:

@@ -166,13 +166,16 @@ def test_list_of_this_machine_may_name_urls(
 
 
 @pytest.mark.parametrize("row", ["http://host/a.png", "s3://name:TOP/SECRET@bucket/a.png"])
-def test_row_with_a_url_that_is_none_is_refused_before_anything_is_scored(
-    tmp_path: Path, trained_run: Path, row: str, capsys: Capture
+def test_url_that_is_none_is_a_row_that_does_not_show_it(
+    here: Path, run: Run, row: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    (tmp_path / "list.csv").write_text(f"image\n{row}\n")
-    words = ["score", tmp_path / "list.csv", "--model", trained_run, "-o", tmp_path / "out.csv"]
-    assert "SECRET" not in refused(capsys, 2, *words)
-    assert [path.name for path in tmp_path.iterdir()] == ["list.csv"]
+    images = tmp_path / "list.csv"
+    images.write_text(f"image,prompt\n{here}/in/0.png,a fox\n{row},a cat\n")
+    first, second = run(images, code=3)
+    assert (first["status"], second["image"]) == ("ok", f"{images}/1")
+    assert second["reason"].startswith("expected a ")
+    written = [path.read_text() for path in tmp_path.iterdir() if path != images]
+    assert not any("SECRET" in text for text in [*written, capsys.readouterr().err])
 
 
 def test_scores_at_a_url_may_be_scored_again_as_a_list(
@@ -256,7 +259,7 @@ def test_model_that_is_not_there_is_one_sentence(
 @pytest.mark.parametrize(
     ("path", "code", "words"),
     [
-        ("s3://none/in/", 3, ""),
+        ("s3://none/in/", 2, "expected images in s3://none/in/, got none"),
         ("s3://none/list.csv", 1, "expected a table at s3://none/list.csv, got: "),
         ("s3://none/more.zip", 3, ""),
         ("s3://none/a.png", 3, ""),
@@ -264,6 +267,7 @@ def test_model_that_is_not_there_is_one_sentence(
         ("s3:///in", 2, "expected a URL that names a bucket, got s3:///in"),
         ("http://host/a.png", 2, "expected a path, or a URL of s3://, gs://, abfs://, hf://"),
         ("file:///etc/passwd", 2, "expected a path, or a URL of s3://"),
+        ("s3://bucket/none/", 2, "expected images in s3://bucket/none/, got none"),
     ],
 )
 def test_store_that_has_it_not_is_a_row_or_one_sentence(
@@ -294,6 +298,9 @@ def test_store_that_has_it_not_is_a_row_or_one_sentence(
         "s3://name:TOPSECRET@bucket/a",
         "s3://name:TOP/SECRET@bucket/a",
         "https://name:TOPSECRET@host/a",
+        "s3://bucket/a.png?X-Amz-Credential=name&X-Amz-Signature=TOPSECRET",
+        "abfs://box@account.host/a?sv=1&sig=TOPSECRET",
+        "hf://datasets/a/b/c?token=TOPSECRET",
     ],
 )
 @pytest.mark.parametrize("ending", [".csv", ".png", ""])
@@ -356,3 +363,39 @@ def test_image_that_is_no_file_of_its_name_is_told_by_its_content(
     assert row["image"] == f"{bucket}/odd/x y#1?%20.png"
     (known,) = run(here / "in" / "0.png")
     assert row["quality"] == known["quality"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "score IN -o s3://b/x.csv",
+        "score IN -o s3://b/x.csv --resume",
+        "score IN --prompts s3://b/p.csv",
+        "score s3://b/in",
+        "score s3://b/list.csv",
+        "merge s3://b/x -o OUT",
+        "merge s3://b/x.csv -o OUT",
+    ],
+)
+def test_store_that_does_not_answer_is_one_sentence(
+    here: Path,
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    capsys: Capture,
+) -> None:
+    def gone(url: str) -> None:
+        raise storage.StoreError(f"read {url}: no route")
+
+    monkeypatch.setattr(storage, "_opened", gone)
+    given = words.replace("IN", str(here / "in")).replace("OUT", str(tmp_path / "out.csv")).split()
+    if "-o" not in given:
+        given += ["-o", str(tmp_path / "out.csv")]
+    if given[0] == "score":
+        given += ["--model", str(trained_run)]
+    message = refused(capsys, 1, *given)
+    assert message.startswith("expected ")
+    assert message.count("no route") == 1
+    assert "unexpected" not in message
+    assert [*tmp_path.iterdir()] == []

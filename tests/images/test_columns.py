@@ -48,6 +48,18 @@ def contents() -> list[bytes | None]:
     return [f"image {i}".encode() * (1 + i % 3) for i in range(COUNT)]
 
 
+def test_column_is_known_by_its_name_as_in_lists(
+    tmp_path: Path, contents: list[bytes | None]
+) -> None:
+    for kind in ("hub", "binary"):
+        path = written(tmp_path / f"{kind}.parquet", cells_of(kind, contents), name=" file  name ")
+        with pytest.raises(DataError, match="got none"):
+            ParquetImages(path)
+        path = written(tmp_path / f"{kind}.parquet", cells_of(kind, contents), name=" image ")
+        with ParquetImages(path) as images:
+            assert images.read(7, MOST) == contents[7]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("group", [1, 10, COUNT])
 def test_rows_are_read_in_any_order(

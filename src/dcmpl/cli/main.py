@@ -19,9 +19,10 @@ import yaml
 
 from dcmpl import __version__
 from dcmpl.cli.options import COMMON, Arguments, Command, Flag
-from dcmpl.errors import DcmplError, UsageError, nearest
+from dcmpl.errors import DcmplError, RunError, UsageError, nearest
 from dcmpl.files import read_yaml
 from dcmpl.progress import leave, say
+from dcmpl.storage import StoreError, reason_of
 
 __all__ = ["COMMANDS", "command_of", "main", "overview", "parse", "parser_of"]
 
@@ -222,6 +223,14 @@ def _say_traceback() -> None:
         say(line)
 
 
+def _answered(words: list[str]) -> int:
+    """Run one command; a store that does not answer is an error like any other."""
+    try:
+        return _run(words)
+    except StoreError as error:
+        raise RunError("an object store that answers", reason=reason_of(error)) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
@@ -230,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     code = 0
     try:
-        code = _run(words)
+        code = _answered(words)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code

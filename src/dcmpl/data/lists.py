@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dcmpl.data.texts import encoding_of, of_cell
 from dcmpl.errors import DataError
-from dcmpl.images.columns import IMAGE_COLUMNS
+from dcmpl.images.columns import IMAGE_COLUMNS, plain_name
 from dcmpl.storage import about, open_file, reason_of
 
 __all__ = ["KINDS", "LISTS", "PROMPT_COLUMNS", "ListRow", "read_rows"]
@@ -102,10 +102,6 @@ def _columns(names: Sequence[str], path: str) -> tuple[str, str | None]:
     return image, prompt
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.split())
-
-
 def _of_sheet(path: str) -> Iterator[ListRow]:
     """Rows of a table that is read whole."""
     from dcmpl.data.sheets import check_cells, read_sheet  # imports pandas
@@ -140,7 +136,7 @@ def _of_cells(lines: "_Lines", path: str) -> Iterator[ListRow]:
     if names is None:
         raise ValueError("an empty file")
     lines.row_ended()
-    names = [*map(_plain, names)]
+    names = [*map(plain_name, names)]
     image, prompt = _columns(names, path)
     at, by = names.index(image), names.index(prompt) if prompt else len(names)
     for number, row in enumerate(filter(None, reader)):
@@ -189,7 +185,7 @@ def _of_jsonl(path: str) -> Iterator[ListRow]:
             record = json.loads(line, object_pairs_hook=_once)
             if not isinstance(record, dict):
                 raise DataError(f"an object per row in {path}", "something else")
-            record = {_plain(name): cell for name, cell in record.items()}
+            record = {plain_name(name): cell for name, cell in record.items()}
             if not number:
                 image, prompt = _columns([*record], path)
             prompt = prompt or next((name for name in PROMPT_COLUMNS if name in record), None)
@@ -226,8 +222,8 @@ def _of_parquet(path: str) -> Iterator[ListRow]:
 
     with open_file(path) as file:
         schema = pq.read_schema(file)
-        plain = {_plain(name): name for name in schema.names}
-        image, prompt = _columns([*map(_plain, schema.names)], path)
+        plain = {plain_name(name): name for name in schema.names}
+        image, prompt = _columns([*map(plain_name, schema.names)], path)
         inside = _layout(schema.field(plain[image]).type)
         names = {"struct": [f"{plain[image]}.path"], "bytes": [], "": [plain[image]]}[inside]
         names += [plain[prompt]] if prompt else []

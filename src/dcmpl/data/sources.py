@@ -187,7 +187,11 @@ def _of_list(path: str) -> Iterator[Source]:
             name = f"{path}/{row.image or row.number}"
             yield Source(name, path, str(row.number), prompt=row.prompt)
             continue
-        place = _place(path, row.image) if row.image else ""
+        try:
+            place = _place(path, row.image) if row.image else ""
+        except UsageError as error:  # which does not show what may have a key in it
+            yield Source(f"{path}/{row.number}", path, prompt=row.prompt, fault=as_fault(error))
+            continue
         fault = None if place else DataError(f"an image in every row of {path}", "an empty cell")
         archive = None if not place or os.path.lexists(place) else in_archive(place)
         file, member = archive or (place or path, None)
@@ -284,7 +288,7 @@ def _kind(path: str) -> str:
     if is_url(path):
         if path.lower().endswith(LISTS):
             return "list"
-        return "archive" if kind_of(path) else "folder" if is_store_folder(path) else "file"
+        return "archive" if kind_of(path) else "folder" if _is_store_folder(path) else "file"
     # os.path answers no where pathlib raises, as for a name that is too long.
     if os.path.isdir(path):
         return "folder"
@@ -355,10 +359,10 @@ def _of_store(path: str, sidecar: bool) -> Iterator[Source]:
     yield from (_of_file(name, sidecar, known) for name in names if is_called_image(name))
 
 
-def is_store_folder(path: str) -> bool:
+def _is_store_folder(path: str) -> bool:
     """Whether a URL names a folder; raises :class:`DataError` where the store does not say."""
     try:
-        return is_folder(path)
+        return path.endswith("/") or is_folder(path)
     except OSError as error:
         raise DataError(f"images at {path}", reason=reason_of(error)) from error
 

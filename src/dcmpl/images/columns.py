@@ -9,13 +9,18 @@ from typing import Any
 from dcmpl.errors import DataError
 from dcmpl.storage import open_file
 
-__all__ = ["IMAGE_COLUMNS", "ParquetImages"]
+__all__ = ["IMAGE_COLUMNS", "ParquetImages", "plain_name"]
 
 BATCH = 8
 """Rows that are in memory at a time."""
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "file", "path", "name")
 """Names in use of the column with the images of a table, the first that is there counts."""
+
+
+def plain_name(name: str) -> str:
+    """Name of a column without blanks around it, or more than one within."""
+    return " ".join(name.split())
 
 
 class ParquetImages(ExitStack):
@@ -32,13 +37,14 @@ class ParquetImages(ExitStack):
         with ExitStack() as opened:
             self._file = opened.enter_context(pq.ParquetFile(opened.enter_context(open_file(path))))
             schema = self._file.schema_arrow
-            kinds = {field.name: field.type for field in schema}
-            found = [n for n in IMAGE_COLUMNS if n in kinds and not pa.types.is_string(kinds[n])]
+            fields = {plain_name(field.name): field for field in schema}
+            known = (fields[name] for name in IMAGE_COLUMNS if name in fields)
+            found = [field for field in known if not pa.types.is_string(field.type)]
             if not found:
                 raise DataError(f"a column with the bytes of images in {path}", "none")
             self._path = path
-            is_struct = pa.types.is_struct(kinds[found[0]])
-            self._column = f"{found[0]}.bytes" if is_struct else found[0]
+            is_struct = pa.types.is_struct(found[0].type)
+            self._column = f"{found[0].name}.bytes" if is_struct else found[0].name
             about = self._file.metadata
             sizes = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
             self._starts = [0, *accumulate(sizes)]
