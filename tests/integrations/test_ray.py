@@ -24,11 +24,24 @@ from PIL import Image
 
 from conftest import Capture, refused
 from dcmpl.cli.main import main, parse
+from dcmpl.data.shards import Prompts, chunks_of, tasks_of, write_sources
+from dcmpl.data.sources import Source
 from dcmpl.errors import RunError, UsageError
+from dcmpl.files import added
 from dcmpl.integrations import ray as on_ray
 from dcmpl.integrations.ray import Actors, RayJob, connected, score
 from dcmpl.scoring.files import read_scores
-from dcmpl.scoring.partitions import JOB, MANIFEST, Part, read_partitions
+from dcmpl.scoring.judge import CHUNK
+from dcmpl.scoring.partitions import (
+    JOB,
+    MANIFEST,
+    ChunkId,
+    Done,
+    Part,
+    Scored,
+    read_partitions,
+    write_part,
+)
 from dcmpl.scoring.scorer import Scorer
 
 pytest_plugins = ("calibrated", "stores")
@@ -170,11 +183,22 @@ def test_finished_job_is_not_scored_again(
     assert {path: path.stat().st_mtime_ns for path in partitions.iterdir()} == before
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
 def test_partitions_of_another_job_are_refused(
-    partitions: Path, named: list[str], words: list[str], capsys: Capture
+    partitions: Path,
+    named: list[str],
+    words: list[str],
+    capsys: Capture,
+    tmp_path: Path,
+    is_finished: bool,
 ) -> None:
-    out = ["--prompt", "a red fox", "--on", "ray", "-o", str(partitions), "--resume"]
-    before = {path: path.stat().st_mtime_ns for path in partitions.iterdir()}
+    place = Path(shutil.copytree(partitions, tmp_path / "out"))
+    if not is_finished:  # it may be at work
+        (place / MANIFEST).unlink()
+        on_ray.claim(str(place))
+        (place / on_ray.list_of("1")).write_bytes(b"its images")
+    out = ["--prompt", "a red fox", "--on", "ray", "-o", str(place), "--resume"]
+    before = {path: path.stat().st_mtime_ns for path in place.iterdir()}
     for more, name in ((["--targets", "quality"], "targets"), (["--views", "center"], "views")):
         assert main(["score", *named, *words, *more, *out]) == 1
         assert f"got those of one that differs in {name}" in capsys.readouterr().err
@@ -182,7 +206,7 @@ def test_partitions_of_another_job_are_refused(
     assert "got those of one that differs in inputs_sha256" in capsys.readouterr().err
     assert main(["score", *named, *words, *out[:-1]]) == 2
     assert "got the partitions of a job: add --resume" in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in partitions.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in place.iterdir()} == before
 
 
 ONE = ["--on", "ray", "--actors", "1"]
@@ -289,8 +313,7 @@ def test_lost_partitions_alone_are_made_again(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(survived[0], out)
-    (out / MANIFEST).unlink()
+    shutil.copytree(survived[0], out)  # finished, its manifest says
     first, second, *others = sorted(out.glob("part-*"))
     kept = {path: path.stat().st_mtime_ns for path in others}
     first.unlink()
@@ -300,6 +323,32 @@ def test_lost_partitions_alone_are_made_again(
     assert {path: path.stat().st_mtime_ns for path in others} == kept
     assert not (out / "part-copy.parquet").exists()
     assert_same(out, many_here)
+
+
+def test_partitions_of_changed_images_are_not_kept(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i:03}.png" for i in range(2 * CHUNK + 2)]
+    for path in paths[1:]:  # the first is missing
+        path.write_text(path.name)
+    table, folder = tmp_path / "list.parquet", str(tmp_path / "out")
+    with table.open("wb") as file:
+        shards = list(write_sources(file, (Source(str(path), str(path)) for path in paths)))
+    tasks = list(tasks_of(str(table), shards, CHUNK, len(paths)))
+    parts = []
+    for chunk in (chunk for task in tasks for chunk in chunks_of(task, CHUNK, Prompts())):
+        pairs = zip(chunk.keys, chunk.sources, strict=True)
+        rows = [{"key": key, "status": "ok", "file": source.file()} for key, source in pairs]
+        found = Scored(ChunkId(chunk.shard, chunk.number, False), rows, added([]))
+        parts.append(write_part(folder, "job", ["status"], [found]))
+    everything = Done(tuple(parts))
+    assert len(parts) == 3
+    assert on_ray._unchanged(folder, everything, tasks) == everything
+    os.utime(paths[1], (1, 1))
+    assert on_ray._unchanged(folder, everything, tasks) == everything
+    paths[CHUNK].write_text("another")
+    assert on_ray._unchanged(folder, everything, tasks).parts == (parts[0], parts[2])
+    paths[0].write_text("there now")
+    paths[-1].unlink()
+    assert on_ray._unchanged(folder, everything, tasks) == Done()
 
 
 @pytest.fixture
@@ -433,12 +482,13 @@ def test_flags_that_do_not_go_together_are_refused(
     assert refused(capsys, 2, "score", named[0], *words, "-o", out, *given) == sentence
 
 
-def test_file_in_place_of_a_folder_is_refused(
-    named: list[str], words: list[str], tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize("name", ["out.csv", "out.xlsx", ""])
+def test_what_is_no_folder_is_refused(
+    named: list[str], words: list[str], tmp_path: Path, capsys: Capture, name: str
 ) -> None:
-    out = tmp_path / "out.csv"
+    out = tmp_path / name if name else ""
     assert refused(capsys, 2, "score", named[0], *words, "--on", "ray", "-o", out) == (
-        f"expected a folder at -o with --on, got {out}: "
+        f"expected a folder at -o with --on, got {out or 'none'}: "
         "dcmpl merge makes one file of its partitions"
     )
 
@@ -467,8 +517,8 @@ def test_job_that_another_took_over_ends_without_a_manifest(
     out = tmp_path / "out"
     shutil.copytree(partitions, out)
     (out / MANIFEST).unlink()
-    begin = on_ray.begin
-    monkeypatch.setattr(on_ray, "begin", lambda *given: (on_ray.claim(str(out)), begin(*given))[1])
+    claim = on_ray.claim
+    monkeypatch.setattr(on_ray, "claim", lambda folder: (claim(folder), claim(folder))[0])
     given = [*named, *words, "--prompt", "a red fox", *ONE, "-o", str(out), "--resume"]
     assert main(["score", *given]) == 1
     assert "got another dcmpl that took it over" in capsys.readouterr().err

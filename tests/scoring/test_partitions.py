@@ -19,7 +19,6 @@ from dcmpl.scoring.partitions import (
     ABOUT,
     JOB,
     KEY,
-    LIST,
     MANIFEST,
     OWNER,
     ChunkId,
@@ -35,6 +34,7 @@ from dcmpl.scoring.partitions import (
     discard,
     fault_reasons,
     finished,
+    list_of,
     read_partitions,
     rows_of,
     write_part,
@@ -84,7 +84,7 @@ CHUNKS = [scored(0, 0), scored(0, 1), scored(1, 0, 1, is_last=True)]
 
 
 def begun(folder: str) -> str:
-    return begin(folder, RECORD)[0]
+    return begin(folder, RECORD, resume=True)[0]
 
 
 def written(folder: str, *chunks: Sequence[Scored]) -> list[Part]:
@@ -99,7 +99,7 @@ def names(folder: str) -> set[str]:
 def test_job_is_begun_written_found_again_and_committed(folder: str) -> None:
     check_new(folder, resume=False)
     parts = written(folder, CHUNKS[2:], CHUNKS[1::-1])
-    assert set(begin(folder, RECORD)[1].parts) == {*parts}
+    assert set(begin(folder, RECORD, resume=True)[1].parts) == {*parts}
     assert finished(folder) is None
     claim(folder)
     assert commit(folder, RECORD, parts, MADE) == {"ok": 5, "error": 2}
@@ -162,14 +162,14 @@ def test_torn_part_does_not_stand(here: str, damage: Callable[[bytes], bytes]) -
     kept, torn = written(here, CHUNKS[:1], CHUNKS[1:])
     path = Path(here, torn.name)
     path.write_bytes(damage(path.read_bytes()))
-    assert begin(here, RECORD)[1].parts == (kept,)
+    assert begin(here, RECORD, resume=True)[1].parts == (kept,)
 
 
 def test_part_of_another_job_or_under_another_name_does_not_stand(here: str) -> None:
     (kept,) = written(here, CHUNKS[:1])
     write_part(here, "0" * 64, NAMES, CHUNKS[1:2])
     Path(here, "part-other.parquet").write_bytes(Path(here, kept.name).read_bytes())
-    assert begin(here, RECORD)[1].parts == (kept,)
+    assert begin(here, RECORD, resume=True)[1].parts == (kept,)
 
 
 def test_footer_that_says_another_thing_than_the_file_does_not_stand(here: str) -> None:
@@ -180,12 +180,12 @@ def test_footer_that_says_another_thing_than_the_file_does_not_stand(here: str) 
     for entry, value in {"sizes": [6, 0], "chunks": [[0, 0, False]], "ok": None}.items():
         said = {ABOUT: json.dumps({**about, entry: value}).encode()}
         pq.write_table(table.replace_schema_metadata(said), path, row_group_size=SIZE)
-        assert begin(here, RECORD)[1].parts == ()
+        assert begin(here, RECORD, resume=True)[1].parts == ()
 
 
 def test_chunk_is_not_counted_in_two_parts(here: str) -> None:
     parts = written(here, CHUNKS[:2], CHUNKS[1:])
-    (standing,) = begin(here, RECORD)[1].parts
+    (standing,) = begin(here, RECORD, resume=True)[1].parts
     assert standing in parts
     with pytest.raises(RunError, match="expected every chunk of the job once, got chunk 1"):
         commit(here, RECORD, parts, MADE)
@@ -218,8 +218,10 @@ def test_chunks_of_all_shards_once_are_right() -> None:
 def test_job_of_other_fields_is_refused(here: str) -> None:
     written(here, CHUNKS[:1])
     with pytest.raises(RunError, match="one that differs in model: score as it was started"):
-        begin(here, {**RECORD, "model": "n"})
-    assert begin(here, {**RECORD, "columns": NAMES})[1].parts  # a tuple as good as a list
+        begin(here, {**RECORD, "model": "n"}, resume=True)
+    assert begin(here, {**RECORD, "columns": NAMES}, resume=True)[
+        1
+    ].parts  # a tuple as good as a list
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_record_of_others_is_one_sentence(here: str, content: bytes, name: str) 
     written(here, CHUNKS[:1])
     Path(here, name).write_bytes(content)
     with pytest.raises(RunError) as caught:
-        _ = begin(here, RECORD) if name == JOB else finished(here)
+        _ = begin(here, RECORD, resume=True) if name == JOB else finished(here)
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
 
@@ -246,9 +248,39 @@ def test_folder_of_others_and_of_a_job_are_refused(here: str) -> None:
 
 
 def test_folder_with_a_list_alone_is_new(here: str) -> None:
-    for name in (LIST, OWNER):
+    for name in (list_of("1"), OWNER):
         storage.write(f"{here}/{name}", b"")
     check_new(here, resume=False)
+
+
+def test_job_in_a_folder_below_is_left_alone(folder: str) -> None:
+    below = storage.join(folder, "below")
+    parts = written(below, CHUNKS)
+    commit(below, RECORD, parts, MADE)
+    with pytest.raises(UsageError, match="got one with other files"):
+        check_new(folder, resume=True)
+    (part,) = written(folder, CHUNKS[:2])
+    assert begin(folder, RECORD, resume=True)[1].parts == (part,)
+    check_new(folder, resume=True)
+    discard(folder)
+    assert [*read_partitions(below)] == plain(*CHUNKS)
+
+
+def test_job_that_began_since_one_looked_is_left_alone(folder: str) -> None:
+    begun(folder)
+    with pytest.raises(RunError, match=r"expected a new folder at .*, got a job that began since"):
+        begin(folder, RECORD, resume=False)
+
+
+def test_other_job_replaces_no_partition_and_none_of_its_is_read(here: str) -> None:
+    (part,) = written(here, CHUNKS)
+    commit(here, RECORD, [part], MADE)
+    other = write_part(here, "0" * 64, NAMES, CHUNKS)
+    assert other.name != part.name
+    assert [*read_partitions(here)] == plain(*CHUNKS)
+    Path(here, other.name).replace(Path(here, part.name))
+    with pytest.raises(RunError, match="expected a whole partition of its job at"):
+        read_partitions(here)
 
 
 def test_folder_that_is_taken_over_is_no_longer_ours(folder: str) -> None:
@@ -266,7 +298,7 @@ def test_folder_that_is_taken_over_is_no_longer_ours(folder: str) -> None:
 
 def test_discarding_leaves_the_files_of_others(here: str) -> None:
     (part,) = written(here, CHUNKS)
-    for name in (LIST, OWNER, MANIFEST, "mine.txt"):
+    for name in (list_of("1"), OWNER, MANIFEST, ".part-1.parquet.1.tmp", "mine.txt"):
         storage.write(f"{here}/{name}", b"")
     discard(here, {MANIFEST, part.name})
     assert names(here) == {MANIFEST, part.name, "mine.txt"}
@@ -288,17 +320,23 @@ def test_part_that_is_gone_or_another_is_not_read(here: str) -> None:
     path = Path(here, parts[1].name)
     content = path.read_bytes()
     path.write_bytes(Path(here, parts[0].name).read_bytes())
-    with pytest.raises(RunError, match=f"expected a whole partition at .*{parts[1].name}"):
+    with pytest.raises(
+        RunError, match=f"expected a whole partition of its job at .*{parts[1].name}"
+    ):
         read_partitions(here)
     path.unlink()
-    with pytest.raises(RunError, match=f"expected a whole partition at .*{parts[1].name}"):
+    with pytest.raises(
+        RunError, match=f"expected a whole partition of its job at .*{parts[1].name}"
+    ):
         read_partitions(here)
     path.write_bytes(content)
-    other = scored(0, 1)
-    other = other._replace(images=added(["1"]))
-    write_part(here, parts[1].job, NAMES, [other])
-    with pytest.raises(RunError, match=r"expected the partitions that the manifest of .* names"):
-        read_partitions(here)
+    chunk = scored(0, 1)
+    for row in chunk.rows:
+        row[FILE] += "changed"
+    for other in (chunk, scored(0, 1)._replace(images=added(["1"]))):
+        write_part(here, parts[1].job, NAMES, [other])
+        with pytest.raises(RunError, match=r"the partitions that the manifest of .* names"):
+            read_partitions(here)
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

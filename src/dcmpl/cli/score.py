@@ -21,6 +21,7 @@ from dcmpl.cli.options import (
     key_in,
 )
 from dcmpl.config import MOST_WORKERS, TARGETS, check_views
+from dcmpl.data.lists import LISTS
 from dcmpl.errors import DataError, RunError, UsageError
 from dcmpl.progress import say
 from dcmpl.storage import about, is_folder, is_url, reason_of
@@ -313,9 +314,12 @@ def _check_output(out: str) -> None:
 
 
 def _check_folder(out: str) -> None:
-    if Path(out).suffix.lower() in FORMATS or out == "-" or Path(out).is_file():
+    is_table = Path(out).suffix.lower() in (*FORMATS, *LISTS)
+    if is_table or out in ("", "-") or Path(out).is_file():
         raise UsageError(
-            "a folder at -o with --on", out, "dcmpl merge makes one file of its partitions"
+            "a folder at -o with --on",
+            out or "none",
+            "dcmpl merge makes one file of its partitions",
         )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "Chunk",
     "Prompts",
     "Task",
+    "chunks_of",
     "decoded",
     "packed",
     "stamp",

@@ -5,13 +5,15 @@ Needs the extra ``[ray]``. :func:`score` adds scores to a data set of one's own.
 of its own, scores in actors, and writes partitions that count once a manifest names them.
 """
 
-import io
 import logging
 import os
+import re
+import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 from dcmpl.data.shards import (
     Prompts,
     Task,
+    chunks_of,
     packed,
     stamp,
     tasks_of,
@@ -34,10 +37,12 @@ from dcmpl.integrations.stages import KEPT, Decode, Score, Write, identity_of
 from dcmpl.progress import progress_bar, say
 from dcmpl.scoring.files import columns_of
 from dcmpl.scoring.job import made_with
+from dcmpl.scoring.journal import FILE
 from dcmpl.scoring.judge import CHUNK
 from dcmpl.scoring.partitions import (
-    LIST,
+    MANIFEST,
     Done,
+    OpenParts,
     Part,
     begin,
     check_new,
@@ -45,9 +50,10 @@ from dcmpl.scoring.partitions import (
     claim,
     commit,
     finished,
+    list_of,
 )
 from dcmpl.scoring.scorer import Scorer
-from dcmpl.storage import is_url, join, reason_of, writing
+from dcmpl.storage import is_url, join, reason_of, remove, upload
 
 __all__ = ["Actors", "RayJob", "connected", "score"]
 
@@ -59,6 +65,9 @@ BLOCK = 16 * 2**20
 
 PATIENCE = 600
 """Seconds without any progress after which a job ends with a sentence, not in silence."""
+
+ANSWER = 15
+"""Seconds within which the head of a cluster takes a connection."""
 
 MOST_TOGETHER = 64
 """Chunks in a partition at most."""
@@ -128,19 +137,29 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    if address is None and not os.environ.get("RAY_ADDRESS"):
         # Decoding and writing take turns on one more than there are.
         options |= {"num_cpus": cores() + 1, "include_dashboard": False}
+    where = address or os.environ.get("RAY_ADDRESS") or "this machine"
     try:
+        _check_answer(where)
         with _hushed():
             ray.init(address, **options)
     except Exception as error:  # of whatever kind the connection is
-        where = address or os.environ.get("RAY_ADDRESS", "this machine")
         raise RunError(f"a Ray cluster at {where}", "none", reason=reason_of(error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answer(address: str) -> None:
+    """Check that something listens at HOST:PORT, where Ray would try for many minutes.
+
+    Raises :class:`OSError`.
+    """
+    if found := re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), ANSWER).close()
 
 
 @contextmanager
@@ -211,32 +230,54 @@ class RayJob:
         or the folder fails; what is finished then stays.
         """
         check_new(self.folder, resume)
-        count, manifest = self.actors.fitted(), finished(self.folder)
-        shards, digest, is_relative = self._listed(manifest is None)
-        owner = "" if manifest else claim(self.folder)
+        count = self.actors.fitted()
         job = {
             **self._identity(),
             "chunk": CHUNK,
             "prompt_from": self.prompts.of,
             "columns": list(columns_of(self.scorer.columns)),
         }
-        mark, done = begin(self.folder, {**job, "inputs_sha256": digest})
-        if manifest:
-            say(f"{self.folder} is finished")
-            return {name: int(manifest["rows"][name]) for name in ("ok", "error")}
-        images = sum(PER_ARCHIVE if archive else rows for archive, rows in shards)
-        tasks = list(_left(tasks_of(self._table, shards, CHUNK, images // (4 * count)), done))
+        with tempfile.TemporaryDirectory(prefix="dcmpl-") as place:
+            table = Path(place, "list.parquet")
+            shards, digest, is_relative = self._listed(table)
+            images = sum(PER_ARCHIVE if archive else rows for archive, rows in shards)
+            tasks = list(tasks_of(str(table), shards, CHUNK, images // (4 * count)))
+            # Until the job is known to be this one nothing of the folder is touched.
+            mark, done = begin(self.folder, {**job, "inputs_sha256": digest}, resume)
+            done = _unchanged(self.folder, done, tasks)
+            if manifest := self._standing(done):
+                say(f"{self.folder} is finished")
+                return {name: int(manifest["rows"][name]) for name in ("ok", "error")}
+            owner = claim(self.folder)
+            path = self._put(table, list_of(digest))
+        tasks = [task if task.is_archive else replace(task, path=path) for task in tasks]
         together = min(MOST_TOGETHER, max(1, images // (CHUNK * MOST_TOGETHER)))
         if done.parts:
             say(f"{sum(p.ok + p.error for p in done.parts)} images were scored before")
         place = os.getcwd() if is_relative else ""
-        parts = [*done.parts, *self._run(tasks, mark, job, count, together, place)]
+        left = [*_left(tasks, done)]
+        parts = (*done.parts, *self._run(left, mark, job, count, together, place))
         check_owner(self.folder, owner)
+        _check_whole(tasks, Done(parts))
         return commit(self.folder, job, parts, made_with(self.scorer))
 
-    @property
-    def _table(self) -> str:
-        return os.path.abspath(path) if not is_url(path := join(self.folder, LIST)) else path
+    def _standing(self, done: Done) -> dict[str, Any] | None:
+        """Manifest of the finished job; None, and removed, where a partition of it is gone."""
+        manifest = finished(self.folder)
+        if manifest and not {*manifest["parts"]} <= {part.name for part in done.parts}:
+            say(f"not all partitions of {self.folder} stand: making the others anew")
+            remove(join(self.folder, MANIFEST))
+            return None
+        return manifest
+
+    def _put(self, table: Path, name: str) -> str:
+        """Put the table of images into the folder; returns the path that all machines have."""
+        path = join(self.folder, name)
+        try:
+            upload(table, path)
+        except OSError as error:
+            raise RunError(f"to write {self.folder}", reason=reason_of(error)) from error
+        return path if is_url(path) else os.path.abspath(path)
 
     def _identity(self) -> dict[str, Any]:
         """What the actors score with: on a GPU the driver may have none."""
@@ -259,10 +300,10 @@ class RayJob:
         options = {**vars(self.scorer.options), "workers": self.actors.cores}
         return BatchScorer(model, **options)
 
-    def _listed(self, keep: bool) -> tuple[list[tuple[str, int]], str, bool]:
+    def _listed(self, table: Path) -> tuple[list[tuple[str, int]], str, bool]:
         """Shards of what is named, the digest of all, and whether any path is a relative one.
 
-        With ``keep`` what is in no archive is in the table then.
+        What is in no archive is in the ``table`` then.
         """
         digest, is_relative = sha256(), False
 
@@ -275,10 +316,10 @@ class RayJob:
                 yield source
 
         try:
-            with writing(self._table) if keep else nullcontext(io.BytesIO()) as file:
+            with table.open("wb") as file:
                 shards = list(write_sources(file, seen()))
         except OSError as error:
-            raise RunError(f"to write {self.folder}", reason=reason_of(error)) from error
+            raise RunError("to list all images", reason=reason_of(error)) from error
         return shards, digest.hexdigest(), is_relative
 
     def _run(
@@ -294,13 +335,18 @@ class RayJob:
         if not tasks:
             return
         import ray
-        from ray.data import ActorPoolStrategy
+        from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+        # Each of Ray's processes costs seconds of CPU to start. One that decodes keeps many actors
+        # on processors busy; a GPU takes what as many as fit can give.
+        readers = TaskPoolStrategy(None if self.actors.gpus else -(-count // 2))
         with _settings():
             data: Any = ray.data.from_items(
                 [{"task": packed(task)} for task in tasks], override_num_blocks=len(tasks)
             )
-            data = data.map_batches(Decode(self.prompts, place), batch_size=1, num_cpus=SMALL)
+            data = data.map_batches(
+                Decode(self.prompts, place), batch_size=1, compute=readers, num_cpus=SMALL
+            )
             identity = {name: job[name] for name in job if name not in OF_THE_JOB}
             given = (self._own, identity, self.prompts.of == "metadata", place)
             data = data.map_batches(
@@ -341,6 +387,43 @@ def _left(tasks: Iterable[Task], done: Done) -> Iterator[Task]:
             whole, numbers = numbers >= mine, numbers & mine
         if not whole:
             yield replace(task, done=tuple(sorted(numbers)))
+
+
+def _unchanged(folder: str, done: Done, tasks: Iterable[Task]) -> Done:
+    """Partitions without an image of this machine's disks that is another by now.
+
+    Archives that changed make another job; images of a store would be a request each.
+    """
+    place = {chunk[:2]: (p.name, i) for p in done.parts for i, chunk in enumerate(p.chunks)}
+    changed = set[str]()
+    with OpenParts(folder) as files:
+        for task in tasks if place else ():
+            for chunk in chunks_of(task, CHUNK, Prompts()) if not task.is_archive else ():
+                name, group = place.get((chunk.shard, chunk.number), ("", 0))
+                if not name or name in changed:
+                    continue
+                known = files[name].read_row_group(group, columns=[FILE])[FILE].to_pylist()
+                pairs = zip(chunk.sources, known, strict=True)
+                if any(_is_another(source, file) for source, file in pairs):
+                    changed.add(name)
+    if changed:
+        say(f"images of {len(changed)} partitions were changed: scoring these anew")
+    return Done(tuple(part for part in done.parts if part.name not in changed))
+
+
+def _is_another(source: Source, file: str) -> bool:
+    """Whether an image is not the file that it was, by its size and time, then its content."""
+    before, _, content = file.rpartition(" ")
+    if is_url(source.path) or source.stat() == before:
+        return False
+    return source.file().rpartition(" ")[2] != content
+
+
+def _check_whole(tasks: Iterable[Task], done: Done) -> None:
+    """Check that the chunks of all tasks are there; raises :class:`RunError`."""
+    if missing := next(_left(tasks, done), None):
+        what = missing.path if missing.is_archive else f"rows from {missing.first} on"
+        raise RunError(f"all chunks of {what}", "fewer", KEPT)
 
 
 @contextmanager

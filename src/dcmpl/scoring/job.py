@@ -220,8 +220,8 @@ class Job:
         """Score to a URL: an object for every chunk, the scores, their manifest last."""
         folder, job = f"{out}.part", self.fingerprint()
         check_new(folder, resume)
+        mark, done = begin(folder, job, resume)
         owner = claim(folder)
-        mark, done = begin(folder, job)
         parts, columns = list(self._unchanged(done)), job["columns"]
         known = {chunk[:2] for part in parts for chunk in part.chunks}
         if parts:

@@ -40,6 +40,7 @@ __all__ = [
     "MANIFEST",
     "ChunkId",
     "Done",
+    "OpenParts",
     "Part",
     "Scored",
     "begin",
@@ -51,13 +52,14 @@ __all__ = [
     "discard",
     "fault_reasons",
     "finished",
+    "list_of",
     "read_partitions",
     "rows_of",
     "write_part",
 ]
 
-JOB, MANIFEST, LIST, OWNER = "_job.json", "_manifest.json", "_list.parquet", "_owner"
-PART, ENDING = "part-", ".parquet"
+JOB, MANIFEST, OWNER = "_job.json", "_manifest.json", "_owner"
+LIST, PART, ENDING = "_list-", "part-", ".parquet"
 KEY = "key"
 ABOUT, ODD = b"dcmpl", b"dcmpl no texts"
 """Entries of a footer: the part, and by key the cells that are no texts."""
@@ -121,14 +123,15 @@ def digest_of(content: bytes) -> str:
 def write_part(folder: str, job: str, columns: Sequence[str], scored: Sequence[Scored]) -> Part:
     """Write some chunks as one partition; raises :class:`OSError`.
 
-    Its name follows from its chunks, so that who writes them again replaces it.
+    Its name follows from its job and its chunks, so that who writes them again replaces it,
+    and no other job does.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     scored = sorted(scored)
     chunks = tuple(each.chunk for each in scored)
-    name = f"{PART}{digest_of(repr(chunks).encode())[:24]}{ENDING}"
+    name = f"{PART}{digest_of(repr((job, chunks)).encode())[:24]}{ENDING}"
     rows = [row for each in scored for row in each.rows]
     files = [(str(row[KEY]), str(row[FILE]).rpartition(" ")) for row in rows]
     ok = sum(row["status"] == "ok" for row in rows)
@@ -178,16 +181,30 @@ class Done:
         return found
 
 
+def list_of(digest: str) -> str:
+    """Name of the table of the images of a job, by the digest of them."""
+    return f"{LIST}{digest[:24]}{ENDING}"
+
+
+def _files_in(folder: str) -> tuple[dict[str, str], int]:
+    """Paths of the files in a folder itself by name, and how many there are in all below it."""
+    files = [file.path for file in list_files(folder)]
+    own = {name: path for path in files if join(folder, name := base_of(path)) == path}
+    return own, len(files)
+
+
 def check_new(folder: str, resume: bool) -> None:
     """Check that a folder is new, or holds a job to resume.
 
     Raises :class:`UsageError` where not, :class:`RunError` where it cannot be read.
     """
     try:
-        there = {base_of(file.path) for file in list_files(folder)}
+        there, count = _files_in(folder)
     except OSError as error:
         raise RunError(f"to write {folder}", reason=reason_of(error)) from error
-    if there - {LIST, OWNER} and JOB not in there:
+    # What a job that was broken off before it began may have left.
+    left = [name for name in there if name == OWNER or name.startswith(LIST)]
+    if count > len(left) and JOB not in there:
         raise UsageError(
             f"a new folder at -o {folder}", "one with other files", "choose another -o"
         )
@@ -226,10 +243,11 @@ def check_owner(folder: str, mark: str) -> None:
         )
 
 
-def begin(folder: str, job: Mapping[str, Any]) -> tuple[str, Done]:
-    """Begin or resume the job of ``folder``: its digest, and the partitions that are there.
+def begin(folder: str, job: Mapping[str, Any], resume: bool) -> tuple[str, Done]:
+    """Begin or ``resume`` the job of ``folder``: its digest, and the partitions that are there.
 
-    Raises :class:`RunError` where they are of another job or the folder cannot be written.
+    Nothing is written where they are of another job: :class:`RunError` says what differs. So it
+    does where another job began since one looked, or the folder cannot be written.
     """
     path = join(folder, JOB)
     try:
@@ -238,6 +256,8 @@ def begin(folder: str, job: Mapping[str, Any]) -> tuple[str, Done]:
         if there is None:
             write(path, sealed(record))
             return digest_of(sealed(record)), Done()
+        if not resume:
+            raise RunError(f"a new folder at {folder}", "a job that began since", "choose another")
         found = _record(path, "the record of a job")
         if found["job"] != json.loads(json.dumps(job)):
             names = [name for name in job if found["job"].get(name) != job[name]]
@@ -267,11 +287,10 @@ def _record(path: str, what: str) -> dict[str, Any]:
 def _standing(folder: str, job: str) -> Iterator[Part]:
     """Whole partitions of a job; one that holds a chunk of another is left out."""
     seen: set[tuple[int, int]] = set()
-    for file in list_files(folder):
-        name = base_of(file.path)
+    for name, path in sorted(_files_in(folder)[0].items()):
         if not (name.startswith(PART) and name.endswith(ENDING)):
             continue
-        part = _part_at(file.path)
+        part = _part_at(path)
         if part is None or part.job != job or part.name != name:
             continue  # torn, or another's: it is written anew
         own = {chunk[:2] for chunk in part.chunks}
@@ -311,8 +330,8 @@ def commit(
 ) -> dict[str, int]:
     """Write the manifest that makes ``parts`` the result; returns how many rows are ok and not.
 
-    Everything else that was written for the job is removed. Raises :class:`RunError` where a
-    chunk is missing or there twice, or the manifest cannot be written.
+    ``parts`` are of one job. Everything else that was written for it is removed. Raises
+    :class:`RunError` where a chunk is missing or there twice, or the manifest cannot be written.
     """
     check_chunks(parts)
     counts = {"ok": sum(part.ok for part in parts), "error": sum(part.error for part in parts)}
@@ -331,6 +350,7 @@ def commit(
         "job": whole,
         "made_with": {**made_with, "files_sha256": files},
         "rows": counts,
+        "mark": next((part.job for part in parts), ""),
         "parts": [part.name for part in sorted(parts, key=lambda part: part.chunks)],
         "version": __version__,
     }
@@ -348,12 +368,12 @@ def commit(
 
 def discard(folder: str, kept: Collection[str] = ()) -> None:
     """Remove what a job wrote into its folder, but what is ``kept``."""
-    for file in list_files(folder):
-        name = base_of(file.path)
-        is_ours = name in (JOB, MANIFEST, LIST, OWNER) or name.startswith(PART)
+    for name, path in _files_in(folder)[0].items():
+        # Dots begin the names of files that were never finished.
+        is_ours = name in (JOB, MANIFEST, OWNER) or name.lstrip(".").startswith((PART, LIST))
         if is_ours and name not in kept:
-            with suppress(OSError):  # it is no part of the result, wherever it lies
-                remove(file.path)
+            with suppress(OSError):  # it is no part of the result
+                remove(path)
     if not kept and is_url(folder):
         with suppress(OSError):  # what stands for the folder itself
             remove_folder(folder)
@@ -391,7 +411,7 @@ def fault_reasons(folder: str) -> Iterator[str]:
     for name in (finished(folder) or {"parts": ()})["parts"]:
         part = _part_at(join(folder, str(name)))
         if part is not None and part.error:
-            with _OpenParts(folder) as files:
+            with OpenParts(folder) as files:
                 table = files[part.name].read(columns=["reason"])
             yield from filter(None, table["reason"].to_pylist())
 
@@ -402,21 +422,28 @@ def read_partitions(folder: str) -> Iterator[Row]:
     Raises :class:`RunError` where the folder holds no finished job, or a partition is gone.
     """
     job, _ = described(folder)
-    parts = list[Part]()
-    for name in (finished(folder) or {})["parts"]:
-        part = _part_at(join(folder, str(name)))
-        if part is None or part.name != name:
-            raise RunError(f"a whole partition at {join(folder, str(name))}", "another file")
-        parts.append(part)
-    if added(part.images for part in parts) != job["list_sha256"]:
+    parts = _parts_of(folder, finished(folder) or {})
+    sums = added(p.images for p in parts), added(p.contents for p in parts)
+    if sums != (job["list_sha256"], job["images_sha256"]):
         raise RunError(f"the partitions that the manifest of {folder} names", "others")
     return rows_of(folder, parts)
+
+
+def _parts_of(folder: str, manifest: Mapping[str, Any]) -> list[Part]:
+    """Partitions that a manifest names; raises :class:`RunError` where one is gone or torn."""
+    parts = list[Part]()
+    for name in manifest["parts"]:
+        part = _part_at(path := join(folder, str(name)))
+        if part is None or (part.name, part.job) != (name, manifest["mark"]):
+            raise RunError(f"a whole partition of its job at {path}", "another file, or none")
+        parts.append(part)
+    return parts
 
 
 def rows_of(folder: str, parts: Iterable[Part]) -> Iterator[Row]:
     """Rows of some partitions in the order of the images, as the files of scores have them."""
     groups = [(c, part.name, place) for part in parts for place, c in enumerate(part.chunks)]
-    with _OpenParts(folder) as files:
+    with OpenParts(folder) as files:
         for _, name, group in sorted(groups):
             odd = json.loads((files[name].schema_arrow.metadata or {}).get(ODD, b"{}"))
             for row in files[name].read_row_group(group).to_pylist():
@@ -424,13 +451,13 @@ def rows_of(folder: str, parts: Iterable[Part]) -> Iterator[Row]:
                 yield {name: whole[name] for name in row if name not in (KEY, FILE)}
 
 
-class _OpenParts:
+class OpenParts:
     """Partitions that are open for reading, the last ones used."""
 
     def __init__(self, folder: str) -> None:
         self._folder, self._open = folder, OrderedDict[str, tuple[Any, Any]]()
 
-    def __enter__(self) -> "_OpenParts":
+    def __enter__(self) -> "OpenParts":
         return self
 
     def __exit__(self, *_: object) -> None:
