@@ -30,6 +30,8 @@ __all__ = [
     "about",
     "base_of",
     "fetched",
+    "fetched_file",
+    "fetched_table",
     "is_folder",
     "is_url",
     "join",
@@ -373,6 +375,32 @@ def fetched(url: str) -> Path:
         return folder
     except OSError as error:
         raise RunError(f"a folder at {url}", reason=reason_of(error)) from error
+
+
+def fetched_file(url: str) -> Path:
+    """File on this machine with what a file in a store has, copied where it changed.
+
+    Raises :class:`RunError` where there is none.
+    """
+    found = about(url)
+    if found is None:
+        raise RunError(f"a file at {url}", "none")
+    known = f"{url} {found.size} {found.changed}"
+    copy = cache_folder() / hashlib.sha256(known.encode()).hexdigest()[:32] / base_of(url)
+    if not copy.is_file():
+        with open_file(url) as source, writing(str(copy)) as out:
+            shutil.copyfileobj(source, out, 2**23)
+    return copy
+
+
+def fetched_table(url: str) -> Path:
+    """Folder, or table with all that lies beside it, on this machine; as :func:`fetched`."""
+    if is_folder(url):
+        return fetched(url)
+    folder, _, name = url.rpartition("/")
+    if about(url) is None:
+        raise RunError(f"a table or a folder at {url}", "none")
+    return fetched(folder) / name
 
 
 def cache_folder() -> Path:

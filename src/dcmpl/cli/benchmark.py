@@ -41,7 +41,14 @@ if TYPE_CHECKING:
 __all__ = ["BENCHMARK"]
 
 FLAGS = (
-    Flag("--data", f"one or several: {DATA_ABOUT}", count="+", required=True, metavar="PATH"),
+    Flag(
+        "--data",
+        f"one or several: {DATA_ABOUT}",
+        count="+",
+        required=True,
+        metavar="PATH",
+        at_url="table",
+    ),
     *TABLE_FLAGS,
     Flag(
         "--presets",

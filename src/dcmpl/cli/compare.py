@@ -14,7 +14,14 @@ from dcmpl.cli.options import (
 __all__ = ["COMPARE"]
 
 FLAGS = (
-    Flag("RUN", "measured runs, or --out of a benchmark", count="+", required=True, metavar="RUN"),
+    Flag(
+        "RUN",
+        "measured runs, or --out of a benchmark",
+        count="+",
+        required=True,
+        metavar="RUN",
+        at_url="folder",
+    ),
     Flag("--out", "where the tables go (default: the first RUN)", metavar="DIR"),
 )
 

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["EXPORT", "IMPORT"]
 
 EXPORT_FLAGS = (
-    Flag("RUN", "folder made by dcmpl train, or default", required=True, metavar="RUN"),
+    Flag(
+        "RUN",
+        "folder made by dcmpl train, or default",
+        required=True,
+        metavar="RUN",
+        at_url="folder",
+    ),
     Flag("--out", "new folder", required=True, short="-o", metavar="DIR"),
     Flag(
         "--targets",

@@ -26,7 +26,7 @@ from dcmpl.progress import say, shown
 
 __all__ = ["CHECK", "SHOW", "SPLIT"]
 
-PATH = Flag("PATH", DATA_ABOUT, required=True, metavar="PATH")
+PATH = Flag("PATH", DATA_ABOUT, required=True, metavar="PATH", at_url="table")
 
 MOST_LINES = 100
 """Of one kind; a copy without any image would fill the screen."""

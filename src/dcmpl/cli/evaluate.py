@@ -30,8 +30,19 @@ if TYPE_CHECKING:
 __all__ = ["EVALUATE"]
 
 FLAGS = (
-    Flag("RUN", "folder made by dcmpl train, or default", required=True, metavar="RUN"),
-    Flag("--data", "another data set than the run's own, or its new place", metavar="PATH"),
+    Flag(
+        "RUN",
+        "folder made by dcmpl train, or default",
+        required=True,
+        metavar="RUN",
+        at_url="folder",
+    ),
+    Flag(
+        "--data",
+        "another data set than the run's own, or its new place",
+        metavar="PATH",
+        at_url="table",
+    ),
     *TABLE_FLAGS,
     Flag(
         "--split",

@@ -20,8 +20,10 @@ from dcmpl.weights import as_installed, warn_of_model
 __all__ = ["EXPLAIN"]
 
 FLAGS = (
-    Flag("IMAGE", "an image", required=True, metavar="IMAGE"),
-    Flag("--model", "run folder (default: the model of the package)", metavar="RUN"),
+    Flag("IMAGE", "an image", required=True, metavar="IMAGE", at_url="file"),
+    Flag(
+        "--model", "run folder (default: the model of the package)", metavar="RUN", at_url="folder"
+    ),
     Flag("--prompt", "its prompt", metavar="TEXT"),
     Flag("--out", ".png", required=True, short="-o", metavar="FILE"),
     MOVED_BACKBONE,

@@ -162,7 +162,15 @@ def count_of_vit_b_32(config: ModelConfig) -> int:
 
 INFO = Command(
     "Show what a run is, what its scores mean, how sure they are, where to cut.",
-    (Flag("RUN", "folder made by dcmpl train, or default", required=True, metavar="RUN"),),
+    (
+        Flag(
+            "RUN",
+            "folder made by dcmpl train, or default",
+            required=True,
+            metavar="RUN",
+            at_url="folder",
+        ),
+    ),
     info,
 )
 PRESETS = Command("List the presets and the fields that --set may change.", (), presets)

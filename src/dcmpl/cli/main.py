@@ -22,7 +22,14 @@ from dcmpl.cli.options import COMMON, Arguments, Command, Flag
 from dcmpl.errors import DcmplError, RunError, UsageError, nearest
 from dcmpl.files import read_yaml
 from dcmpl.progress import leave, say
-from dcmpl.storage import StoreError, reason_of
+from dcmpl.storage import (
+    StoreError,
+    fetched,
+    fetched_file,
+    fetched_table,
+    is_url,
+    reason_of,
+)
 
 __all__ = ["COMMANDS", "command_of", "main", "overview", "parse", "parser_of"]
 
@@ -206,7 +213,41 @@ def _run(words: Sequence[str]) -> int:
     if arguments.print_config:
         _print_config(command, arguments)
         return 0
+    _bring(command, arguments)
     return command.run(arguments)
+
+
+PLACES = ("DIR", "FILE", "IMAGE", "PATH", "RUN", "SCORES")
+"""What flags call the paths that they take."""
+
+COPIES = {"folder": fetched, "file": fetched_file, "table": fetched_table}
+
+
+def _bring(command: Command, arguments: Arguments) -> None:
+    """Put copies in the place of what URLs name, for what a command does not read there itself.
+
+    Raises :class:`UsageError` where a flag takes no URL.
+    """
+    for flag in command.flags:
+        if flag.metavar in PLACES and flag.at_url != "read":
+            value = getattr(arguments, flag.dest)
+            if isinstance(value, str):
+                setattr(arguments, flag.dest, _here(flag, value, arguments))
+            elif value:
+                setattr(arguments, flag.dest, [_here(flag, each, arguments) for each in value])
+
+
+def _here(flag: Flag, path: str, arguments: Arguments) -> str:
+    """Path of this machine for what a flag names."""
+    if not is_url(path):
+        return path
+    name = flag.metavar if flag.positional else flag.name
+    if flag.at_url not in COPIES:
+        hint = "copy from and to the store with its own programs"
+        raise UsageError(f"a path of this machine at {name}", path, hint)
+    if flag.positional and getattr(arguments, "out", "") is None:
+        raise UsageError(f"--out for the results, with a URL at {name}", "none")
+    return str(COPIES[flag.at_url](path))
 
 
 def _open_streams() -> None:

@@ -49,6 +49,9 @@ class Flag:
     """One flag, or a positional argument where its name has no dashes.
 
     ``count``: None for one value, a number of values, or ``+``. A flag of kind bool takes none.
+    ``at_url``: what becomes of a URL in place of a path. It is ``read`` by the command itself,
+    or copied here as a ``folder``, a ``file``, or a ``table`` with what lies beside it; without,
+    it is refused.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     required: bool = False
     short: str = ""
+    at_url: str = ""
 
     @property
     def positional(self) -> bool:

@@ -21,7 +21,13 @@ __all__ = ["SELECT"]
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 FLAGS = (
-    Flag("SCORES", "file of dcmpl score or dcmpl merge", required=True, metavar="SCORES"),
+    Flag(
+        "SCORES",
+        "file of dcmpl score or dcmpl merge",
+        required=True,
+        metavar="SCORES",
+        at_url="file",
+    ),
     Flag(
         "--by",
         "what best means: a target, or a number that goes with one, as quality_mos",

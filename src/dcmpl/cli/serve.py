@@ -33,6 +33,7 @@ FLAGS = (
         "--model",
         "run folder, or an exported one (default: the model of the package)",
         metavar="DIR",
+        at_url="folder",
     ),
     Flag(
         "--host",

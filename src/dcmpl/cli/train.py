@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["TRAIN"]
 
 FLAGS = (
-    Flag("--data", DATA_ABOUT, required=True, metavar="PATH"),
+    Flag("--data", DATA_ABOUT, required=True, metavar="PATH", at_url="table"),
     *TABLE_FLAGS,
     Flag("--out", "run folder to make", required=True, metavar="RUN"),
     Flag(
