@@ -3,10 +3,10 @@
     python benchmarks/scale.py [--images 512] [--sizes 1000 10000 100000] [--rows 10000000]
 
 The rate of the local scorer and of one and two actors is that of many images less that of few,
-so what starting costs is beside it. How it grows, from each size to the next, is measured with
-a small random model on small images, which leaves most of the time to the pipeline: images a
-second, memory of all processes, and the driver's own seconds. A list is looked through by a
-process of its own, twice.
+so what starting costs is beside it. How it grows is measured with a small random model on small
+images and one actor, which leaves most of the time to the pipeline: images a second once all
+processes have begun, memory of all of them, and the driver's own seconds. A list is looked
+through by a process of its own, twice.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from dcmpl.cli.main import main as dcmpl
 from dcmpl.data.sources import iterate_sources
 from dcmpl.integrations.ray import Actors, RayJob, connected
 from dcmpl.model.clip import Clip
+from dcmpl.scoring.partitions import Part
 from dcmpl.scoring.scorer import Scorer
 from dcmpl.weights.layouts import read_config
 
@@ -142,15 +144,34 @@ def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - own
 
 
+@dataclass(frozen=True)
+class Timed(RayJob):
+    """Job that notes when each partition is there, and how many images are done then."""
+
+    times: list[tuple[float, int]] = field(default_factory=list)
+
+    def _run(self, *given: Any) -> Iterator[Part]:
+        done = 0
+        for part in super()._run(*given):
+            done += part.ok + part.error
+            self.times.append((time.perf_counter(), done))
+            yield part
+
+    def rate(self) -> float:
+        """Images a second from the fifth partition on, when all processes have begun."""
+        (start, before), (end, after) = self.times[4], self.times[-1]
+        return (after - before) / (end - start)
+
+
 def on_ray(
     model: str | None, paths: Sequence[str], actors: int, **options: Any
-) -> tuple[float, float]:
-    """Seconds of a job on Ray, and those of the driver's CPU."""
+) -> tuple[float, float, Timed]:
+    """Seconds of a job on Ray, those of the driver's CPU, and the job."""
     scorer = Scorer.from_pretrained(model, workers=1, **options)
     with tempfile.TemporaryDirectory() as out:
         sources = iterate_sources(paths, closed=True)
-        job = RayJob(scorer, sources, f"{out}/scores", model, actors=Actors(actors))
-        return seconds_of(lambda: job.write(resume=False))
+        job = Timed(scorer, sources, f"{out}/scores", model, actors=Actors(actors))
+        return (*seconds_of(lambda: job.write(resume=False)), job)
 
 
 def efficiency(place: Path, images: int, rounds: int) -> None:
@@ -180,7 +201,7 @@ def efficiency(place: Path, images: int, rounds: int) -> None:
         print(f"{name:24} {rate:6.1f} images/s, {rate / base:.2f}; {start:.0f} s to start")
 
 
-def growth(place: Path, sizes: Sequence[int]) -> None:
+def growth(place: Path, sizes: Sequence[int], rounds: int) -> None:
     """Print the rate, the memory and the driver's cost by the number of images."""
     run = str(tiny_run(place))
     small = place / "small"
@@ -188,23 +209,26 @@ def growth(place: Path, sizes: Sequence[int]) -> None:
     for i in range(100):
         pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(small / f"{i}.jpg")
-    found = {}
-    for size in (sizes[0] // 10, *sizes):
+    for size in sizes:
         table = pa.table({"image": [f"small/{i % 100}.jpg" for i in range(size)]})
         pq.write_table(table, place / f"list{size}.parquet")
-        with peak() as most:
-            clock, own = on_ray(run, [str(place / f"list{size}.parquet")], 2, views="center")
-        found[size] = clock, own, most[0]
-    first = None
-    for before, size in pairwise(found):
-        start, begun, _ = found[before]
-        clock, own, most = found[size]
-        more = size - before
-        rate = more / (clock - start)
-        first = first or rate
+    rates: dict[int, list[float]] = {size: [] for size in sizes}
+    most, own = dict.fromkeys(sizes, 0.0), dict.fromkeys(sizes, 0.0)
+    for _ in range(rounds):
+        for size in sizes:
+            with peak() as found:
+                _, own[size], job = on_ray(
+                    run, [str(place / f"list{size}.parquet")], 1, views="center"
+                )
+            rates[size].append(job.rate())
+            most[size] = max(most[size], found[0])
+    first = float(np.median(rates[sizes[0]]))
+    for before, size in pairwise([0, *sizes]):
+        rate = float(np.median(rates[size]))
+        more = 1e6 * (own[size] - own.get(before, 0)) / (size - before)
         print(
-            f"{size:8,} images: {rate:6.0f} a second ({rate / first:.2f}), at most {most:.0f} MiB "
-            f"in all processes, driver {1e6 * (own - begun) / more:.0f} s of CPU a million"
+            f"{size:8,} images: {rate:6.0f} a second ({rate / first:.2f}), at most "
+            f"{most[size]:.0f} MiB in all processes, driver {more:.0f} s of CPU a million more"
         )
 
 
@@ -259,7 +283,7 @@ def main() -> None:
         )
         with connected():
             efficiency(place, options.images, options.rounds)
-            growth(place, options.sizes)
+            growth(place, options.sizes, options.rounds)
         ray.shutdown()
 
 
