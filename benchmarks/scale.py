@@ -4,8 +4,8 @@
 
 The rate of the local scorer and of one and two actors is that of many images less that of few,
 so what starting costs is beside it. How it grows is measured with a small random model on small
-images and one actor, which leaves most of the time to the pipeline: images a second once all
-processes have begun, memory of all of them, and the driver's own seconds. A list is looked
+images and one actor, which leaves most of the time to the pipeline: images a second in each tenth
+of a job, memory of all of them, and the driver's own seconds. A list is looked
 through by a process of its own, twice.
 """
 
@@ -157,10 +157,15 @@ class Timed(RayJob):
             self.times.append((time.perf_counter(), done))
             yield part
 
-    def rate(self) -> float:
-        """Images a second from the fifth partition on, when all processes have begun."""
-        (start, before), (end, after) = self.times[4], self.times[-1]
-        return (after - before) / (end - start)
+    def rates(self) -> np.ndarray:
+        """Images a second in each tenth of the job, from its first partition on."""
+        at, done = np.array([(at, done) for at, done in self.times]).T
+        return (done[-1] - done[0]) / 10 / np.diff(np.interp(marks(done), done, at))
+
+
+def marks(done: np.ndarray) -> np.ndarray:
+    """Ends of the tenths of what is done."""
+    return np.linspace(done[0], done[-1], 11)
 
 
 def on_ray(
@@ -201,7 +206,7 @@ def efficiency(place: Path, images: int, rounds: int) -> None:
         print(f"{name:24} {rate:6.1f} images/s, {rate / base:.2f}; {start:.0f} s to start")
 
 
-def growth(place: Path, sizes: Sequence[int], rounds: int) -> None:
+def growth(place: Path, sizes: Sequence[int]) -> None:
     """Print the rate, the memory and the driver's cost by the number of images."""
     run = str(tiny_run(place))
     small = place / "small"
@@ -212,24 +217,19 @@ def growth(place: Path, sizes: Sequence[int], rounds: int) -> None:
     for size in sizes:
         table = pa.table({"image": [f"small/{i % 100}.jpg" for i in range(size)]})
         pq.write_table(table, place / f"list{size}.parquet")
-    rates: dict[int, list[float]] = {size: [] for size in sizes}
-    most, own = dict.fromkeys(sizes, 0.0), dict.fromkeys(sizes, 0.0)
-    for _ in range(rounds):
-        for size in sizes:
-            with peak() as found:
-                _, own[size], job = on_ray(
-                    run, [str(place / f"list{size}.parquet")], 1, views="center"
-                )
-            rates[size].append(job.rate())
-            most[size] = max(most[size], found[0])
-    first = float(np.median(rates[sizes[0]]))
-    for before, size in pairwise([0, *sizes]):
-        rate = float(np.median(rates[size]))
-        more = 1e6 * (own[size] - own.get(before, 0)) / (size - before)
+    before = first = 0.0
+    for count, size in pairwise([0, *sizes]):
+        with peak() as most:
+            _, own, job = on_ray(run, [str(place / f"list{size}.parquet")], 1, views="center")
+        found = job.rates()
+        middle = float(np.median(found))
+        first = first or middle
         print(
-            f"{size:8,} images: {rate:6.0f} a second ({rate / first:.2f}), at most "
-            f"{most[size]:.0f} MiB in all processes, driver {more:.0f} s of CPU a million more"
+            f"{size:8,} images: {middle:6.0f} a second ({middle / first:.2f}), tenths from "
+            f"{found.min():.0f} to {found.max():.0f}, at most {most[0]:.0f} MiB in all processes, "
+            f"driver {1e6 * (own - before) / (size - count):.0f} s of CPU a million more"
         )
+        before = own
 
 
 LOOK = """
@@ -283,7 +283,7 @@ def main() -> None:
         )
         with connected():
             efficiency(place, options.images, options.rounds)
-            growth(place, options.sizes, options.rounds)
+            growth(place, options.sizes)
         ray.shutdown()
 
 
