@@ -4,9 +4,9 @@
 
 The rate of the local scorer and of one and two actors is that of many images less that of few,
 so what starting costs is beside it. How it grows is measured with a small random model on small
-images and one actor, which leaves most of the time to the pipeline: images a second in each tenth
-of a job, memory of all of them, and the driver's own seconds. A list is looked
-through by a process of its own, twice.
+images and one actor, which leaves most of the time to the pipeline: images a second in the tenths
+of a job, the memory of all its processes, and the driver's own seconds. Of small jobs all is
+decoded before the actor has begun. A list is looked through by a process of its own, twice.
 """
 
 import argparse
