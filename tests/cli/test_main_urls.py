@@ -27,7 +27,7 @@ def given(name: str, flag: Flag, value: object) -> Arguments:
     arguments = Arguments()
     for other in command_of(name).flags:
         setattr(arguments, other.dest, None)
-    setattr(arguments, flag.dest, [value] if flag.count == "+" else value)
+    setattr(arguments, flag.dest, (value,) if flag.count == "+" else value)
     return arguments
 
 

@@ -234,7 +234,7 @@ def _bring(command: Command, arguments: Arguments) -> None:
             if isinstance(value, str):
                 setattr(arguments, flag.dest, _here(flag, value, arguments))
             elif value:
-                setattr(arguments, flag.dest, [_here(flag, each, arguments) for each in value])
+                setattr(arguments, flag.dest, tuple(_here(flag, p, arguments) for p in value))
 
 
 def _here(flag: Flag, path: str, arguments: Arguments) -> str:
