@@ -250,7 +250,11 @@ def test_folder_of_others_and_of_a_job_are_refused(here: str) -> None:
 def test_folder_with_a_list_alone_is_new(here: str) -> None:
     for name in (list_of("1"), OWNER):
         storage.write(f"{here}/{name}", b"")
+    storage.write(f"{here}/.{JOB}.0123abcd.tmp", b"")  # killed while it began
     check_new(here, resume=False)
+    storage.write(f"{here}/part-0.parquet", b"")  # as other programs call theirs
+    with pytest.raises(UsageError, match="got one with other files"):
+        check_new(here, resume=False)
 
 
 def test_job_in_a_folder_below_is_left_alone(folder: str) -> None:
@@ -298,7 +302,7 @@ def test_folder_that_is_taken_over_is_no_longer_ours(folder: str) -> None:
 
 def test_discarding_leaves_the_files_of_others(here: str) -> None:
     (part,) = written(here, CHUNKS)
-    for name in (list_of("1"), OWNER, MANIFEST, ".part-1.parquet.1.tmp", "mine.txt"):
+    for name in (list_of("1"), OWNER, MANIFEST, ".part-1.parquet.0123abcd.tmp", "mine.txt"):
         storage.write(f"{here}/{name}", b"")
     discard(here, {MANIFEST, part.name})
     assert names(here) == {MANIFEST, part.name, "mine.txt"}

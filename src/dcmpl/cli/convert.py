@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dcmpl.cli.options import (
     BACKBONE,
     MOVED_BACKBONE,
+    RUN,
     Arguments,
     Command,
     Flag,
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPORT", "IMPORT"]
 
 EXPORT_FLAGS = (
-    Flag(
-        "RUN",
-        "folder made by dcmpl train, or default",
-        required=True,
-        metavar="RUN",
-        at_url="folder",
-    ),
+    RUN,
     Flag("--out", "new folder", required=True, short="-o", metavar="DIR"),
     Flag(
         "--targets",

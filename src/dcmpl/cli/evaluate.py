@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dcmpl.cli.options import (
     DEVICE,
+    RUN,
     TABLE_FLAGS,
     Arguments,
     Command,
@@ -30,13 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["EVALUATE"]
 
 FLAGS = (
-    Flag(
-        "RUN",
-        "folder made by dcmpl train, or default",
-        required=True,
-        metavar="RUN",
-        at_url="folder",
-    ),
+    RUN,
     Flag(
         "--data",
         "another data set than the run's own, or its new place",

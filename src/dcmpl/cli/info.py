@@ -8,7 +8,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from dcmpl.cli.options import Arguments, Command, Flag, check_run
+from dcmpl.cli.options import RUN, Arguments, Command, check_run
 from dcmpl.config import ModelConfig
 from dcmpl.presets import PRESETS as KNOWN
 from dcmpl.presets import differences, model_fields, train_fields
@@ -162,15 +162,7 @@ def count_of_vit_b_32(config: ModelConfig) -> int:
 
 INFO = Command(
     "Show what a run is, what its scores mean, how sure they are, where to cut.",
-    (
-        Flag(
-            "RUN",
-            "folder made by dcmpl train, or default",
-            required=True,
-            metavar="RUN",
-            at_url="folder",
-        ),
-    ),
+    (RUN,),
     info,
 )
 PRESETS = Command("List the presets and the fields that --set may change.", (), presets)

@@ -159,6 +159,13 @@ TABLE_FLAGS = (
 )
 
 BACKBONE = Flag("--backbone", "small, a folder, or a Hugging Face id", default="small")
+RUN = Flag(
+    "RUN",
+    "folder made by dcmpl train, or default",
+    required=True,
+    metavar="RUN",
+    at_url="folder",
+)
 MOVED_BACKBONE = Flag("--backbone", "where the run's backbone lies now", metavar="DIR")
 DEVICE = Flag(
     "--device",

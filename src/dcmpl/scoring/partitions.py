@@ -8,6 +8,7 @@ there. Imports no torch.
 
 import io
 import json
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -193,6 +194,13 @@ def _files_in(folder: str) -> tuple[dict[str, str], int]:
     return own, len(files)
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a job writes files of such a name, or left one that it never finished."""
+    unfinished = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
+    name = unfinished[1] if unfinished else name
+    return name in (JOB, MANIFEST, OWNER) or name.startswith((PART, LIST))
+
+
 def check_new(folder: str, resume: bool) -> None:
     """Check that a folder is new, or holds a job to resume.
 
@@ -203,7 +211,7 @@ def check_new(folder: str, resume: bool) -> None:
     except OSError as error:
         raise RunError(f"to write {folder}", reason=reason_of(error)) from error
     # What a job that was broken off before it began may have left.
-    left = [name for name in there if name == OWNER or name.startswith(LIST)]
+    left = [n for n in there if n == OWNER or n.startswith(LIST) or (n[0] == "." and _is_ours(n))]
     if count > len(left) and JOB not in there:
         raise UsageError(
             f"a new folder at -o {folder}", "one with other files", "choose another -o"
@@ -369,9 +377,7 @@ def commit(
 def discard(folder: str, kept: Collection[str] = ()) -> None:
     """Remove what a job wrote into its folder, but what is ``kept``."""
     for name, path in _files_in(folder)[0].items():
-        # Dots begin the names of files that were never finished.
-        is_ours = name in (JOB, MANIFEST, OWNER) or name.lstrip(".").startswith((PART, LIST))
-        if is_ours and name not in kept:
+        if _is_ours(name) and name not in kept:
             with suppress(OSError):  # it is no part of the result
                 remove(path)
     if not kept and is_url(folder):
